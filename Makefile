@@ -1,0 +1,77 @@
+# mmkit: one command each. `make` alone lists them; README.md has the plain commands behind every one.
+.PHONY: help tour lab test bench clean
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
+DATA  ?=
+OUT   ?= tour
+say    = @printf '\n\033[1mmmkit\033[0m · %s\n'
+# The first Python that is 3.10 or newer: yours if you name one (make tour PYTHON=/path/to/python3.12).
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+tour test bench: export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM ?= false
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+help:
+	@echo 'make tour              run the tour on the procedural lesions; leaves a notebook and one HTML page in tour/'
+	@echo 'make tour DATA=folder  the same on your own data set'
+	@echo 'make lab               open JupyterLab at the tour'
+	@echo 'make test              every chapter and every test'
+	@echo 'make bench             measured speeds, with machine, seed and command'
+	@echo 'make clean             remove what running left behind (.venv stays; make clean ALL=1 removes it too)'
+
+tour: $(VENV)/.ready-tour
+	$(say) 'running nbs/index.ipynb$(if $(DATA), on $(DATA)); a few minutes on two cores'
+	@$(BIN)/python -m mmkit.tour --out '$(OUT)' $(if $(DATA),--data '$(DATA)')
+
+lab: $(VENV)/.ready-lab
+	$(say) 'opening JupyterLab at nbs/index.ipynb; Ctrl-C twice here ends it'
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
+
+test: $(VENV)/.ready-dev
+	$(say) '1 of 3 · are mmkit/*.py what the notebooks export?'
+	@$(BIN)/python -m pytest -q tests/test_export.py
+	$(say) '2 of 3 · every chapter, top to bottom, in a fresh kernel'
+	@$(BIN)/python -m pytest -v --durations=0 --durations-min=0.5 tests/test_chapters.py
+	$(say) '3 of 3 · the tests'
+	@$(BIN)/python -m pytest -q --durations=5 tests --ignore=tests/test_export.py --ignore=tests/test_chapters.py
+
+bench: $(VENV)/.ready-dev
+	$(say) 'measuring; close what else is running'
+	@$(BIN)/python tests/bench/run.py $(ONLY)
+
+clean:
+	$(say) 'removing builds, caches and the tour'
+	rm -rf build dist *.egg-info tour runs .pytest_cache .hypothesis nbs/.last_checked
+	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 rm -rf
+	$(if $(ALL),rm -rf $(VENV))
+
+# ---- setting up, once; again only when a pin or a requirement changes --------------------------------------------
+$(VENV)/bin/activate:
+	@if [ -z '$(PYTHON)' ]; then \
+	  echo 'mmkit needs Python 3.10 or newer, and found none on the PATH ('"$$(python3 --version 2>&1 || true)"').'; \
+	  echo 'Install one, or name it: make tour PYTHON=/path/to/python3.12'; exit 1; fi
+	$(say) "setting up $(VENV) with $$($(PYTHON) --version), once (two to five minutes, about 1.5 GB)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo 'Python could not make an environment. On Debian and Ubuntu: sudo apt install python3-venv'; exit 1; }
+
+# torch first and alone. Without an NVIDIA card on Linux, its CPU build (0.2 GB) instead of the CUDA one (3 GB).
+$(VENV)/.ready-torch: constraints.txt | $(VENV)/bin/activate
+	$(say) '$(TORCH), and then the rest of constraints.txt'
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(torch.__version__.split("+")[0] != "$(TORCH)"[7:])' 2>/dev/null; then \
+	  echo '$(TORCH) is here already'; \
+	elif [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+	  $(BIN)/pip install -qq -c constraints.txt '$(TORCH)+cpu' 2>/dev/null || \
+	  $(BIN)/pip install -qq -c constraints.txt --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu '$(TORCH)+cpu' 2>/dev/null || \
+	  $(BIN)/pip install -qq -c constraints.txt '$(TORCH)'; \
+	else $(BIN)/pip install -qq -c constraints.txt '$(TORCH)'; fi
+	@touch $@
+
+$(VENV)/.ready-%: $(VENV)/.ready-torch constraints.txt settings.ini setup.py
+	$(say) 'installing mmkit and what "make $*" needs'
+	@$(BIN)/pip install -qq -c constraints.txt -e '.$(if $(filter-out tour,$*),[$*])'
+	@touch $@
