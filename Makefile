@@ -55,7 +55,7 @@ $(VENV)/bin/activate:
 	@if [ -z '$(PYTHON)' ]; then \
 	  echo 'mmkit needs Python 3.10 or newer, and found none on the PATH ('"$$(python3 --version 2>&1 || true)"').'; \
 	  echo 'Install one, or name it: make tour PYTHON=/path/to/python3.12'; exit 1; fi
-	$(say) "setting up $(VENV) with $$($(PYTHON) --version), once (two to five minutes, about 1.5 GB)"
+	$(say) "setting up $(VENV) with $$($(PYTHON) --version), once (two to five minutes, about 2 GB)"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo 'Python could not make an environment. On Debian and Ubuntu: sudo apt install python3-venv'; exit 1; }
 

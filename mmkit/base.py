@@ -10,7 +10,7 @@ __all__ = ['PAINT', 'IMAGE_PROMPT', 'FORMS', 'BACKGROUNDS', 'LEAST', 'MAPS', 'GL
            'new_base', 'conversation', 'lesson', 'pool_features', 'pretrain_text', 'probe_features', 'probe_gate',
            'generic_gate', 'image_swap', 'write_card', 'build', 'finish', 'machine', 'main']
 
-# %% ../nbs/90_base.ipynb #9be1fd16
+# %% ../nbs/90_base.ipynb #e819efde
 import colorsys, contextlib, hashlib, io, json, math, os, re, textwrap, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from .core import bootstrap
 from .pairs import ASK, NUMBERS, PLACES, PROMPT, VAGUE, YESNO_PROMPT, answer, caption, note, questions, skeleton
 from .lesions import Frame, LEVELS, grid, mesh, rays, slots, smooth, smooth_noise, spots, _mix
 
-# %% ../nbs/90_base.ipynb #3330a99a
+# %% ../nbs/90_base.ipynb #bbb45ef2
 PAINT = {'white': (.95, .95, .94), 'black': (.07, .07, .08), 'grey': (.52, .52, .53), 'red': (.85, .15, .18), 'yellow': (.95, .85, .20),
          'light green': (.60, .85, .45), 'dark green': (.08, .38, .18), 'light blue': (.52, .75, .95), 'dark blue': (.12, .18, .55),
          'purple': (.50, .20, .62), 'pink': (.97, .55, .75)}          # no browns: those belong to lesions
@@ -53,7 +53,7 @@ class Shape:
             streaks=yes(self.streaks), veil=yes(self.veil), structureless=yes(self.structureless),
             regression=yes(self.regression), skin=self.background)
 
-# %% ../nbs/90_base.ipynb #20abbfa0
+# %% ../nbs/90_base.ipynb #13b1fdcd
 def draw_shape(seed:int, index:int)->Shape:
     "Shape `index` of generic world `seed`: every attribute drawn independently of the others."
     rng = np.random.default_rng((seed, 11, index))
@@ -67,7 +67,7 @@ def draw_shape(seed:int, index:int)->Shape:
         pick(LEVELS['network'], (.4, .3, .3)), has(), has(), has(), has(), has(), has(.3),
         pick(FORMS, (.5, .25, .25)), pick(BACKGROUNDS), radius, tuple(round(float(v), 3) for v in centre))
 
-# %% ../nbs/90_base.ipynb #3f6258ec
+# %% ../nbs/90_base.ipynb #05c56ce3
 def _background(rng, s, size):
     "(size, size, 3): a plain, shaded, striped or mottled ground of a light, medium or dark colour that is not skin's."
     lo, hi = {'light': (.74, .95), 'medium': (.42, .58), 'dark': (.10, .30)}[s.background]
@@ -102,7 +102,7 @@ def _clutter(rng, img, size):
         _mix(img, rng.random(3), np.clip((.14 - d)/.03 + .5, 0, 1).astype(np.float32)*(np.abs(d - .12) < .04 if rng.random() < .7 else 1))
     if rng.random() < .3: img *= (1 - smooth(np.sqrt(x*x + y*y), 1.1, 1.25)*rng.uniform(.3, .97))[..., None].astype(np.float32)
 
-# %% ../nbs/90_base.ipynb #11f88e4c
+# %% ../nbs/90_base.ipynb #96fc6205
 @dataclass
 class Figure:
     "A generic picture, the truth of its pixels, and the maps that the vision tower learns from."
@@ -137,7 +137,7 @@ def _laid_out(s, rng, size):
     masks = {n: (w > .5) & (f.mask if n != 'streaks' else True) for n, w in drawn.items()}
     return f, img, {c: (owner == k) & f.mask for k, c in enumerate(s.colours)}, drawn, masks
 
-# %% ../nbs/90_base.ipynb #471c0335
+# %% ../nbs/90_base.ipynb #1279e5cf
 LEAST = dict(lesions.LEAST, dots=.002)                                    # of the body: what a claimed structure covers
 def render_shape(s:Shape, size:int=96)->Figure:
     "Draw a generic shape with its masks: the first of four layouts in which everything claimed can be seen, or the best."
@@ -154,7 +154,7 @@ def render_shape(s:Shape, size:int=96)->Figure:
     _clutter(rng, img, size)
     return Figure(s, _snapshot(rng, img, size), f.mask, masks, colours, dense_maps(s, f, clean, drawn))
 
-# %% ../nbs/90_base.ipynb #3745e97c
+# %% ../nbs/90_base.ipynb #a1c815cc
 def _paint(rng, name, ground):
     "A named paint with some jitter, kept away from the ground's colour."
     for _ in range(6):
@@ -173,7 +173,7 @@ def _snapshot(rng, img, size):
     buf = io.BytesIO(); pic.save(buf, 'JPEG', quality=int(rng.integers(60, 97)))
     return np.asarray(Image.open(buf))
 
-# %% ../nbs/90_base.ipynb #a4cd51d2
+# %% ../nbs/90_base.ipynb #3ec3db87
 MAPS = ('body', 'abrupt', 'r', 'g', 'b', 'typical', 'atypical', 'dots', 'globules', 'streaks', 'veil', 'structureless', 'regression',
         'rho', 'u', 'v', 'across', 'along')
 def dense_maps(s, f, clean, drawn)->np.ndarray: # (24, 24, len(MAPS)) float16
@@ -189,7 +189,7 @@ def dense_maps(s, f, clean, drawn)->np.ndarray: # (24, 24, len(MAPS)) float16
     out = np.stack([maps.get(m, drawn.get(m, zero)) for m in MAPS], -1).astype(np.float32)
     return out.reshape(24, k, 24, k, -1).mean((1, 3)).astype(np.float16)
 
-# %% ../nbs/90_base.ipynb #d05da960
+# %% ../nbs/90_base.ipynb #a4a09fdf
 GLOBALS = dict(asymmetry=3, border=1, abrupt=1, count=6, paints=len(PAINT), network=3, dots=1, globules=1, streaks=1, veil=1,
                structureless=1, regression=1, skin=3, form=3, where=3)      # name -> outputs of its linear head
 
@@ -226,7 +226,7 @@ def make_shapes(folder, n:int=36_000, seed:int=0, workers:int=2, tell=print):
             if tell and k % max(1, len(jobs)//10) == 0: tell(f'rendered {k/len(jobs):.0%} of {n} shapes')
     (folder/'done').write_text(f'{n} {seed}')
 
-# %% ../nbs/90_base.ipynb #56e3a234
+# %% ../nbs/90_base.ipynb #da9b8d5e
 class Teacher(nn.Module):
     "Linear heads on the tower's patches (dense maps) and on their mean (global truth). Thrown away afterwards."
     def __init__(self, tower, width):
@@ -255,7 +255,7 @@ def teacher_loss(dense, heads, maps, truth, named): # maps (B, 24, 24, M), truth
     whole = whole + sum(bce(heads[k][:, 0], truth[:, 16 + j]) for j, k in enumerate(('dots', 'globules', 'streaks', 'veil', 'structureless', 'regression')))
     return logit, value, whole
 
-# %% ../nbs/90_base.ipynb #73814be0
+# %% ../nbs/90_base.ipynb #9f69eda0
 def augment(rng, images, maps, truth): # uint8 (B, 96, 96, 3), float16 (B, 24, 24, M), (B, 27)
     "One of eight turns and flips for the batch; for half of its pictures other, paler, flatter colours (targets move along)."
     x, t, g = torch.from_numpy(images).float()/255, torch.from_numpy(maps).float(), torch.from_numpy(truth.copy())
@@ -273,12 +273,12 @@ def augment(rng, images, maps, truth): # uint8 (B, 96, 96, 3), float16 (B, 24, 2
     t[..., 2:5] = torch.einsum('bhwc,bdc->bhwd', t[..., 2:5], M) + b[:, None, None]
     return x.clamp(0, 1)*2 - 1, t, g, named
 
-# %% ../nbs/90_base.ipynb #b7674528
+# %% ../nbs/90_base.ipynb #3a53ab15
 def save_atomic(obj, path):
     "Whole or not at all."
     tmp = Path(path).with_suffix('.tmp'); torch.save(obj, tmp); os.replace(tmp, path)
 
-# %% ../nbs/90_base.ipynb #c1a8d0ee
+# %% ../nbs/90_base.ipynb #6e8ea0cb
 def sincos(side:int, width:int)->torch.Tensor: # (side*side, width)
     "Two-dimensional sine and cosine positions: a tower that starts with neighbours known learns sooner (Dosovitskiy et al. 2021, app. D.4)."
     w = 1/100**(torch.arange(width//4)/(width//4))
@@ -286,8 +286,8 @@ def sincos(side:int, width:int)->torch.Tensor: # (side*side, width)
     ax, ay = x.reshape(-1, 1)*w, y.reshape(-1, 1)*w
     return torch.cat([ax.sin(), ax.cos(), ay.sin(), ay.cos()], 1)
 
-# %% ../nbs/90_base.ipynb #8ce4c59c
-def pretrain_vision(tower, shapes:str, folder:str, n:int=36_000, steps:int=5_200, batch:int=64, lr:float=1.5e-3, seed:int=0,
+# %% ../nbs/90_base.ipynb #f70a9b9b
+def pretrain_vision(tower, shapes:str, folder:str, n:int=36_000, steps:int=6_500, batch:int=64, lr:float=1.5e-3, seed:int=0,
                     bf16:bool=True, every:int=250, tell=print):
     "Teach the vision tower the generic world; continues from folder/vision.pt; writes folder/vision.jsonl as it goes."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
@@ -319,7 +319,7 @@ def pretrain_vision(tower, shapes:str, folder:str, n:int=36_000, steps:int=5_200
             save_atomic(dict(net=net.state_dict(), opt=opt.state_dict(), step=step + 1, spent=now), ck); tell(row)
     return net.eval()
 
-# %% ../nbs/90_base.ipynb #2973f77e
+# %% ../nbs/90_base.ipynb #cea1f24c
 def generic_caption(s:Shape, rng)->str:
     "What a generic picture shows, in the sentence skeleton that lesions use."
     return skeleton('shape', s.attributes(), NUMBERS[len(s.colours)], f'on a {s.background} background', rng)
@@ -346,7 +346,7 @@ def corpus(n:int=6_000, seed:int=0)->list:
         for q, a in generic_questions(s, rng): out += [q, a]
     return out
 
-# %% ../nbs/90_base.ipynb #161d9a14
+# %% ../nbs/90_base.ipynb #7d63fcd9
 SPECIAL = ['<pad>','<eos>','<bos>','<unk>','<start_of_turn>','<end_of_turn>','<start_of_image>','<end_of_image>','<image_soft_token>']
 PUNCTUATION = ['.', ',', ':', ';', '?', '!', '-', '(', ')', '/', "'", '%']
 
@@ -377,7 +377,7 @@ CHAT_TEMPLATE = """{{ bos_token }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"""
 
-# %% ../nbs/90_base.ipynb #ad3282ea
+# %% ../nbs/90_base.ipynb #74629c2e
 def new_tokenizer(
     corpus:list, # texts whose words should become tokens
     vocab_size:int=2048, # at most; byte-level BPE, so that nothing is unknown
@@ -399,7 +399,7 @@ def new_tokenizer(
                                   start_turn_token='<start_of_turn>', end_turn_token='<end_of_turn>'),
         padding_side='right', model_max_length=1024, clean_up_tokenization_spaces=False)
 
-# %% ../nbs/90_base.ipynb #3fe1eea3
+# %% ../nbs/90_base.ipynb #92c25d3e
 def new_base(
     folder, # where to write; an ordinary transformers folder
     corpus:list, # texts that the tokenizer is trained on: every word that later prompts use
@@ -436,7 +436,7 @@ def new_base(
     for f in folder.iterdir(): f.chmod(0o644)  # safetensors writes 0600, which a wheel would carry along
     return model, processor
 
-# %% ../nbs/90_base.ipynb #d5aaac22
+# %% ../nbs/90_base.ipynb #78d706c0
 def conversation(tok, turns:list, # (user text, model text)
                  image:bool=True, tokens:int=36)->tuple: # ids, labels
     "Gemma 3's turn format with the loss on the model's words and its end of turn."
@@ -464,7 +464,7 @@ def lesson(tok, kind:str, seed:int, index:int, draw:int)->tuple: # ids, labels
     ids = tok((n + ' ' if rng.random() < .5 else '') + text).input_ids + [tok.eos_token_id]
     return ids, [-100] + ids[1:]
 
-# %% ../nbs/90_base.ipynb #90dac74a
+# %% ../nbs/90_base.ipynb #75904d26
 def pool_features(model, shapes, n, path, batch=128):
     "The frozen tower's pooled patches of all shapes, once, on disk: (n, 36, D) float16."
     D = model.config.vision_config.hidden_size; images = open_shapes(shapes, n)[0]
@@ -479,7 +479,7 @@ def pool_features(model, shapes, n, path, batch=128):
     out.flush(); os.replace(str(path) + '.tmp', path)
     return np.memmap(path, np.float16, 'r', shape=(n, 36, D))
 
-# %% ../nbs/90_base.ipynb #e8432e35
+# %% ../nbs/90_base.ipynb #34ca20b6
 def pretrain_text(model, processor, features, folder:str, steps:int=3_600, batch:int=32, lr:float=2e-3, seed:int=0, bf16:bool=True,
                   every:int=100, tell=print, mix=(.72, .12, .16)):
     "Teach projector and text model to read generic image tokens, and dermoscopy text without pictures; continues from folder/text.pt."
@@ -518,7 +518,7 @@ def pretrain_text(model, processor, features, folder:str, steps:int=3_600, batch
             save_atomic(dict(model=model.state_dict(), opt=opt.state_dict(), step=step + 1, spent=now), ck); tell(row)
     return model.eval()
 
-# %% ../nbs/90_base.ipynb #56caf4c2
+# %% ../nbs/90_base.ipynb #70a1520b
 def probe_features(tower, images:np.ndarray, # (N, 96, 96, 3) uint8
                    batch:int=100)->np.ndarray: # (N, 3D)
     "Mean, spread and largest value of the tower's patches."
@@ -549,7 +549,7 @@ def probe_gate(towers:dict, n:int=4000, seed:int=100, resamples:int=500)->dict: 
             out[name][k] = bootstrap(balanced_accuracy_score, y[cut:], fit.predict(X[cut:]), groups=groups, n=resamples)
     return out
 
-# %% ../nbs/90_base.ipynb #1b29b86f
+# %% ../nbs/90_base.ipynb #3ab3d52f
 HELD_OUT = 1_000_000          # pre-training never drew shapes from here on
 def generic_gate(model, processor, n:int=400, seed:int=0)->dict: # 'captions', 'answers' -> {'own', 'text-only'} -> accuracy per attribute
     "Accuracy of what the model says of held-out generic pictures, attribute by attribute, from generated captions and from answers."
@@ -574,7 +574,7 @@ def _few(said): # 'Four colours.' -> 1: the level of a count
     n = next((i for i, w in enumerate(NUMBERS) if said.lower().startswith(w + ' ')), 0)
     return (n - 1)//2 if n else None
 
-# %% ../nbs/90_base.ipynb #e570edc0
+# %% ../nbs/90_base.ipynb #b676c43f
 def image_swap(model, processor, a, b)->float: # largest change of a logit
     "How much the answer's first logits change when image `a` is swapped for `b`."
     ask = processor.apply_chat_template([{'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': IMAGE_PROMPT}]}], add_generation_prompt=True)
@@ -584,7 +584,7 @@ def image_swap(model, processor, a, b)->float: # largest change of a logit
         with torch.no_grad(): out.append(model(**x).logits[0, -1].float())
     return float((out[0] - out[1]).abs().max())
 
-# %% ../nbs/90_base.ipynb #faf74428
+# %% ../nbs/90_base.ipynb #131203b2
 def write_card(folder, run:dict, gates:dict):
     "The model card: data, steps, seed, time, machine, measured quality, limits, checksum."
     folder = Path(folder)
@@ -604,8 +604,8 @@ def write_card(folder, run:dict, gates:dict):
     (folder/'README.md').write_text('\n'.join(lines))
     return digest
 
-# %% ../nbs/90_base.ipynb #f9b366ee
-def build(out, work=None, n:int=36_000, vision_steps:int=5_200, text_steps:int=3_600, seed:int=0, workers:int=2, gate_n:int=4000, every:int=100):
+# %% ../nbs/90_base.ipynb #18499b58
+def build(out, work=None, n:int=36_000, vision_steps:int=6_500, text_steps:int=3_600, seed:int=0, workers:int=2, gate_n:int=4000, every:int=100):
     "Make the base from nothing in `out`; `work` keeps the stages, so that a stopped run continues."
     work = Path(work or f'{out}-work'); work.mkdir(parents=True, exist_ok=True)
     make_shapes(work/'shapes', n, seed, workers)
@@ -643,8 +643,8 @@ def main():
     import argparse
     p = argparse.ArgumentParser(description='Pre-train the mmkit base from nothing; stop and start as you like.')
     p.add_argument('out'); p.add_argument('--work'); p.add_argument('--shapes', type=int, default=36_000)
-    p.add_argument('--vision-steps', type=int, default=5_200); p.add_argument('--text-steps', type=int, default=3_600); p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--vision-steps', type=int, default=6_500); p.add_argument('--text-steps', type=int, default=3_600); p.add_argument('--seed', type=int, default=0)
     a = p.parse_args(); build(a.out, a.work, a.shapes, a.vision_steps, a.text_steps, a.seed)
 
-# %% ../nbs/90_base.ipynb #d37be8cd
+# %% ../nbs/90_base.ipynb #7ebda6c2
 if __name__ == '__main__' and '__file__' in globals(): main()

@@ -349,7 +349,6 @@ def _hairs(rng, img, l, size):
 def _layers(rng, l, f, img, weights):
     "Colours, then structures, onto img; returns the masks of each. `weights` are colour -> (3,)."
     body = l.colours[0]
-    flat = np.zeros_like(f.rho)
     shade = 1 + .08*smooth_noise(rng, 7, f.size) + .07*smooth_noise(rng, 24, f.size) + .06*smooth_noise(rng, 48, f.size)  # the body's grain
     shade = shade*(.9 + .18*np.clip(f.rho, 0, 1.2))                             # darker in the middle
     paint = np.broadcast_to(weights[body], img.shape)*shade[..., None]

@@ -1,6 +1,7 @@
 "Where things are, for every test; nothing here reaches the network or opens a window."
 import os
 from pathlib import Path
+import pytest
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
@@ -13,3 +14,11 @@ def pytest_generate_tests(metafunc):
     "A test that asks for `notebook` runs once for each notebook of the house."
     if 'notebook' in metafunc.fixturenames:
         metafunc.parametrize('notebook', NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    "What a module's tests keep, they keep in a folder of their own."
+    old, os.environ['MMKIT_CACHE'] = os.environ.get('MMKIT_CACHE'), str(tmp_path_factory.mktemp('cache'))
+    yield os.environ['MMKIT_CACHE']
+    if old is None: del os.environ['MMKIT_CACHE']
+    else: os.environ['MMKIT_CACHE'] = old

@@ -10,12 +10,7 @@ from mmkit.real import *
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
-@pytest.fixture(autouse=True, scope='module')
-def cache(tmp_path_factory):
-    old, os.environ['MMKIT_CACHE'] = os.environ.get('MMKIT_CACHE'), str(tmp_path_factory.mktemp('cache'))
-    yield
-    if old is None: del os.environ['MMKIT_CACHE']
-    else: os.environ['MMKIT_CACHE'] = old
+pytestmark = pytest.mark.usefixtures('cache')
 
 RED = (200, 40, 40)
 def save(file, mode='RGB', size=(20, 10), **kw):

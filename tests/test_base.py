@@ -2,7 +2,7 @@
 import hashlib, json
 import numpy as np, pytest, torch
 from PIL import Image
-from mmkit import base, chat, lesions, models
+from mmkit import base, chat, models
 
 @pytest.fixture(scope='module')
 def shipped(): return models.load('base')
@@ -39,7 +39,6 @@ def test_gate_c_it_says_what_it_sees(shipped):
 
 def test_the_base_has_never_seen_a_lesion():
     assert not set(base.PAINT) & {'light brown', 'dark brown', 'blue-grey'}
-    skins = np.array([lesions.skin_colour(t) for t in range(1, 7)])
     for i in range(40):                                        # no ground has skin's hue
         s = base.draw_shape(0, i)
         g = base._background(np.random.default_rng(i), s, 24).mean((0, 1))

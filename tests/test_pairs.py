@@ -11,13 +11,6 @@ from mmkit.pairs import *
 quick = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-    old, os.environ['MMKIT_CACHE'] = os.environ.get('MMKIT_CACHE'), str(tmp_path_factory.mktemp('cache'))
-    yield os.environ['MMKIT_CACHE']
-    if old is None: del os.environ['MMKIT_CACHE']
-    else: os.environ['MMKIT_CACHE'] = old
-
-@pytest.fixture(scope='module')
 def ds(cache): return melanoma_pairs(n=120, seed=2, size=48)
 
 def flat(colour, size=(24, 24)):

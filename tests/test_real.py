@@ -11,12 +11,7 @@ from mmkit.real import *
 REAL = Path(os.environ.get('MMKIT_REAL') or Path(__file__).resolve().parents[2]/'shared'/'real')
 def real(name): return pytest.mark.skipif(not (REAL/name).is_dir(), reason=f"no real data here: {REAL.name}/{name} is absent (set MMKIT_REAL)")
 
-@pytest.fixture(autouse=True, scope='module')
-def cache(tmp_path_factory):
-    old, os.environ['MMKIT_CACHE'] = os.environ.get('MMKIT_CACHE'), str(tmp_path_factory.mktemp('cache'))
-    yield
-    if old is None: del os.environ['MMKIT_CACHE']
-    else: os.environ['MMKIT_CACHE'] = old
+pytestmark = pytest.mark.usefixtures('cache')
 
 WORLD = World(seed=8, n=40)
 def picture(file, i=0, mode='RGB', size=32, **kw):
