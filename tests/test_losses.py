@@ -3,7 +3,7 @@ import math
 import numpy as np, pytest, torch, torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from mmkit.losses import Weights, answer_ce, embedding_mse, info_nce, weighted_sum
+from mmkit.losses import Weights, answer_ce, embedding_mse, gradient_share, info_nce, sigmoid_loss, spread, weighted_sum
 
 def vectors(N, D=16, seed=0, **kw): return torch.randn(N, D, generator=torch.Generator().manual_seed(seed), dtype=kw.get('dtype')).requires_grad_(kw.get('grad', False))
 def clip(a, b, tau):
@@ -77,6 +77,83 @@ def test_temperature_can_be_learned_quietly(recwarn):
 def test_contrast_refuses(call, words):
     with pytest.raises(ValueError, match=words): call()
 
+# --- what the matrix would be, without the matrix
+def open_clip(a, b, scale):
+    "open_clip's ClipLoss as it defines it: two matrices of logits, two cross-entropies, their mean."
+    A, B = F.normalize(a, dim=1), F.normalize(b, dim=1); y = torch.arange(len(A))
+    per_image, per_text = scale*A @ B.T, scale*B @ A.T
+    return (F.cross_entropy(per_image, y) + F.cross_entropy(per_text, y)) / 2
+
+@pytest.mark.parametrize('scale', [1., 14.29, 39., 41., 100.])                             # both sides of where one shift is enough
+@pytest.mark.parametrize('block', [1, 37, 10**6])
+def test_blocks_are_exact_in_loss_and_gradient(scale, block):
+    a, b = vectors(300, 64, 1, dtype=torch.float64, grad=True), vectors(300, 64, 2, dtype=torch.float64, grad=True)
+    s = torch.tensor(1/scale, dtype=torch.float64, requires_grad=True)
+    want = open_clip(a, b, 1/s); gold = torch.autograd.grad(want, (a, b, s))
+    f = [x.detach().float().requires_grad_() for x in (a, b, s)]
+    got = info_nce(*f, block=block); grads = torch.autograd.grad(got, f)
+    assert abs(got.item() - want.item()) <= 1e-6*want.item()
+    dense = torch.autograd.grad(open_clip(f[0], f[1], 1/f[2]), f)                          # fp32 itself is no better than this
+    for x, d, g in zip(grads, dense, gold): assert (x - g).norm() <= max(1e-6*g.norm(), 2*(d - g).norm())
+
+def test_memory_grows_with_n_and_not_with_its_square():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        info_nce(vectors(2000, 8, 1, grad=True), vectors(2000, 8, 2, grad=True))
+    assert max(kept) <= 2000*8
+
+def test_hard_negatives_only_add_wrong_captions():
+    a, b, w = vectors(6, seed=1), vectors(6, seed=2), torch.randn(6, 3, 16, generator=torch.Generator().manual_seed(5))
+    A, B, W = (F.normalize(x, dim=-1) for x in (a, b, w)); l = A @ B.T/.1
+    rows = F.cross_entropy(torch.cat([l, torch.einsum('nd,nkd->nk', A, W)/.1], 1), torch.arange(6))
+    torch.testing.assert_close(info_nce(a, b, .1, negatives=w), (rows + F.cross_entropy(l.T, torch.arange(6)))/2)
+    assert info_nce(a[:1], b[:1], .1, negatives=w[:1]) > 0
+    with pytest.raises(ValueError, match=r'give \(N, K, D\) = \(6, K, 16\)'): info_nce(a, b, negatives=w[:5])
+
+def test_sigmoid_loss_is_siglips():
+    a, b = vectors(9, seed=1, grad=True), vectors(9, seed=2)
+    logits = F.normalize(b, dim=1) @ F.normalize(a, dim=1).T*10 - 10                       # as transformers' SiglipModel.forward computes its loss
+    eye = torch.eye(9); want = -F.logsigmoid((-torch.ones_like(logits) + 2*eye)*logits).sum(-1).mean()
+    torch.testing.assert_close(sigmoid_loss(a, b), want)
+    for block in (1, 4): torch.testing.assert_close(*(torch.autograd.grad(x, a, retain_graph=True)[0] for x in (sigmoid_loss(a, b, block=block), want)))
+    ids = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6, 7])
+    torch.testing.assert_close(sigmoid_loss(a, b, ids=ids), F.binary_cross_entropy_with_logits(logits.T, (ids[:, None] == ids).float(), reduction='sum')/9)
+    with pytest.raises(ValueError, match='2 ids for 9 pairs'): sigmoid_loss(a, b, ids=ids[:2])
+
+def test_spread():
+    assert spread(torch.ones(7, 5)) == pytest.approx((0, 1), abs=1e-5)
+    v, r = spread(torch.eye(6)); assert math.isclose(r, 6, rel_tol=1e-5) and math.isclose(v, 1 - 1/6, rel_tol=1e-5)
+    assert 1 <= spread(vectors(50, 4))[1] <= 4
+    with pytest.raises(ValueError, match='N ≥ 1'): spread(torch.zeros(0, 3))
+
+def _two(rank, port, out, x):
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel as DDP
+    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    a, b, ids = [v.chunk(2)[rank] for v in x]
+    got = []
+    for use in (None, ids):
+        torch.manual_seed(0); net = torch.nn.ModuleList([torch.nn.Linear(16, 8), torch.nn.Linear(16, 8)]); s = torch.nn.Parameter(torch.tensor(.1)); net.s = s
+        class Loss(torch.nn.Module):
+            def __init__(self): super().__init__(); self.net = net
+            def forward(self, a, b): return info_nce(self.net[0](a), self.net[1](b), self.net.s, use)
+        ddp = DDP(Loss()); loss = ddp(a, b); loss.backward()
+        got.append([loss.detach(), *[p.grad.clone() for p in net.parameters()]])
+    if rank == 0: torch.save(got, out)
+    dist.destroy_process_group()
+
+def test_two_processes_are_one_with_the_joined_batch(tmp_path):
+    "gloo, under DDP: the loss and every gradient are those of one process that holds the whole batch."
+    import socket, torch.multiprocessing as mp
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    x = (vectors(12, seed=1), vectors(12, seed=2), torch.tensor([0, 1, 2, 3, 4, 5, 0, 0, 6, 7, 4, 8]))
+    mp.spawn(_two, (port, str(tmp_path/'out.pt'), x), nprocs=2)
+    for use, got in zip((None, x[2]), torch.load(tmp_path/'out.pt')):
+        torch.manual_seed(0); net = torch.nn.ModuleList([torch.nn.Linear(16, 8), torch.nn.Linear(16, 8)]); net.s = torch.nn.Parameter(torch.tensor(.1))
+        loss = info_nce(net[0](x[0]), net[1](x[1]), net.s, use); loss.backward()
+        for theirs, ours in zip(got, [loss.detach(), *[p.grad for p in net.parameters()]]): torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+
 # --- the answer
 def logits_labels(N=4, T=12, V=30, seed=0):
     g = torch.Generator().manual_seed(seed); labels = torch.randint(0, V, (N, T), generator=g)
@@ -119,6 +196,25 @@ def test_answer_ce_refuses():
     with pytest.raises(ValueError, match='no token carries loss'): answer_ce(logits, torch.full_like(labels, -100))
     for bad in (labels[:2], labels[:, :5], labels[0]):
         with pytest.raises(ValueError, match='one label for each token'): answer_ce(logits, bad)
+
+def test_without_logits_it_is_the_same_loss_and_gradient():
+    g = torch.Generator().manual_seed(0); h, head = torch.randn(3, 12, 16, generator=g, requires_grad=True), torch.randn(50, 16, generator=g, requires_grad=True)
+    labels = logits_labels(3, 12, 50)[1]
+    want = answer_ce(h @ head.T, labels); gold = torch.autograd.grad(want, (h, head))
+    for tile in (1, 7, 50, 10**6):
+        got = answer_ce(h, labels, head=head, tile=tile); assert abs(got.item()/want.item() - 1) < 1e-6
+        for x, y in zip(torch.autograd.grad(got, (h, head)), gold): assert (x - y).norm() <= 2e-6*y.norm()
+    torch.testing.assert_close(answer_ce(h[:, -8:], labels, 5, head), answer_ce(h[:, -8:] @ head.T, labels, 5))
+    half = answer_ce(h.bfloat16(), labels, head=head.bfloat16()); half.backward()
+    assert half.dtype == torch.float32 and abs(half.item()/want.item() - 1) < .02 and torch.isfinite(h.grad).all()
+
+def test_gradient_share_is_what_backward_sends():
+    w = [torch.tensor([1., 2.], requires_grad=True), torch.tensor([3.], requires_grad=True)]; frozen = torch.tensor([1.])
+    terms = dict(ce=(w[0]**2).sum() + w[1].sum(), mse=w[0].sum())
+    got = gradient_share(terms, Weights(ce=.5, mse=2.), dict(vision=[w[0]], text=[w[1], frozen], none=[frozen]))
+    ce, mse = math.hypot(1, 2), 2*math.sqrt(2)
+    assert got['vision']['ce'] == pytest.approx((ce, ce/(ce + mse))) and got['vision']['mse'] == pytest.approx((mse, mse/(ce + mse)))
+    assert got['text'] == {'ce': (.5, 1.), 'mse': (0., 0.)} and got['none']['ce'] == (0., 0.) and w[0].grad is None
 
 # --- the squared error
 @pytest.mark.parametrize('D', [4, 128, 512])
