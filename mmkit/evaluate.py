@@ -209,7 +209,7 @@ def plot_scores(scores:dict, # name -> Scores
     ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
     return ax
 
-# %% ../nbs/07_evaluate.ipynb #dbf18603
+# %% ../nbs/07_evaluate.ipynb #3e88c00e
 def features_for(model, processor, ds,
                  image:str='own', # 'own', 'blank': one grey picture for all, 'shuffled': another record's
                  seed:int=0, folder=None, bar:bool=False)->torch.Tensor: # (N, P, D) pooled patches
@@ -226,7 +226,7 @@ def features_for(model, processor, ds,
 
 def _asked(model, ids, pooled):
     "Embeddings of rows of equal length with their image tokens put in, as `generate` and the model take them."
-    m = models._inner(model)
+    m = models.inner(model)
     ids = ids.to(m.device)
     types = (ids == m.config.image_token_id).long()                                        # (B, T)
     tokens = models.project(model, pooled.to(m.device, m.dtype))                         # (B, P, W)
@@ -241,14 +241,14 @@ def by_length(rows:list, batch:int): # rows: lists of token ids
         at = np.flatnonzero(lengths == n)
         for i in range(0, len(at), batch): yield at[i:i + batch]
 
-# %% ../nbs/07_evaluate.ipynb #82510cfd
+# %% ../nbs/07_evaluate.ipynb #3268f90b
 @torch.no_grad()
 def greedy(model, processor,
            ids:torch.Tensor,    # (B, T) equally long prompts
            pooled:torch.Tensor, # (B, P, D)
            max_new_tokens:int)->torch.Tensor: # (B, up to max_new_tokens)
     "The likeliest token, again and again; what has been read is kept, and rows that have ended say nothing more."
-    m, pad = models._inner(model), processor.tokenizer.pad_token_id
+    m, pad = models.inner(model), processor.tokenizer.pad_token_id
     stop = torch.as_tensor(m.generation_config.eos_token_id, device=m.device).reshape(-1)
     out, said = m(**_asked(model, ids, pooled), use_cache=True, logits_to_keep=1), []
     done = torch.zeros(len(ids), dtype=torch.bool, device=m.device)
@@ -343,7 +343,7 @@ def show_captions(ds,       # records with images, and attributes and labels whe
     head = ''.join(f'<th style="text-align:left">{html.escape(k)}</th>' for k in ('image, truth', *captions))
     return Page(f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>', '\n'.join(lines))
 
-# %% ../nbs/07_evaluate.ipynb #e004933f
+# %% ../nbs/07_evaluate.ipynb #8a9f3465
 @torch.no_grad()
 def impression_scores(model, processor, ds,
                       captions:list=None,    # the model's own, up to "impression:"; None: generated first
@@ -354,7 +354,7 @@ def impression_scores(model, processor, ds,
     def lead(c):
         said, mark, _ = c.partition('Clinical impression:')
         return said + mark if mark else f'{c} Clinical impression:'.strip()
-    m, tok = models._inner(model), processor.tokenizer
+    m, tok = models.inner(model), processor.tokenizer
     pooled = features_for(model, processor, ds, image, seed, folder)
     collate = chat.Collator(processor, prompt, notes=notes, answers=False)
     asked = [r['input_ids'] for r in collate.rows(training.text_of(ds))]
@@ -380,7 +380,7 @@ def auroc(ds, scores, # (N,) higher means melanoma
     def stat(y, s): return roc_auc_score(y, s) if 0 < y.sum() < len(y) else float('nan')
     return bootstrap(stat, y[known], np.asarray(scores)[known], groups=groups, n=n, seed=seed)
 
-# %% ../nbs/07_evaluate.ipynb #eb249fc5
+# %% ../nbs/07_evaluate.ipynb #5b6eaeb5
 @dataclass
 class Similarity:
     "Cosines of every image with every caption."
@@ -403,7 +403,7 @@ class Similarity:
 @torch.no_grad()
 def similarity(model, processor, ds, batch:int=64, folder=None)->Similarity:
     "Image tokens, averaged, against captions read alone: every image with every caption."
-    m, tok = models._inner(model), processor.tokenizer
+    m, tok = models.inner(model), processor.tokenizer
     pooled, said = features_for(model, processor, ds, folder=folder), column(ds, 'caption')
     Z, R = [], []
     for i in range(0, len(said), batch):

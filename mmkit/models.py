@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['BASE', 'SEGMENTS', 'PART_COLOURS', 'load', 'part_of', 'parts', 'what_trains', 'plot_trains', 'nearest', 'own',
-           'train_only', 'param_groups', 'image_features', 'pool', 'project', 'embed_image', 'embed_text']
+           'train_only', 'param_groups', 'inner', 'image_features', 'pool', 'project', 'embed_image', 'embed_text']
 
 # %% ../nbs/05_models.ipynb #bc5ee869
 import contextlib, difflib
@@ -149,8 +149,8 @@ def param_groups(
     train_only(model, *rates)
     return [dict(name=part, lr=rate, params=own(model, part)) for part, rate in rates.items()]
 
-# %% ../nbs/05_models.ipynb #68e939e5
-def _inner(model):
+# %% ../nbs/05_models.ipynb #d7f26baa
+def inner(model):
     "The transformers model itself, out of peft's wrapping."
     return model.get_base_model() if hasattr(model, 'peft_config') and hasattr(model, 'get_base_model') else model
 
@@ -159,7 +159,7 @@ def image_features(
     pixel_values:torch.Tensor, # (N, 3, H, W)
 )->torch.Tensor: # (N, tokens, D) as the text model gets them
     "The projected tokens of pictures."
-    out = _inner(model).get_image_features(pixel_values=pixel_values)
+    out = inner(model).get_image_features(pixel_values=pixel_values)
     return getattr(out, 'pooler_output', out)
 
 def pool(
@@ -167,7 +167,7 @@ def pool(
     patches:torch.Tensor, # (N, patches, Dv) out of the vision tower
 )->torch.Tensor: # (N, tokens, Dv)
     "Gemma 3's average pooling of patches, which comes before norm and projection: nothing here trains, so it may be cached."
-    p = _inner(model).model.multi_modal_projector
+    p = inner(model).model.multi_modal_projector
     N, P, Dv = patches.shape
     grid = patches.transpose(1, 2).reshape(N, Dv, p.patches_per_image, p.patches_per_image) # (N, Dv, rows, columns)
     return p.avg_pool(grid).flatten(2).transpose(1, 2)                                      # (N, tokens, Dv)
@@ -177,10 +177,10 @@ def project(
     pooled:torch.Tensor, # (N, tokens, Dv) as `pool` gives them
 )->torch.Tensor: # (N, tokens, D)
     "Norm and projection of pooled patches: with `pool`, the same as `image_features`."
-    p = _inner(model).model.multi_modal_projector
+    p = inner(model).model.multi_modal_projector
     return (p.mm_soft_emb_norm(pooled) @ p.mm_input_projection_weight).type_as(pooled)
 
-# %% ../nbs/05_models.ipynb #c80b492e
+# %% ../nbs/05_models.ipynb #d9c1cece
 def embed_image(
     model, # any vision-language model
     pixel_values:torch.Tensor, # (N, 3, H, W)
@@ -194,6 +194,6 @@ def embed_text(
     mask:torch.Tensor, # (N, T) 1 on real tokens
 )->torch.Tensor: # (N, D), any scale
     "One vector for each caption, from a text-only pass: the mean of its last hidden states."
-    hidden = _inner(model).get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state # (N, T, D)
+    hidden = inner(model).get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state # (N, T, D)
     mask = mask[..., None].to(hidden.dtype)                                                                   # (N, T, 1)
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)

@@ -24,7 +24,7 @@ def shuffled(n:int, # rows
     "The order of one epoch: drawn from seed and epoch alone, as transformers' Trainer draws it."
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch))
 
-# %% ../nbs/06_training.ipynb #3660b600
+# %% ../nbs/06_training.ipynb #b50acffb
 def _image_bytes(ds):
     "The encoded images of a data set, or the pixels of a list of records, one at a time."
     if not hasattr(ds, 'cast_column'):
@@ -37,7 +37,7 @@ def _image_bytes(ds):
 
 def features_key(model, processor, ds)->str: # 40 letters
     "A fingerprint of all that the pooled patches depend on."
-    h, m = hashlib.sha256(b'pooled patches, 1'), models._inner(model)
+    h, m = hashlib.sha256(b'pooled patches, 1'), models.inner(model)
     for name, w in sorted(m.model.vision_tower.state_dict().items()):
         h.update(f'{name} {tuple(w.shape)} {w.dtype}'.encode())
         h.update(w.detach().cpu().contiguous().view(torch.uint8).numpy() if w.dim() else str(w.item()).encode())
@@ -58,7 +58,7 @@ class FeatureCache:
     def __len__(self): return len(self.features)
     def __getitem__(self, rows): return self.features[rows]
 
-# %% ../nbs/06_training.ipynb #f6785d46
+# %% ../nbs/06_training.ipynb #6421ee3f
 def keep_within(folder:Path, keep_bytes:float=4e9):
     "Remove the features that were used longest ago when together they outgrow `keep_bytes`, and what a killed run left behind."
     kept, total = sorted(folder.glob('*.safetensors'), key=lambda p: p.stat().st_mtime, reverse=True), 0
@@ -78,7 +78,7 @@ def cache_features(model, processor,
     path = Path(folder or cache_folder()/'features')/f'{features_key(model, processor, ds)}.safetensors'
     try: found = FeatureCache(path); os.utime(path); return found
     except (FileNotFoundError, SafetensorError, ValueError): pass
-    m, images = models._inner(model), ds.select_columns(['image']) if hasattr(ds, 'select_columns') else ds
+    m, images = models.inner(model), ds.select_columns(['image']) if hasattr(ds, 'select_columns') else ds
     was, out = m.training, []
     m.eval()
     with torch.no_grad():
@@ -95,27 +95,27 @@ def cache_features(model, processor,
     keep_within(path.parent)
     return FeatureCache(path)
 
-# %% ../nbs/06_training.ipynb #8b0d039c
+# %% ../nbs/06_training.ipynb #a894fbf4
 def image_tokens(model,
                  batch:dict # with `features` (B, P, D) or `pixel_values`
                 )->torch.Tensor: # (B, P, W)
     "Projected image tokens, from the cache where the batch carries its features."
-    if 'features' in batch: return models.project(model, batch['features'].to(models._inner(model).dtype))
-    return models._inner(model).model.get_image_features(batch['pixel_values']).pooler_output
+    if 'features' in batch: return models.project(model, batch['features'].to(models.inner(model).dtype))
+    return models.inner(model).model.get_image_features(batch['pixel_values']).pooler_output
 
 def terms(model,
           batch:dict,             # from `chat.Collator`, with `captions=True` for the first and last term
-          weights:losses.Weights  # a term with weight 0 is not computed
+          weights:losses.Weights, # a term with weight 0 is not computed
+          count:int=None          # graded tokens to divide the answers' loss by; None: those of this batch
          )->dict:                 # term -> scalar
     "The terms of the loss, none of them weighted yet."
-    z, out = image_tokens(model, batch), {}
+    m, z, out = models.inner(model), image_tokens(model, batch), {}
     if weights.ce:
-        labels = batch['labels']
-        keep = labels.shape[1] - int((labels != -100).any(0).int().argmax()) + 1   # K: from before the first graded token
         text = {k: batch[k] for k in ('input_ids', 'attention_mask', 'token_type_ids') if k in batch}
         seen = {'image': BaseModelOutputWithPooling(pooler_output=z)}
-        logits = model(**text, mm_encoder_outputs=seen, logits_to_keep=keep, use_cache=False).logits   # (B, K, V)
-        out['ce'] = losses.answer_ce(logits, labels)
+        h = m.model(**text, mm_encoder_outputs=seen, use_cache=False).last_hidden_state                # (B, T, W)
+        plain = type(m.lm_head) is torch.nn.Linear and not getattr(m.config.get_text_config(), 'final_logit_softcapping', None)
+        out['ce'] = losses.answer_ce(h, batch['labels'], count, m.lm_head.weight) if plain else losses.answer_ce(m.lm_head(h), batch['labels'], count)
     if weights.contrastive or weights.mse:
         seen = z.mean(1)                                                 # (B, W)
         read = models.embed_text(model, batch['text_ids'], batch['text_mask'])
@@ -140,18 +140,22 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, i):
         return dict(self.rows[i], **({'image': self.ds[i]['image']} if self.features is None else {'features': self.features[i]}))
 
-# %% ../nbs/06_training.ipynb #6129746a
+# %% ../nbs/06_training.ipynb #538e4ff7
 class AlignmentTrainer(Trainer):
     "transformers' Trainer with the weighted sum of `terms` as its loss; `seen` keeps every term of every step."
     def __init__(self, *args, weights:losses.Weights=None, # default: answer cross-entropy alone
                  **kw):
         super().__init__(*args, **kw)
         self.weights, self.seen = weights or losses.Weights(), []
+        self.model_accepts_loss_kwargs = True       # so that the Trainer counts the graded tokens of the whole batch for us
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        got = terms(model, inputs, self.weights)
+        pieces = getattr(self, 'current_gradient_accumulation_steps', 1) if model.training else 1
+        share = None if num_items_in_batch is None or not model.training else num_items_in_batch/(pieces*self.accelerator.num_processes)
+        got = terms(model, inputs, self.weights, share)
         loss = losses.weighted_sum(got, self.weights).total
         self.seen.append({'loss': loss.detach(), **{k: v.detach() for k, v in got.items()}})
+        loss = loss/pieces                          # the Trainer adds up the pieces of a step
         return (loss, got) if return_outputs else loss
 
 # %% ../nbs/06_training.ipynb #7296176f

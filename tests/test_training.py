@@ -19,8 +19,8 @@ def ds(home): return melanoma_pairs(n=24, seed=3, masks=False)
 @pytest.fixture
 def base(): return models.load('base')
 
-def weights_of(model): return {n: p.detach().clone() for n, p in models._inner(model).named_parameters()}
-def moved(model, before): return {n for n, p in models._inner(model).named_parameters() if n in before and not torch.equal(p, before[n])}
+def weights_of(model): return {n: p.detach().clone() for n, p in models.inner(model).named_parameters()}
+def moved(model, before): return {n for n, p in models.inner(model).named_parameters() if n in before and not torch.equal(p, before[n])}
 
 def test_trainer_is_the_loop_by_hand(ds, base):
     "Three terms, one seed: a plain loop and `fit` give the same losses to 1e-5, over an epoch's end."
@@ -108,7 +108,7 @@ def test_only_named_parts_move(ds, base):
     after = {n for n, p in run.model.named_parameters() if 'lora_B' in n and p.abs().sum() > 0}
     assert after and all('language_model' in n for n in after)
     assert not [n for n, p in run.model.named_parameters() if 'lora_' in n and 'vision' in n]
-    old = {n: p for n, p in models._inner(run.model).named_parameters() if 'lora_' not in n}
+    old = {n: p for n, p in models.inner(run.model).named_parameters() if 'lora_' not in n}
     assert all(torch.equal(p, before[n.replace('.base_layer', '')]) for n, p in old.items())
     again = training.fit(run.model, processor, ds, train=('text', 'projector'), steps=1, batch=8, bar=False)
     assert again.model is run.model
@@ -170,3 +170,12 @@ def test_clock():
     assert clock.factor(5) == pytest.approx((1 + math.cos(math.pi*.5))/2)
     clock = training.Clock(seconds=100.); assert clock.factor(0) > 0
     clock.start = time.perf_counter() - 50; assert clock.factor(0) == pytest.approx(.5, abs=.01)
+
+def test_pieces_of_a_batch_train_as_the_batch(ds):
+    "Gradient accumulation: two pieces of four are one batch of eight, in loss and in weights, however long the answers are."
+    one, two = models.load('base'), models.load('base')
+    a = training.fit(*one, ds, steps=3, batch=8, lr=1e-3, seed=2, bar=False)
+    b = training.fit(*two, ds, steps=3, batch=4, lr=1e-3, seed=2, bar=False, gradient_accumulation_steps=2)
+    assert np.abs(a.history['loss'] - b.history['loss']).max() < 1e-5
+    name = 'model.multi_modal_projector.mm_input_projection_weight'
+    p, q = (dict(m.named_parameters())[name] for m, _ in (one, two)); torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
