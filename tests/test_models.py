@@ -182,3 +182,47 @@ def test_text_embedding_ignores_padding_and_pictures(loaded, wrapped, batch):
         for k in range(3):
             T = int(mask[k].sum()); torch.testing.assert_close(embed_text(model, ids[k:k+1, :T], mask[k:k+1, :T])[0], z[k], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(embed_text(wrapped, ids, mask), z)
+
+# --- the other families
+def picture_inputs(family, px): # px (3, 32, 32): what each family's processor would make of one picture and three words
+    seats = dict(gemma3=4, llava=16, qwen2_vl=4, blip2=4).get(family, 0)
+    row = torch.cat([torch.tensor([[1]]), torch.full((1, seats), 3), torch.tensor([[7, 8, 9]])], 1)
+    if family in ('clip', 'siglip'): return dict(input_ids=row, pixel_values=px[None])
+    out = dict(input_ids=row, attention_mask=torch.ones_like(row), pixel_values=px[None])
+    if family == 'gemma3': out['token_type_ids'] = (row == 3).long()
+    if family == 'qwen2_vl':                                     # patches of 8×8 in blocks of 2×2, twice in time
+        p = px.reshape(3, 2, 2, 8, 2, 2, 8).permute(1, 4, 2, 5, 0, 3, 6).reshape(16, 3, 1, 8, 8).repeat(1, 1, 2, 1, 1).reshape(16, -1)
+        out.update(pixel_values=p, image_grid_thw=torch.tensor([[1, 4, 4]]), mm_token_type_ids=(row == 3).long())
+    if family == 'mllama':
+        out.update(pixel_values=px[None, None, None], aspect_ratio_ids=torch.ones(1, 1, dtype=torch.long), aspect_ratio_mask=torch.ones(1, 1, 1, dtype=torch.long),
+                   cross_attention_mask=torch.ones(1, row.shape[1], 1, 1, dtype=torch.long))
+    return out
+
+@pytest.mark.parametrize('family', list(models.TINY))
+def test_tiny_families_see(family):
+    "A swapped picture moves the logits from the start; every parameter has its part; the same seed gives the same weights."
+    m, again, other = models.tiny(family), models.tiny(family), models.tiny(family, seed=1)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    def logits(px):
+        out = m(**picture_inputs(family, px))
+        return out.logits_per_image if 'logits_per_image' in out else out.logits
+    with torch.no_grad(): assert (logits(x[0]) - logits(x[1])).abs().max() > 1e-3
+    assert all(models.parts(m).values())
+    assert all(torch.equal(p, q) for p, q in zip(m.parameters(), again.parameters()))
+    assert any(not torch.equal(p, q) for p, q in zip(m.parameters(), other.parameters()))
+
+@pytest.mark.parametrize('family', list(models.TINY))
+def test_only_the_named_part_of_a_family_moves(family):
+    m, x = models.tiny(family), torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for part in ('vision', 'projector', 'text'):
+        before = {n: p.detach().clone() for n, p in m.named_parameters()}
+        with models.train_only(m, part):
+            opt = torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=1e-3)
+            out = m(**picture_inputs(family, x)); loss = (out.logits_per_image if 'logits_per_image' in out else out.logits).square().sum()
+            loss.backward(); opt.step(); opt.zero_grad()
+        moved = {models.part_of(n) for n, p in m.named_parameters() if not torch.equal(p, before[n])}
+        assert moved == {part}, (part, moved)
+
+def test_tiny_refuses_and_leaves_the_dice_alone():
+    with pytest.raises(ValueError, match="Did you mean 'llava'"): models.tiny('lava')
+    torch.manual_seed(3); a = torch.rand(1); torch.manual_seed(3); models.tiny('clip'); assert torch.rand(1) == a
