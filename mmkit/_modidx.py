@@ -417,4 +417,5 @@ d = { 'settings': { 'branch': 'main',
                                 'mmkit.training.lora': ('training.html#lora', 'mmkit/training.py'),
                                 'mmkit.training.shuffled': ('training.html#shuffled', 'mmkit/training.py'),
                                 'mmkit.training.terms': ('training.html#terms', 'mmkit/training.py'),
-                                'mmkit.training.text_of': ('training.html#text_of', 'mmkit/training.py')}}}
+                                'mmkit.training.text_of': ('training.html#text_of', 'mmkit/training.py'),
+                                'mmkit.training.through': ('training.html#through', 'mmkit/training.py')}}}

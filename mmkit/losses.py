@@ -54,7 +54,7 @@ class _LogSums(torch.autograd.Function):
         g_scale = (gA*A).sum() if ctx.needs_input_grad[2] else None
         return gA.mul_(s), gB.mul_(s), g_scale, None
 
-# %% ../nbs/04_losses.ipynb #9b30fc0e
+# %% ../nbs/04_losses.ipynb #26258666
 def _world(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 class _Joined(torch.autograd.Function):
@@ -84,7 +84,7 @@ def _positives(A, B, every, ids): # (n,) mean cosine with the positives, both wa
     if ids is None: return (A*B).sum(1), 0.
     if len(ids) != len(A): raise ValueError(f'{len(ids)} ids for {len(A)} pairs; give one number for each caption')
     ids = ids.to(A.device)
-    k, m = (ids if len(every) == len(A) else joined(ids[:, None].double())[:, 0]).unique(return_inverse=True, return_counts=True)[1:]
+    k, m = (ids if len(every) == len(A) else joined(ids)).unique(return_inverse=True, return_counts=True)[1:]
     mine = k if len(every) == len(A) else k[len(A)*dist.get_rank():][:len(A)]
     def mean(z): return (z.new_zeros(len(m), z.shape[1]).index_add(0, k, z)/m[:, None])[mine]
     return ((A*mean(every)).sum(1) + (B*mean(joined(A))).sum(1))/2, m[mine].log().mean()

@@ -197,9 +197,10 @@ def param_groups(
     train_only(model, *rates)
     return [dict(name=part, lr=rate, params=own(model, part)) for part, rate in rates.items()]
 
-# %% ../nbs/05_models.ipynb #d7f26baa
+# %% ../nbs/05_models.ipynb #6b8877ba
 def inner(model):
-    "The transformers model itself, out of peft's wrapping."
+    "The transformers model itself, out of the wrapping of peft and of several processes (DDP, FSDP)."
+    model = getattr(model, 'module', model)
     return model.get_base_model() if hasattr(model, 'peft_config') and hasattr(model, 'get_base_model') else model
 
 def image_features(

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['TEXT_LINEARS', 'RATES', 'shuffled', 'features_key', 'FeatureCache', 'keep_within', 'cache_features', 'image_tokens',
-           'terms', 'text_of', 'Rows', 'AlignmentTrainer', 'Clock', 'Run', 'lora', 'learning', 'fit']
+           'terms', 'text_of', 'Rows', 'through', 'AlignmentTrainer', 'Clock', 'Run', 'lora', 'learning', 'fit']
 
 # %% ../nbs/06_training.ipynb #3b3d1998
 import difflib, hashlib, json, logging, math, os, tempfile, time, uuid, warnings
@@ -140,7 +140,16 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, i):
         return dict(self.rows[i], **({'image': self.ds[i]['image']} if self.features is None else {'features': self.features[i]}))
 
-# %% ../nbs/06_training.ipynb #538e4ff7
+# %% ../nbs/06_training.ipynb #0c828f59
+def through(wrapped, f): # what f returns
+    "Run f inside the forward call of a wrapper such as DDP or FSDP, which synchronises nothing else; without one, just run it."
+    m = models.inner(wrapped); plain = m.forward
+    if not hasattr(wrapped, 'module'): return f()
+    def once(*a, **kw): m.forward = plain; return f()
+    m.forward = once
+    try: return wrapped(input_ids=None)
+    finally: m.forward = plain
+
 class AlignmentTrainer(Trainer):
     "transformers' Trainer with the weighted sum of `terms` as its loss; `seen` keeps every term of every step."
     def __init__(self, *args, weights:losses.Weights=None, # default: answer cross-entropy alone
@@ -152,7 +161,7 @@ class AlignmentTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         pieces = getattr(self, 'current_gradient_accumulation_steps', 1) if model.training else 1
         share = None if num_items_in_batch is None or not model.training else num_items_in_batch/(pieces*self.accelerator.num_processes)
-        got = terms(model, inputs, self.weights, share)
+        got = through(model, lambda: terms(model, inputs, self.weights, share))
         loss = losses.weighted_sum(got, self.weights).total
         self.seen.append({'loss': loss.detach(), **{k: v.detach() for k, v in got.items()}})
         loss = loss/pieces                          # the Trainer adds up the pieces of a step
@@ -267,7 +276,7 @@ def learning(model, train:tuple, lora=None)->tuple: # names of parts
         raise ValueError("train=() and no LoRA: nothing would learn; name a part, such as train=('projector',), or give lora=8")
     return names
 
-# %% ../nbs/06_training.ipynb #f8fdbc1e
+# %% ../nbs/06_training.ipynb #3b921f21
 def _run(model, names, rows, collate, weights, budget, lr, batch, warmup, seed, bar, args):
     "The Trainer, its clock and its optimiser, for one run."
     seconds, steps = budget
@@ -277,7 +286,7 @@ def _run(model, names, rows, collate, weights, budget, lr, batch, warmup, seed, 
     opt = torch.optim.AdamW(models.param_groups(model, rates), weight_decay=0., fused=True)
     with tempfile.TemporaryDirectory() as out:
         known = dict(output_dir=out, per_device_train_batch_size=batch, max_steps=steps or 10**9, seed=seed, data_seed=seed,
-            use_cpu=device() == 'cpu', remove_unused_columns=False, dataloader_drop_last=True, dataloader_pin_memory=device() != 'cpu',
+            use_cpu=device() == 'cpu', ddp_find_unused_parameters=False, remove_unused_columns=False, dataloader_drop_last=True, dataloader_pin_memory=device() != 'cpu',
             logging_strategy='no', save_strategy='no', logging_nan_inf_filter=False, report_to='none', disable_tqdm=True)
         trainer = AlignmentTrainer(model=model, args=TrainingArguments(**{**known, **args}), train_dataset=rows, data_collator=collate,
             weights=weights, optimizers=(opt, torch.optim.lr_scheduler.LambdaLR(opt, clock.factor)), callbacks=[clock])
@@ -303,7 +312,7 @@ def _budget(seconds, steps, epochs, per_epoch):
     if epochs: return None, max(1, round(epochs*per_epoch))
     return (None, int(steps)) if steps else (seconds or 60., None)
 
-# %% ../nbs/06_training.ipynb #864fac91
+# %% ../nbs/06_training.ipynb #5e4340b6
 def fit(model, processor,
         ds,                      # records with images and captions
         train=('projector',),    # parts that learn: 'vision', 'projector', 'text' (through its LoRA, where it has one)
@@ -334,7 +343,9 @@ def fit(model, processor,
         use = cache and 'vision' not in names
         rows = Rows(ds, collate, cache_features(model, processor, ds, folder, bar=bar) if use else None)
         chat.check(collate([rows[i] for i in range(min(batch, len(rows)))]), processor)
-        budget = _budget(seconds, steps, epochs, max(1, len(ds)//batch))
+        world = int(os.environ.get('WORLD_SIZE', 1))
+        if world > 1 and not (steps or epochs): raise ValueError(f'{world} processes have {world} clocks: give steps or epochs, not seconds')
+        budget = _budget(seconds, steps, epochs, max(1, len(ds)//(batch*world)))
         run = _run(model, names, rows, collate, weights, budget, lr, min(batch, len(ds)), warmup, seed, bar, args)
     model.zero_grad(); model.eval()
     return run

@@ -179,3 +179,33 @@ def test_pieces_of_a_batch_train_as_the_batch(ds):
     assert np.abs(a.history['loss'] - b.history['loss']).max() < 1e-5
     name = 'model.multi_modal_projector.mm_input_projection_weight'
     p, q = (dict(m.named_parameters())[name] for m, _ in (one, two)); torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+TWO = """
+import sys, torch
+from mmkit import losses, models, training
+from mmkit.pairs import melanoma_pairs
+torch.set_num_threads(1)
+out, batch, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+ds = melanoma_pairs(n=24, seed=3, masks=False)
+model, processor = models.load('base')
+kw = dict(lora=4, train=('projector', 'text')) if how == 'lora' else {}
+run = training.fit(model, processor, ds, steps=3, batch=batch, lr=1e-3, seed=2, bar=False, weights=losses.Weights(contrastive=.3, ce=.6, mse=.1), **kw)
+import os
+if os.environ.get('RANK', '0') == '0':
+    torch.save(({k: v.tolist() for k, v in run.history.items()}, {n: p.detach() for n, p in models.inner(run.model).named_parameters() if p.requires_grad or 'projector' in n or 'lora' in n}), out)
+"""
+
+@pytest.mark.parametrize('how', ['projector', 'lora'])
+def test_two_processes_train_as_one(home, ds, tmp_path, how):
+    "torchrun with gloo: two processes with batches of four give the losses and the weights of one with a batch of eight."
+    import subprocess, sys
+    script = tmp_path/'two.py'; script.write_text(TWO)
+    env = {**os.environ, 'MMKIT_DEVICE': 'cpu', 'OMP_NUM_THREADS': '1'}
+    subprocess.run([sys.executable, script, tmp_path/'one.pt', '8', how], check=True, env=env, capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', str(29000 + os.getpid() % 900), script, tmp_path/'two.pt', '4', how],
+                          env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (h1, w1), (h2, w2) = torch.load(tmp_path/'one.pt'), torch.load(tmp_path/'two.pt')
+    assert np.abs(np.array(h1['contrastive']) - h2['contrastive']).max() < 1e-4      # the joined batch, in every process
+    assert set(w1) == set(w2)
+    for n in w1: torch.testing.assert_close(w1[n], w2[n], rtol=1e-3, atol=2e-5, msg=n)
