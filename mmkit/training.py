@@ -4,13 +4,13 @@
 __all__ = ['TEXT_LINEARS', 'RATES', 'shuffled', 'features_key', 'FeatureCache', 'keep_within', 'cache_features', 'image_tokens',
            'terms', 'text_of', 'Rows', 'through', 'AlignmentTrainer', 'Clock', 'Run', 'lora', 'learning', 'fit']
 
-# %% ../nbs/06_training.ipynb #3b3d1998
-import difflib, hashlib, json, logging, math, os, tempfile, time, uuid, warnings
+# %% ../nbs/06_training.ipynb #14f3b02e
+import contextlib, difflib, hashlib, json, logging, math, os, shutil, tempfile, time, uuid, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch, transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR)   # it wants a kernel that we do not use
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -140,7 +140,7 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, i):
         return dict(self.rows[i], **({'image': self.ds[i]['image']} if self.features is None else {'features': self.features[i]}))
 
-# %% ../nbs/06_training.ipynb #0c828f59
+# %% ../nbs/06_training.ipynb #94db569b
 def through(wrapped, f): # what f returns
     "Run f inside the forward call of a wrapper such as DDP or FSDP, which synchronises nothing else; without one, just run it."
     m = models.inner(wrapped); plain = m.forward
@@ -167,7 +167,39 @@ class AlignmentTrainer(Trainer):
         loss = loss/pieces                          # the Trainer adds up the pieces of a step
         return (loss, got) if return_outputs else loss
 
-# %% ../nbs/06_training.ipynb #7296176f
+    def trained(self)->dict:
+        "Name -> parameter of all that learns, adapters and projector alike: what a checkpoint must hold."
+        return {n: p for n, p in models.inner(self.model).named_parameters() if p.requires_grad}
+
+    def _save(self, output_dir=None, state_dict=None):
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_file({n: p.detach().cpu().contiguous() for n, p in self.trained().items()}, Path(output_dir)/'trained.safetensors')
+
+    def _load_from_checkpoint(self, folder, model=None):
+        have = load_file(Path(folder)/'trained.safetensors')
+        with torch.no_grad():
+            for n, p in self.trained().items(): p.copy_(have[n])
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if not self.is_world_process_zero(): return
+        folder, clock = Path(self._get_output_dir(trial))/f'checkpoint-{self.state.global_step}', self.clock
+        told = dict(run=self.signature, times=clock.times, rates=clock.rates, seen=[{k: float(v) for k, v in s.items()} for s in self.seen])
+        (folder/'run.tmp').write_text(json.dumps(told)); os.replace(folder/'run.tmp', folder/'run.json')   # last: what lacks it is half a checkpoint
+
+    def go_on(self, folder)->str: # the checkpoint to resume from, or None
+        "Take up the newest whole checkpoint of this very run; half-written ones are thrown away, another run's are refused."
+        found = sorted(Path(folder).glob('checkpoint-*'), key=lambda f: int(f.name.rpartition('-')[2]))
+        for f in [f for f in found if not (f/'run.json').is_file()]: shutil.rmtree(f); found.remove(f)
+        if not found: return None
+        past = json.loads((found[-1]/'run.json').read_text())
+        other = [f'{k} {past["run"].get(k)!r}, here {v!r}' for k, v in self.signature.items() if past['run'].get(k) != v]
+        if other: raise ValueError(f"{folder} holds checkpoints of another run ({'; '.join(other)}); give another folder, or delete it")
+        self.clock.times, self.clock.rates = past['times'], past['rates']
+        self.seen[:] = [{k: torch.tensor(v) for k, v in s.items()} for s in past['seen']]
+        return str(found[-1])
+
+# %% ../nbs/06_training.ipynb #1c060fe8
 class Clock(TrainerCallback):
     "Where in its budget a run stands: ends it, sets the learning rate's factor, and moves the bar."
     def __init__(self, seconds:float=None, # budget by the clock …
@@ -187,7 +219,7 @@ class Clock(TrainerCallback):
         at, first = self.share(step), 1/self.steps if self.steps else .01
         return min(1., (at + first)/max(self.warmup, first))*(1 + math.cos(math.pi*at))/2
 
-    def on_train_begin(self, args, state, control, **kw): self.start = time.perf_counter()
+    def on_train_begin(self, args, state, control, **kw): self.start = time.perf_counter() - (self.times[-1] if self.times else 0.)
 
     def on_step_end(self, args, state, control, lr_scheduler=None, **kw):
         now = time.perf_counter() - self.start
@@ -276,23 +308,28 @@ def learning(model, train:tuple, lora=None)->tuple: # names of parts
         raise ValueError("train=() and no LoRA: nothing would learn; name a part, such as train=('projector',), or give lora=8")
     return names
 
-# %% ../nbs/06_training.ipynb #3b921f21
-def _run(model, names, rows, collate, weights, budget, lr, batch, warmup, seed, bar, args):
+# %% ../nbs/06_training.ipynb #ff7d07c9
+def _run(model, names, rows, collate, weights, budget, lr, batch, warmup, seed, bar, out, every, args):
     "The Trainer, its clock and its optimiser, for one run."
     seconds, steps = budget
     rates = {**RATES, **lr} if isinstance(lr, dict) else dict.fromkeys(RATES, lr) if lr else RATES
     rates = {part: rates[part] for part in names}
     clock = Clock(seconds, steps, warmup)
     opt = torch.optim.AdamW(models.param_groups(model, rates), weight_decay=0., fused=True)
-    with tempfile.TemporaryDirectory() as out:
-        known = dict(output_dir=out, per_device_train_batch_size=batch, max_steps=steps or 10**9, seed=seed, data_seed=seed,
-            use_cpu=device() == 'cpu', ddp_find_unused_parameters=False, remove_unused_columns=False, dataloader_drop_last=True, dataloader_pin_memory=device() != 'cpu',
-            logging_strategy='no', save_strategy='no', logging_nan_inf_filter=False, report_to='none', disable_tqdm=True)
+    with contextlib.nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
+        known = dict(output_dir=str(folder), per_device_train_batch_size=batch, max_steps=steps or 10**9, seed=seed, data_seed=seed,
+            use_cpu=device() == 'cpu', ddp_find_unused_parameters=False, remove_unused_columns=False, dataloader_drop_last=True,
+            dataloader_pin_memory=device() != 'cpu', logging_strategy='no', save_strategy='steps' if out else 'no', save_steps=every,
+            save_total_limit=2, logging_nan_inf_filter=False, report_to='none', disable_tqdm=True)
         trainer = AlignmentTrainer(model=model, args=TrainingArguments(**{**known, **args}), train_dataset=rows, data_collator=collate,
             weights=weights, optimizers=(opt, torch.optim.lr_scheduler.LambdaLR(opt, clock.factor)), callbacks=[clock])
         trainer.remove_callback(PrinterCallback)
+        trainer.clock = clock
+        trainer.signature = dict(seconds=seconds, steps=steps, rows=len(rows), batch=batch, rates=rates, warmup=warmup, seed=seed, weights=vars(weights),
+            trained={n: list(p.shape) for n, p in trainer.trained().items()}, args={k: str(v) for k, v in args.items()})
+        last = trainer.go_on(out) if out else None
         if bar: clock.bar, clock.seen = progress(total=steps or max(1, round(seconds)), desc='training'), trainer.seen
-        trainer.train()
+        trainer.train(resume_from_checkpoint=last)
         if bar: clock.bar.close()
     n, seen = len(clock.times), trainer.seen
     history = dict(step=np.arange(1, n + 1), seconds=np.array(clock.times), lr=np.array([max(r) for r in clock.rates]))
@@ -312,7 +349,7 @@ def _budget(seconds, steps, epochs, per_epoch):
     if epochs: return None, max(1, round(epochs*per_epoch))
     return (None, int(steps)) if steps else (seconds or 60., None)
 
-# %% ../nbs/06_training.ipynb #5e4340b6
+# %% ../nbs/06_training.ipynb #413fbc61
 def fit(model, processor,
         ds,                      # records with images and captions
         train=('projector',),    # parts that learn: 'vision', 'projector', 'text' (through its LoRA, where it has one)
@@ -329,6 +366,8 @@ def fit(model, processor,
         warmup:float=.05,        # share of the budget in which the rate rises
         seed:int=0,
         folder=None,             # of the cache
+        out=None,                # folder for checkpoints: the same call goes on where a stopped run ended
+        every:int=100,           # steps between checkpoints
         bar:bool=True,           # show progress?
         **args                   # anything for transformers' TrainingArguments
        )->Run:
@@ -346,6 +385,6 @@ def fit(model, processor,
         world = int(os.environ.get('WORLD_SIZE', 1))
         if world > 1 and not (steps or epochs): raise ValueError(f'{world} processes have {world} clocks: give steps or epochs, not seconds')
         budget = _budget(seconds, steps, epochs, max(1, len(ds)//(batch*world)))
-        run = _run(model, names, rows, collate, weights, budget, lr, min(batch, len(ds)), warmup, seed, bar, args)
+        run = _run(model, names, rows, collate, weights, budget, lr, min(batch, len(ds)), warmup, seed, bar, out, every, args)
     model.zero_grad(); model.eval()
     return run

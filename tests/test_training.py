@@ -209,3 +209,19 @@ def test_two_processes_train_as_one(home, ds, tmp_path, how):
     assert np.abs(np.array(h1['contrastive']) - h2['contrastive']).max() < 1e-4      # the joined batch, in every process
     assert set(w1) == set(w2)
     for n in w1: torch.testing.assert_close(w1[n], w2[n], rtol=1e-3, atol=2e-5, msg=n)
+
+def test_kill_nine_and_go_on_is_bit_identical(home, tmp_path):
+    "Killed at a random moment and called again, a run ends with the weights and losses of one that was never stopped."
+    import random, kill_nine
+    kill_nine.finish(kill_nine.call(tmp_path, '-', 'whole.pt'))
+    dice = random.Random(1)
+    assert all(kill_nine.one_round(tmp_path, dice) for _ in range(2))
+
+def test_half_checkpoints_and_other_runs(ds, base, tmp_path):
+    "A checkpoint without its last file is thrown away; another run's is refused and left alone."
+    run = training.fit(*base, ds, steps=4, batch=4, seed=1, bar=False, out=tmp_path, every=2)
+    (tmp_path/'checkpoint-4'/'run.json').unlink(); (tmp_path/'checkpoint-9').mkdir()
+    again = training.fit(*models.load('base'), ds, steps=4, batch=4, seed=1, bar=False, out=tmp_path, every=2)
+    assert (run.history['loss'] == again.history['loss']).all() and not (tmp_path/'checkpoint-9').exists()
+    with pytest.raises(ValueError, match='another run .*seed 1, here 2'): training.fit(*models.load('base'), ds, steps=4, batch=4, seed=2, bar=False, out=tmp_path)
+    assert (tmp_path/'checkpoint-4'/'run.json').exists()
