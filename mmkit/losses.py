@@ -54,7 +54,7 @@ class _LogSums(torch.autograd.Function):
         g_scale = (gA*A).sum() if ctx.needs_input_grad[2] else None
         return gA.mul_(s), gB.mul_(s), g_scale, None
 
-# %% ../nbs/04_losses.ipynb #26258666
+# %% ../nbs/04_losses.ipynb #eab36b5a
 def _world(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 class _Joined(torch.autograd.Function):
@@ -89,6 +89,7 @@ def _positives(A, B, every, ids): # (n,) mean cosine with the positives, both wa
     def mean(z): return (z.new_zeros(len(m), z.shape[1]).index_add(0, k, z)/m[:, None])[mine]
     return ((A*mean(every)).sum(1) + (B*mean(joined(A))).sum(1))/2, m[mine].log().mean()
 
+# %% ../nbs/04_losses.ipynb #0698ca1b
 def info_nce(
     image_z:torch.Tensor, # (N, D) picture embeddings, any scale; normalised inside
     text_z:torch.Tensor, # (N, D) caption embeddings; row k belongs to picture k

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['TEXT_LINEARS', 'RATES', 'shuffled', 'features_key', 'FeatureCache', 'keep_within', 'cache_features', 'image_tokens',
-           'terms', 'text_of', 'Rows', 'through', 'AlignmentTrainer', 'Clock', 'Run', 'lora', 'learning', 'fit']
+           'terms', 'text_of', 'Rows', 'through', 'Checkpoints', 'AlignmentTrainer', 'Clock', 'Run', 'lora', 'learning',
+           'fit']
 
 # %% ../nbs/06_training.ipynb #14f3b02e
 import contextlib, difflib, hashlib, json, logging, math, os, shutil, tempfile, time, uuid, warnings
@@ -140,7 +141,7 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, i):
         return dict(self.rows[i], **({'image': self.ds[i]['image']} if self.features is None else {'features': self.features[i]}))
 
-# %% ../nbs/06_training.ipynb #94db569b
+# %% ../nbs/06_training.ipynb #fdc3496e
 def through(wrapped, f): # what f returns
     "Run f inside the forward call of a wrapper such as DDP or FSDP, which synchronises nothing else; without one, just run it."
     m = models.inner(wrapped); plain = m.forward
@@ -150,23 +151,9 @@ def through(wrapped, f): # what f returns
     try: return wrapped(input_ids=None)
     finally: m.forward = plain
 
-class AlignmentTrainer(Trainer):
-    "transformers' Trainer with the weighted sum of `terms` as its loss; `seen` keeps every term of every step."
-    def __init__(self, *args, weights:losses.Weights=None, # default: answer cross-entropy alone
-                 **kw):
-        super().__init__(*args, **kw)
-        self.weights, self.seen = weights or losses.Weights(), []
-        self.model_accepts_loss_kwargs = True       # so that the Trainer counts the graded tokens of the whole batch for us
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        pieces = getattr(self, 'current_gradient_accumulation_steps', 1) if model.training else 1
-        share = None if num_items_in_batch is None or not model.training else num_items_in_batch/(pieces*self.accelerator.num_processes)
-        got = through(model, lambda: terms(model, inputs, self.weights, share))
-        loss = losses.weighted_sum(got, self.weights).total
-        self.seen.append({'loss': loss.detach(), **{k: v.detach() for k, v in got.items()}})
-        loss = loss/pieces                          # the Trainer adds up the pieces of a step
-        return (loss, got) if return_outputs else loss
-
+# %% ../nbs/06_training.ipynb #1197cff6
+class Checkpoints:
+    "What a Trainer saves and takes up again; needs its `clock`, `seen` and `signature`."
     def trained(self)->dict:
         "Name -> parameter of all that learns, adapters and projector alike: what a checkpoint must hold."
         return {n: p for n, p in models.inner(self.model).named_parameters() if p.requires_grad}
@@ -179,6 +166,8 @@ class AlignmentTrainer(Trainer):
         have = load_file(Path(folder)/'trained.safetensors')
         with torch.no_grad():
             for n, p in self.trained().items(): p.copy_(have[n])
+
+    def _load_best_model(self): self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
@@ -198,6 +187,24 @@ class AlignmentTrainer(Trainer):
         self.clock.times, self.clock.rates = past['times'], past['rates']
         self.seen[:] = [{k: torch.tensor(v) for k, v in s.items()} for s in past['seen']]
         return str(found[-1])
+
+# %% ../nbs/06_training.ipynb #ae609ddc
+class AlignmentTrainer(Checkpoints, Trainer):
+    "transformers' Trainer with the weighted sum of `terms` as its loss; `seen` keeps every term of every step."
+    def __init__(self, *args, weights:losses.Weights=None, # default: answer cross-entropy alone
+                 **kw):
+        super().__init__(*args, **kw)
+        self.weights, self.seen = weights or losses.Weights(), []
+        self.model_accepts_loss_kwargs = True       # so that the Trainer counts the graded tokens of the whole batch for us
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        pieces = getattr(self, 'current_gradient_accumulation_steps', 1) if model.training else 1
+        share = None if num_items_in_batch is None or not model.training else num_items_in_batch/(pieces*self.accelerator.num_processes)
+        got = through(model, lambda: terms(model, inputs, self.weights, share))
+        loss = losses.weighted_sum(got, self.weights).total
+        self.seen.append({'loss': loss.detach(), **{k: v.detach() for k, v in got.items()}})
+        loss = loss/pieces                          # the Trainer adds up the pieces of a step
+        return (loss, got) if return_outputs else loss
 
 # %% ../nbs/06_training.ipynb #1c060fe8
 class Clock(TrainerCallback):
