@@ -345,8 +345,8 @@ def _run(model, names, rows, collate, weights, budget, lr, batch, warmup, seed, 
     history |= {k: v.reshape(n, per).mean(1) for k, v in values.items()}
     return Run(model, history, clock.times[-1], n*per*batch)
 
-# %% ../nbs/06_training.ipynb #cb778943
-RATES = dict(vision=2e-4, projector=2e-3, text=2e-3)   # peak learning rate of each part at toy size; large checkpoints want 10 to 100 times less
+# %% ../nbs/06_training.ipynb #bd122aae
+RATES = dict(vision=2e-4, projector=1e-2, text=2e-3)   # peak learning rate of each part at toy size; large checkpoints want 10 to 100 times less
 
 def _budget(seconds, steps, epochs, per_epoch):
     "The one budget that was given, as (seconds, steps)."

@@ -64,3 +64,26 @@ def test_the_recipe_from_nothing_to_a_folder_that_loads(tmp_path, monkeypatch):
     assert 'sha256' in (tmp_path/'out'/'README.md').read_text() and not model.training
     log = json.loads((tmp_path/'out'/'pretraining.json').read_text())
     assert len(log['vision']) == 2 and len(log['text']) == 2
+
+def test_everyday_words_and_back():
+    "Both vocabularies say the same of every shape; the everyday one names no dermoscopic term."
+    from mmkit import evaluate
+    terms = ('network', 'dots', 'globules', 'streaks', 'veil', 'structureless', 'regression', 'typical')
+    for i in range(300):
+        s = base.draw_shape(5, i); said = base.generic_caption(s, np.random.default_rng(i))
+        assert not any(t in said for t in terms), said
+        assert evaluate.read_attributes(base.dermoscopic(said)) == s.attributes()
+        for q, a in base.generic_questions(s, np.random.default_rng(i)):
+            assert not any(w in q + a for w in terms) and ('background' in a or base.everyday(base.dermoscopic(a)) == a)
+    assert base.everyday('Is the network typical or atypical?') == 'Is the grid tidy or untidy?'
+
+def test_dots_reach_their_map():
+    "A dot is smaller than a cell of the map: the cell says that one is in it, not how little of it it covers."
+    s = next(s for s in (base.draw_shape(0, i) for i in range(99)) if s.dots)
+    m = base.render_shape(s).maps[..., base.MAPS.index('dots')]
+    assert (m > .9).sum() >= 5
+
+def test_nothing_pale_can_be_mistaken_for_a_film():
+    for i in range(300):
+        s = base.draw_shape(6, i)
+        if s.veil or s.regression: assert not set(s.colours) & {'white', 'grey', 'light blue'}, s
