@@ -54,9 +54,9 @@ class Shape:
             streaks=yes(self.streaks), veil=yes(self.veil), structureless=yes(self.structureless),
             regression=yes(self.regression), skin=self.background)
 
-# %% ../nbs/90_base.ipynb #eac580af
+# %% ../nbs/90_base.ipynb #c2f95ac4
 def draw_shape(seed:int, index:int)->Shape:
-    "Shape `index` of generic world `seed`: every attribute drawn independently of the others."
+    "Shape `index` of generic world `seed`: every attribute drawn independently of the others; paints avoid what looks like a film."
     rng = np.random.default_rng((seed, 11, index))
     pick = lambda options, p=None: options[int(rng.choice(len(options), p=p))]
     A, B = int(rng.integers(3)), int(pick((0, 1, 2, 3, 4, 5, 6, 7, 8), (.3, .17, .03, .05, .05, .1, .1, .1, .1)))
@@ -197,7 +197,7 @@ def dense_maps(s, f, clean, drawn)->np.ndarray: # (24, 24, len(MAPS)) float16
     maps = cells.mean((1, 3)); maps[..., small] = cells[..., small].max((1, 3))   # a dot is smaller than a cell: is there one in it?
     return maps.astype(np.float16)
 
-# %% ../nbs/90_base.ipynb #a4a09fdf
+# %% ../nbs/90_base.ipynb #49a09493
 GLOBALS = dict(asymmetry=3, border=1, abrupt=1, count=6, paints=len(PAINT), network=3, dots=1, globules=1, streaks=1, veil=1,
                structureless=1, regression=1, skin=3, form=3, where=3)      # name -> outputs of its linear head
 
@@ -220,7 +220,7 @@ def open_shapes(folder, n, mode='r'):
     spec = dict(images=(np.uint8, (n, 96, 96, 3)), maps=(np.float16, (n, 24, 24, len(MAPS))), truth=(np.float32, (n, 27)))
     return [np.memmap(Path(folder)/f'{k}.dat', t, mode, shape=s) for k, (t, s) in spec.items()]
 
-def make_shapes(folder, n:int=36_000, seed:int=0, workers:int=2, tell=print):
+def make_shapes(folder, n:int=48_000, seed:int=0, workers:int=2, tell=print):
     "Render the generic world to disk, in parallel; done once."
     from multiprocessing import get_context
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
@@ -294,8 +294,8 @@ def sincos(side:int, width:int)->torch.Tensor: # (side*side, width)
     ax, ay = x.reshape(-1, 1)*w, y.reshape(-1, 1)*w
     return torch.cat([ax.sin(), ax.cos(), ay.sin(), ay.cos()], 1)
 
-# %% ../nbs/90_base.ipynb #f70a9b9b
-def pretrain_vision(tower, shapes:str, folder:str, n:int=36_000, steps:int=6_500, batch:int=64, lr:float=1.5e-3, seed:int=0,
+# %% ../nbs/90_base.ipynb #03b0fe41
+def pretrain_vision(tower, shapes:str, folder:str, n:int=48_000, steps:int=12_000, batch:int=64, lr:float=1.5e-3, seed:int=0,
                     bf16:bool=True, every:int=250, tell=print):
     "Teach the vision tower the generic world; continues from folder/vision.pt; writes folder/vision.jsonl as it goes."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
@@ -327,7 +327,7 @@ def pretrain_vision(tower, shapes:str, folder:str, n:int=36_000, steps:int=6_500
             save_atomic(dict(net=net.state_dict(), opt=opt.state_dict(), step=step + 1, spent=now), ck); tell(row)
     return net.eval()
 
-# %% ../nbs/90_base.ipynb #4e94f0a5
+# %% ../nbs/90_base.ipynb #f261dcdc
 EVERYDAY = {'atypical': 'untidy', 'typical': 'tidy', 'network': 'grid', 'dots': 'specks', 'globules': 'blobs', 'streaks': 'rays',
             'blue-white veil': 'pale film', 'structureless': 'plain', 'regression': 'fading'}   # dermoscopic term -> what anybody would say
 def _reword(text, words): return re.sub('|'.join(rf'\b{w}\b' for w in words), lambda m: words[m[0]], text)
@@ -348,6 +348,7 @@ def generic_questions(s:Shape, rng, most:int=6)->list: # (question, answer)
     qs = questions(s.attributes(), len(s.colours), boxes={'lesion': (x, y, x, y)}, rng=rng, subject='shape', ground='background', unanswerable=1)
     return [(everyday(qs[i]['question']), everyday(qs[i]['answer'])) for i in rng.permutation(len(qs))[:int(rng.integers(2, most + 1))]]
 
+# %% ../nbs/90_base.ipynb #702e9df8
 def lesion_text(seed:int, index:int)->tuple: # caption, lesion, note
     "The words for a lesion that nobody drew: the dermoscopy text that the base reads without any picture."
     l = lesions.draw(seed, index, prevalence=.5); rng = np.random.default_rng((seed, 19, index))
@@ -621,8 +622,8 @@ def write_card(folder, run:dict, gates:dict):
     (folder/'README.md').write_text('\n'.join(lines))
     return digest
 
-# %% ../nbs/90_base.ipynb #18499b58
-def build(out, work=None, n:int=36_000, vision_steps:int=6_500, text_steps:int=3_600, seed:int=0, workers:int=2, gate_n:int=4000, every:int=100):
+# %% ../nbs/90_base.ipynb #6947315a
+def build(out, work=None, n:int=48_000, vision_steps:int=12_000, text_steps:int=3_600, seed:int=0, workers:int=2, gate_n:int=4000, every:int=100):
     "Make the base from nothing in `out`; `work` keeps the stages, so that a stopped run continues."
     work = Path(work or f'{out}-work'); work.mkdir(parents=True, exist_ok=True)
     make_shapes(work/'shapes', n, seed, workers)
@@ -659,8 +660,8 @@ def machine()->str:
 def main():
     import argparse
     p = argparse.ArgumentParser(description='Pre-train the mmkit base from nothing; stop and start as you like.')
-    p.add_argument('out'); p.add_argument('--work'); p.add_argument('--shapes', type=int, default=36_000)
-    p.add_argument('--vision-steps', type=int, default=6_500); p.add_argument('--text-steps', type=int, default=3_600); p.add_argument('--seed', type=int, default=0)
+    p.add_argument('out'); p.add_argument('--work'); p.add_argument('--shapes', type=int, default=48_000)
+    p.add_argument('--vision-steps', type=int, default=12_000); p.add_argument('--text-steps', type=int, default=3_600); p.add_argument('--seed', type=int, default=0)
     a = p.parse_args(); build(a.out, a.work, a.shapes, a.vision_steps, a.text_steps, a.seed)
 
 # %% ../nbs/90_base.ipynb #7ebda6c2

@@ -151,7 +151,7 @@ def through(wrapped, f): # what f returns
     try: return wrapped(input_ids=None)
     finally: m.forward = plain
 
-# %% ../nbs/06_training.ipynb #1197cff6
+# %% ../nbs/06_training.ipynb #346e3ea6
 class Checkpoints:
     "What a Trainer saves and takes up again; needs its `clock`, `seen` and `signature`."
     def trained(self)->dict:
@@ -175,10 +175,15 @@ class Checkpoints:
         folder, clock = Path(self._get_output_dir(trial))/f'checkpoint-{self.state.global_step}', self.clock
         told = dict(run=self.signature, times=clock.times, rates=clock.rates, seen=[{k: float(v) for k, v in s.items()} for s in self.seen])
         (folder/'run.tmp').write_text(json.dumps(told)); os.replace(folder/'run.tmp', folder/'run.json')   # last: what lacks it is half a checkpoint
+        for old in self.kept(folder.parent)[:-2]: shutil.rmtree(old)
+
+    def kept(self, folder)->list: # checkpoints, oldest first
+        "The checkpoints in a folder, whole or not."
+        return sorted(Path(folder).glob('checkpoint-*'), key=lambda f: int(f.name.rpartition('-')[2]))
 
     def go_on(self, folder)->str: # the checkpoint to resume from, or None
         "Take up the newest whole checkpoint of this very run; half-written ones are thrown away, another run's are refused."
-        found = sorted(Path(folder).glob('checkpoint-*'), key=lambda f: int(f.name.rpartition('-')[2]))
+        found = self.kept(folder)
         for f in [f for f in found if not (f/'run.json').is_file()]: shutil.rmtree(f); found.remove(f)
         if not found: return None
         past = json.loads((found[-1]/'run.json').read_text())
@@ -315,7 +320,7 @@ def learning(model, train:tuple, lora=None)->tuple: # names of parts
         raise ValueError("train=() and no LoRA: nothing would learn; name a part, such as train=('projector',), or give lora=8")
     return names
 
-# %% ../nbs/06_training.ipynb #ff7d07c9
+# %% ../nbs/06_training.ipynb #494c88ba
 def _run(model, names, rows, collate, weights, budget, lr, batch, warmup, seed, bar, out, every, args):
     "The Trainer, its clock and its optimiser, for one run."
     seconds, steps = budget
@@ -327,7 +332,7 @@ def _run(model, names, rows, collate, weights, budget, lr, batch, warmup, seed, 
         known = dict(output_dir=str(folder), per_device_train_batch_size=batch, max_steps=steps or 10**9, seed=seed, data_seed=seed,
             use_cpu=device() == 'cpu', ddp_find_unused_parameters=False, remove_unused_columns=False, dataloader_drop_last=True,
             dataloader_pin_memory=device() != 'cpu', logging_strategy='no', save_strategy='steps' if out else 'no', save_steps=every,
-            save_total_limit=2, logging_nan_inf_filter=False, report_to='none', disable_tqdm=True)
+            logging_nan_inf_filter=False, report_to='none', disable_tqdm=True)
         trainer = AlignmentTrainer(model=model, args=TrainingArguments(**{**known, **args}), train_dataset=rows, data_collator=collate,
             weights=weights, optimizers=(opt, torch.optim.lr_scheduler.LambdaLR(opt, clock.factor)), callbacks=[clock])
         trainer.remove_callback(PrinterCallback)
