@@ -537,7 +537,7 @@ def pretrain_text(model, processor, features, folder:str, steps:int=3_600, batch
             save_atomic(dict(model=model.state_dict(), opt=opt.state_dict(), step=step + 1, spent=now), ck); tell(row)
     return model.eval()
 
-# %% ../nbs/90_base.ipynb #70a1520b
+# %% ../nbs/90_base.ipynb #75fbb4a1
 def probe_features(tower, images:np.ndarray, # (N, 96, 96, 3) uint8
                    batch:int=100)->np.ndarray: # (N, 3D)
     "Mean, spread and largest value of the tower's patches."
@@ -550,7 +550,7 @@ def probe_features(tower, images:np.ndarray, # (N, 96, 96, 3) uint8
 
 PROBED = dict(asymmetry=lambda l: l.A > 0, border=lambda l: l.B >= 3, colours=lambda l: l.C >= 3, structures=lambda l: l.D >= 3,
               streaks=lambda l: l.streaks, veil=lambda l: l.veil, melanoma=lambda l: l.rule_label == 'melanoma')
-def probe_gate(towers:dict, n:int=4000, seed:int=100, resamples:int=500)->dict: # tower -> attribute -> Interval of balanced accuracy
+def probe_gate(towers:dict, n:int=8000, seed:int=100, resamples:int=500)->dict: # tower -> attribute -> Interval of balanced accuracy
     "Balanced accuracy of logistic regression on frozen features of `n` lesions (three quarters to fit, patients apart)."
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
@@ -622,8 +622,8 @@ def write_card(folder, run:dict, gates:dict):
     (folder/'README.md').write_text('\n'.join(lines))
     return digest
 
-# %% ../nbs/90_base.ipynb #6947315a
-def build(out, work=None, n:int=48_000, vision_steps:int=12_000, text_steps:int=3_600, seed:int=0, workers:int=2, gate_n:int=4000, every:int=100):
+# %% ../nbs/90_base.ipynb #65d49b5e
+def build(out, work=None, n:int=48_000, vision_steps:int=12_000, text_steps:int=3_600, seed:int=0, workers:int=2, gate_n:int=8000, every:int=100):
     "Make the base from nothing in `out`; `work` keeps the stages, so that a stopped run continues."
     work = Path(work or f'{out}-work'); work.mkdir(parents=True, exist_ok=True)
     make_shapes(work/'shapes', n, seed, workers)
@@ -636,7 +636,7 @@ def build(out, work=None, n:int=48_000, vision_steps:int=12_000, text_steps:int=
     model.requires_grad_(True).float().cpu().save_pretrained(out); processor.save_pretrained(out)
     finish(out, work, dict(shapes=n, **{'vision steps': vision_steps, 'text steps': text_steps}, seed=seed), gate_n)
 
-def finish(out, work, run:dict, gate_n:int=4000):
+def finish(out, work, run:dict, gate_n:int=8000):
     "Measure the gates on the written files, write the curves and the card."
     read = lambda f: [json.loads(l) for l in open(Path(work)/f)]
     log = dict(vision=read('vision.jsonl'), text=read('text.jsonl'))
