@@ -124,6 +124,8 @@ def test_spread():
     assert spread(torch.ones(7, 5)) == pytest.approx((0, 1), abs=1e-5)
     v, r = spread(torch.eye(6)); assert math.isclose(r, 6, rel_tol=1e-5) and math.isclose(v, 1 - 1/6, rel_tol=1e-5)
     assert 1 <= spread(vectors(50, 4))[1] <= 4
+    p = np.array([3**.5, 1])/(3**.5 + 1)                                                     # three alike and one other
+    assert math.isclose(spread(torch.eye(2)[[0, 0, 0, 1]])[1], math.exp(-(p*np.log(p)).sum()), rel_tol=1e-5)
     with pytest.raises(ValueError, match='N ≥ 1'): spread(torch.zeros(0, 3))
 
 def _two(rank, port, out, x):

@@ -24,7 +24,7 @@ def answer(how, T, graded, D, V):
     from transformers.loss.loss_utils import ForCausalLMLoss
     from mmkit.losses import answer_ce
     g = torch.Generator().manual_seed(SEED)
-    h, head = torch.randn(1, T, D, generator=g).requires_grad_(), torch.randn(V, D, generator=g)*.02
+    h, head = torch.randn(1, T, D, generator=g).requires_grad_(), torch.randn(V, D, generator=g).mul_(.02)     # in place: a larger peak before the pass would hide its own
     labels = torch.full((1, T), -100); labels[:, T - graded:] = torch.randint(0, V, (1, graded), generator=g)
     if how == 'mmkit': return lambda: answer_ce(h, labels, head=head)
     return lambda: ForCausalLMLoss(h @ head.T, labels, V)      # what a transformers model computes from its logits
