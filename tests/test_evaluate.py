@@ -185,3 +185,6 @@ def test_similarity(ds, base):
     assert np.abs(s.matrix - want).max() < 1e-5 and s.r_at(8) == 1
     twins = ev.Similarity(np.array([[.1, .9, 0], [.9, .1, 0], [0, 0, 1]]), np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], bool))
     assert twins.r_at(1) == 1 and twins.chance == pytest.approx(5/9)
+
+def test_the_last_impression_counts():
+    assert evaluate.read_impression('The first impression was benign. Clinical impression: melanoma.') == 'melanoma'
