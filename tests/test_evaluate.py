@@ -187,4 +187,4 @@ def test_similarity(ds, base):
     assert twins.r_at(1) == 1 and twins.chance == pytest.approx(5/9)
 
 def test_the_last_impression_counts():
-    assert evaluate.read_impression('The first impression was benign. Clinical impression: melanoma.') == 'melanoma'
+    assert ev.read_impression('The first impression was benign. Clinical impression: melanoma.') == 'melanoma'
