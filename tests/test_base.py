@@ -46,7 +46,7 @@ def test_the_base_has_never_seen_a_lesion():
 def test_conversations_are_what_the_processor_makes(shipped):
     model, processor = shipped; tok = processor.tokenizer
     ids, labels = base.conversation(tok, [('Describe this image.', 'This image shows a shape.')])
-    row = chat.tokenize(processor, ['Describe this image.'], ['This image shows a shape.'])[0]
+    row = chat.tokenize(processor, [chat.messages('Describe this image.', 'This image shows a shape.')])[0]
     assert ids == list(row['input_ids'])[:len(ids)] and labels == list(row['labels'])[:len(labels)]
 
 def test_attributes_are_independent():
