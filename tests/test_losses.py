@@ -3,7 +3,7 @@ import math
 import numpy as np, pytest, torch, torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from mmkit.losses import Weights, answer_ce, embedding_mse, gradient_share, info_nce, sigmoid_loss, spread, weighted_sum
+from mmkit.losses import Temperature, Weights, answer_ce, embedding_mse, gradient_share, info_nce, sigmoid_loss, spread, weighted_sum
 
 def vectors(N, D=16, seed=0, **kw): return torch.randn(N, D, generator=torch.Generator().manual_seed(seed), dtype=kw.get('dtype')).requires_grad_(kw.get('grad', False))
 def clip(a, b, tau):
@@ -102,6 +102,46 @@ def test_memory_grows_with_n_and_not_with_its_square():
         info_nce(vectors(2000, 8, 1, grad=True), vectors(2000, 8, 2, grad=True))
     assert max(kept) <= 2000*8
 
+@settings(max_examples=40, deadline=None)
+@given(N=st.integers(2, 20), K=st.integers(1, 5), kinds=st.integers(1, 3), alike=st.sampled_from([.2, .5, .6, 2/3, .75, 1.]), block=st.sampled_from([None, 1, 7]), seed=st.integers(0, 99))
+def test_shared_attributes_are_soft_targets(N, K, kinds, alike, block, seed):
+    a, b, kin = vectors(N, seed=seed, grad=True), vectors(N, seed=seed + 1, grad=True), torch.randint(kinds, (N, K), generator=torch.Generator().manual_seed(seed))
+    soft = ((kin[:, None] == kin).float().mean(2) >= alike - 1e-6).float(); m = soft.sum(1); soft = soft/m[:, None]
+    l = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / .1
+    want = (F.cross_entropy(l, soft) + F.cross_entropy(l.T, soft))/2 - m.log().mean()
+    got = info_nce(a, b, .1, kin, alike=alike, block=block)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    for g, w in zip(*(torch.autograd.grad(x, (a, b)) for x in (got, want))): torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-6)
+    if alike == 1: torch.testing.assert_close(got, info_nce(a, b, .1, torch.unique(kin, dim=0, return_inverse=True)[1]), rtol=1e-5, atol=1e-5)
+
+def test_attributes_are_checked():
+    a = vectors(4)
+    with pytest.raises(ValueError, match='alike = 0: give the share'): info_nce(a, a, ids=torch.zeros(4, 2), alike=0)
+    with pytest.raises(ValueError, match='3 ids for 4 pairs'): info_nce(a, a, ids=torch.zeros(3, 2))
+
+def test_a_learned_temperature_is_clips():
+    t = Temperature(); assert math.isclose(1/t().item(), 1/.07, rel_tol=1e-5)
+    a, b = vectors(8, seed=1), vectors(8, seed=2)
+    info_nce(a, b, t()).backward(); s = torch.tensor(math.log(1/.07), requires_grad=True); clip(a, b, (-s).exp()).backward()
+    torch.testing.assert_close(t.log_scale.grad, s.grad, rtol=1e-4, atol=1e-6)
+    with torch.no_grad(): t.log_scale.fill_(9.)
+    assert math.isclose(1/t().item(), 100, rel_tol=1e-4)                                     # held below the cap …
+    t.zero_grad(); info_nce(a, a.roll(1, 0), t()).backward(); assert t.log_scale.grad > 0    # … and able to come back
+    for tau in (.001, 14.29, 0):
+        with pytest.raises(ValueError, match='14.29 is tau = 0.07'): Temperature(tau)
+
+@pytest.mark.parametrize('tau', [.07, .01])
+def test_log_sums_of_half_precision_vectors(tau):
+    "What a GPU is given: bf16 vectors, products added up in fp32. Here the products are made in fp32; the vectors are rounded all the same."
+    from mmkit.losses import _LogSums
+    a, b = (F.normalize(vectors(50, 32, seed=k), dim=1).detach() for k in (1, 2)); out = []
+    for kind in (torch.float32, torch.bfloat16):
+        x, y, s = a.detach().to(kind, copy=True).requires_grad_(), b.detach().to(kind, copy=True).requires_grad_(), torch.tensor(1/tau, requires_grad=True)
+        rows, cols = _LogSums.apply(x, y, s, 7); assert rows.dtype == cols.dtype == torch.float32
+        (rows.square().mean() + cols.sum()).backward(); assert x.grad.dtype == y.grad.dtype == kind
+        out.append((rows, cols, x.grad.float(), y.grad.float(), s.grad))
+    for full, half in zip(*out): assert (full - half).norm()/full.norm() < .02
+
 def test_hard_negatives_only_add_wrong_captions():
     a, b, w = vectors(6, seed=1), vectors(6, seed=2), torch.randn(6, 3, 16, generator=torch.Generator().manual_seed(5))
     A, B, W = (F.normalize(x, dim=-1) for x in (a, b, w)); l = A @ B.T/.1
@@ -133,13 +173,13 @@ def _two(rank, port, out, x):
     from torch.nn.parallel import DistributedDataParallel as DDP
     dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
     torch.set_num_threads(1)
-    a, b, ids = [v.chunk(2)[rank] for v in x]
+    a, b, ids, kin = [v.chunk(2)[rank] for v in x]
     got = []
-    for use in (None, ids):
+    for use in (None, ids, kin):
         torch.manual_seed(0); net = torch.nn.ModuleList([torch.nn.Linear(16, 8), torch.nn.Linear(16, 8)]); s = torch.nn.Parameter(torch.tensor(.1)); net.s = s
         class Loss(torch.nn.Module):
             def __init__(self): super().__init__(); self.net = net
-            def forward(self, a, b): return info_nce(self.net[0](a), self.net[1](b), self.net.s, use)
+            def forward(self, a, b): return info_nce(self.net[0](a), self.net[1](b), self.net.s, use, alike=.6)
         ddp = DDP(Loss()); loss = ddp(a, b); loss.backward()
         got.append([loss.detach(), *[p.grad.clone() for p in net.parameters()]])
     if rank == 0: torch.save(got, out)
@@ -149,11 +189,11 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path):
     "gloo, under DDP: the loss and every gradient are those of one process that holds the whole batch."
     import socket, torch.multiprocessing as mp
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    x = (vectors(12, seed=1), vectors(12, seed=2), torch.tensor([0, 1, 2, 3, 4, 5, 0, 0, 6, 7, 4, 8]))
+    x = (vectors(12, seed=1), vectors(12, seed=2), torch.tensor([0, 1, 2, 3, 4, 5, 0, 0, 6, 7, 4, 8]), torch.randint(3, (12, 3), generator=torch.Generator().manual_seed(3)))
     mp.spawn(_two, (port, str(tmp_path/'out.pt'), x), nprocs=2)
-    for use, got in zip((None, x[2]), torch.load(tmp_path/'out.pt')):
+    for use, got in zip((None, *x[2:]), torch.load(tmp_path/'out.pt')):
         torch.manual_seed(0); net = torch.nn.ModuleList([torch.nn.Linear(16, 8), torch.nn.Linear(16, 8)]); net.s = torch.nn.Parameter(torch.tensor(.1))
-        loss = info_nce(net[0](x[0]), net[1](x[1]), net.s, use); loss.backward()
+        loss = info_nce(net[0](x[0]), net[1](x[1]), net.s, use, alike=.6); loss.backward()
         for theirs, ours in zip(got, [loss.detach(), *[p.grad for p in net.parameters()]]): torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
 
 # --- the answer
