@@ -144,7 +144,7 @@ def grammar(
                                                      'Load the instruction-tuned checkpoint, or set processor.chat_template.')
     return _grammar(processor, processor.chat_template)
 
-# %% ../nbs/03_chat.ipynb #1ef5f704
+# %% ../nbs/03_chat.ipynb #db11ba2c
 def token_bytes(
     tokenizer, # a fast tokenizer, of bytes (GPT-2's kind) or of pieces (SentencePiece's kind)
     ids, # (T,) token ids
@@ -185,14 +185,13 @@ def regions(
     if text[at:].strip(): asked(at, len(text))
     return out
 
-# %% ../nbs/03_chat.ipynb #b5a983da
+# %% ../nbs/03_chat.ipynb #ecb9369f
 def image_token_id(
     processor, # of the model in use
 )->int:
     "The id of the token that takes a picture's place in a row."
     return getattr(processor.tokenizer, 'image_token_id', None) or processor.image_token_id
 
-@functools.lru_cache(4096)
 def placeholder(
     processor, # of the model in use
     size:tuple=None, # (height, width) of the picture in pixels; None: any, where the model does not care
@@ -208,7 +207,7 @@ def placeholder(
 def count_image_tokens(text:str, processor)->int: # how many image tokens a text has
     return text.count(processor.tokenizer.convert_ids_to_tokens(image_token_id(processor)))
 
-# %% ../nbs/03_chat.ipynb #a3f9ad44
+# %% ../nbs/03_chat.ipynb #9c062959
 class Token(NamedTuple):
     "What one token of a row is."
     role: str # template, image, prompt, answer or padding
@@ -223,12 +222,13 @@ def tokens(
     "What every token is, read off the tokens themselves."
     tok, image, ids = processor.tokenizer, image_token_id(processor), [int(i) for i in ids]
     said, control = token_bytes(tok, ids), {k for k, t in tok.added_tokens_decoder.items() if t.special}
-    real = [k for k, i in enumerate(ids) if i != tok.pad_token_id] or [0]
+    real, end = [k for k, i in enumerate(ids) if i != tok.pad_token_id] or [0], grammar(processor).end.encode()
     lo, hi, turn = real[0], real[-1] + 1, [''] * len(ids)
+    hi += hi < len(ids) and said[hi] == end                                                     # where padding is spelled as the answer's end
     ends = np.cumsum([0] + [len(b) for b in said[lo:hi]])                                       # (hi - lo + 1,) in bytes
     for name, a, b in regions(processor, b''.join(said[lo:hi])):
         for k in range(np.searchsorted(ends, a, 'right') - 1, np.searchsorted(ends, b)): turn[lo + k] = name
-    end, single = grammar(processor).end.encode(), count_image_tokens(placeholder(processor, (224, 224)), processor) == 1
+    single = 'cross_attention_mask' in processor.model_input_names   # one token a picture
     def beside(k): # a control token, with nothing but blanks between?
         return any(next((ids[j] in control for j in way if said[j].strip()), False) for way in (range(k, hi), range(k, lo - 1, -1)))
     def role(k, i):
@@ -323,7 +323,7 @@ def show_strip(
     drawn = boxes(tokens(processor, ids), labels, width)
     return draw_boxes(drawn, ax or plt.subplots(figsize=(11, .42*drawn[-1][1] + .57))[1], width)
 
-# %% ../nbs/03_chat.ipynb #4a4a16c7
+# %% ../nbs/03_chat.ipynb #081ba76b
 def refuse_control(
     text:str, # a prompt, a caption, notes: anything that came from data
     processor, # of the model in use
@@ -331,7 +331,7 @@ def refuse_control(
 ):
     "Refuse data that would be read as a control token, or that opens a turn as the template does."
     g = grammar(processor)
-    marks = control_tokens(processor.tokenizer) | {m.strip() for m in (g.user, g.model, g.end) if m.strip()}
+    marks = control_tokens(processor.tokenizer) | {processor.image_token} | {m.strip() for m in (g.user, g.model, g.end) if m.strip()}
     found = sorted((t for t in marks if t in text), key=text.index)
     if found: raise ValueError(
         f"{what} contains {found[0]!r}: {text[:80]!r}. The model reads it as a control token or a turn, not as letters, so data "
@@ -355,13 +355,13 @@ def proofread(
             if what == 'an answer' and not text.strip(): raise ValueError(
                 "an answer is empty: it would teach the model to say nothing. Set the record aside.")
 
-# %% ../nbs/03_chat.ipynb #4eea48c4
+# %% ../nbs/03_chat.ipynb #7affcc47
 def write(
     processor, # of the model in use
     turns:list, # of one conversation
     sizes:list=None, # (height, width) of each of its pictures; None where the model does not care
     speak:bool=False, # end where the model starts to speak
-    known:dict=None, # skeletons met before, for speed
+    known:dict=None, # skeletons and pictures' sizes met before, for speed
 )->tuple: # (text, [(start, stop) in characters of each answer and its end])
     "A conversation as the model's own template writes it, its image tokens written out, and which characters are graded."
     known = {} if known is None else known
@@ -382,7 +382,11 @@ def write(
         if k % 2 == 0:
             before, *after = piece.split(processor.image_token)
             if len(after) > len(left): raise ValueError('the chat template announces more pictures than the turns do; set processor.chat_template.')
-            text += before + ''.join(placeholder(processor, left.pop(0)) + more for more in after)
+            for more in after:
+                size = left.pop(0)
+                if size not in known: known[size] = placeholder(processor, size)
+                before += known[size] + more
+            text += before
         else:
             role, said = words[int(piece)]
             text += said
@@ -418,7 +422,7 @@ def tokenize(
         rows.append(dict(input_ids=ids, labels=labels))
     return rows
 
-# %% ../nbs/03_chat.ipynb #a824fff8
+# %% ../nbs/03_chat.ipynb #c1f9f4f6
 def see(
     processor, # of the model in use
     pictures:list, # for each row a list of its pictures: PIL images or (H, W, 3) uint8 arrays
@@ -444,6 +448,7 @@ def pad(
 )->dict: # (N, T) tensors: input_ids, attention_mask, labels, and token types where the family wants them
     "Rows of different lengths as one batch."
     tok, T = processor.tokenizer, max(len(r['input_ids']) for r in rows)
+    if tok.pad_token_id is None: raise ValueError('the tokenizer has no padding token; choose one: processor.tokenizer.pad_token = processor.tokenizer.eos_token')
     def fill(v, empty):
         more = [empty] * (T - len(v))
         return more + [*v] if side == 'left' else [*v] + more

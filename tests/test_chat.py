@@ -167,6 +167,19 @@ def test_a_template_that_ends_answers_with_nothing(families):
     row = tokenize(p, [talk], [[SIZE]])[0]
     assert ''.join(said(p, row['labels']).split()) == 'melanomaYes.' and [t.role == 'answer' for t in tokens(p, row['input_ids'])] == [l != -100 for l in row['labels']]
 
+def test_padding_that_is_spelled_as_the_end_of_an_answer():
+    p = tiny_processor('llava'); p.tokenizer.pad_token = None
+    with pytest.raises(ValueError, match='no padding token; choose one'): encode(p, None, 'a', 'b')
+    p.tokenizer.pad_token = '</s>'
+    b = Collator(p)([record(0), record(1, caption='Yes.')])
+    assert faults(b, p) == [] and said(p, b['labels'][1]).strip() == 'Yes.</s>'
+    row = tokens(p, b['input_ids'][1]); assert [t.role for t in row].count('padding') == (b['attention_mask'][1] == 0).sum() > 5
+
+def test_a_changed_image_size_is_seen_at_once(processor):
+    p = tiny_processor('llava'); assert wanted(encode(p, picture()), p) == [16]
+    p.image_processor.crop_size = dict(height=64, width=64); p.image_processor.size = dict(shortest_edge=64)
+    b = encode(p, picture()); assert wanted(b, p) == [64] and faults(b, p) == []
+
 def test_token_bytes_of_sentencepiece(tmp_path):
     from tokenizers import Tokenizer, decoders, models as tm, normalizers
     from transformers import PreTrainedTokenizerFast
