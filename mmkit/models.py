@@ -98,7 +98,7 @@ def nearest(
     near = difflib.get_close_matches(str(name), list(known), 1, .4)
     return (f' Did you mean {near[0]!r}?' if near else '') + f" There is {', '.join(map(repr, known))}."
 
-# %% ../nbs/05_models.ipynb #8df236b7
+# %% ../nbs/05_models.ipynb #286b59ab
 def _tower(width, **kw): return dict(hidden_size=width, intermediate_size=2*width, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8, **kw)
 def _speaker(width, vocab, layers=2, **kw): return dict(vocab_size=vocab, hidden_size=width, intermediate_size=2*width, num_hidden_layers=layers,
     num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2, **kw)
@@ -117,17 +117,17 @@ TINY = dict(   # family -> (transformers class, its configuration at width w and
     qwen2_vl=('Qwen2VL', lambda w, v: dict(text_config=_speaker(w, v, rope_parameters=_rope(mrope_section=[w//16, w//16, w//8])), image_token_id=3,
         video_token_id=4, vision_start_token_id=5, vision_end_token_id=6, vision_config=dict(depth=2, embed_dim=w, hidden_size=w, num_heads=2, mlp_ratio=2,
             patch_size=8, spatial_merge_size=2, temporal_patch_size=2))),
-    blip2=('Blip2', lambda w, v: dict(vision_config=_tower(w), qformer_config=dict(_reader(w, v, 64), encoder_hidden_size=w, cross_attention_frequency=1),
+    blip2=('Blip2', lambda w, v: dict(vision_config=_tower(w, initializer_range=.02), qformer_config=dict(_reader(w, v, 64), encoder_hidden_size=w, cross_attention_frequency=1),
         text_config=dict(model_type='opt', vocab_size=v, hidden_size=w, word_embed_proj_dim=w, ffn_dim=2*w, num_hidden_layers=2, num_attention_heads=2,
             max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2), num_query_tokens=4, image_token_index=3)),
     clip=('CLIP', lambda w, v: dict(text_config=_reader(w, v, 77), vision_config=_tower(w), projection_dim=w)),
     siglip=('Siglip', lambda w, v: dict(text_config=_reader(w, v, 64), vision_config=_tower(w))))
 
-# %% ../nbs/05_models.ipynb #4f18ab91
+# %% ../nbs/05_models.ipynb #57dfcaca
 def tiny(
     family:str, # 'gemma3', 'mllama', 'llava', 'qwen2_vl', 'blip2', 'clip' or 'siglip'
     seed:int=0, # of its weights
-    width:int=64, # of every part; a multiple of 64, or bitsandbytes fails on a CPU
+    width:int=64, # of every part; a multiple of 32
     vocab:int=128, # words
 ): # a model in evaluation mode, on the CPU
     "A small random instance of the real transformers class, with its eyes open: a swapped picture moves the logits."
@@ -140,7 +140,7 @@ def tiny(
         try: model = getattr(transformers, kind)(getattr(transformers, f'{name}Config')(**config(width, vocab)))
         finally: hf_logging.set_verbosity(level)
         for n, p in model.named_parameters():                              # zero as transformers makes them: see trap 1
-            if n.endswith('mm_input_projection_weight'): torch.nn.init.normal_(p, 0, .02)
+            if n.endswith(('mm_input_projection_weight', 'query_tokens')): torch.nn.init.normal_(p, 0, .02)
             if n.endswith(('cross_attn_attn_gate', 'cross_attn_mlp_gate')): torch.nn.init.ones_(p)
     return model.eval()
 
@@ -326,7 +326,7 @@ def layers(
         raise ValueError(f"{kind!r} is no linear layer of {part!r}{', but of ' + ' and '.join(elsewhere) if elsewhere else ''}.{nearest(kind, dict.fromkeys(last[part]))}")
     return [n for n, k in zip(found[part], last[part]) if not kinds or k in kinds]
 
-# %% ../nbs/05_models.ipynb #929a990f
+# %% ../nbs/05_models.ipynb #f3f97fbc
 NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True)
 QUANTIZE = {'nf4': NF4, '4bit': NF4, '8bit': dict(load_in_8bit=True)}
 
@@ -347,7 +347,8 @@ def quantizer(
     kw:dict, # of `from_pretrained`
 ): # a BitsAndBytesConfig
     "What transformers needs to know to quantise the text model's linear layers, and nothing else."
-    if quantize not in list(QUANTIZE): raise ValueError(f'quantize={quantize!r} is not a way to quantise.{nearest(quantize, QUANTIZE)}')
+    if quantize not in list(QUANTIZE):
+        raise ValueError(f"quantize={quantize!r} is not a way to quantise.{nearest('8bit' if '8' in str(quantize) else quantize, QUANTIZE)}")
     if 'quantization_config' in kw: raise ValueError(f'quantize={quantize!r} and a quantization_config: give one of them')
     if getattr(config, 'quantization_config', None): raise ValueError(f'these weights were quantised before they were saved; load them without quantize={quantize!r}')
     try: import bitsandbytes
