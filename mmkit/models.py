@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForZe
 from transformers.utils import logging as hf_logging
 from .core import PALETTE, assets, device, table
 
-# %% ../nbs/05_models.ipynb #08ffa331
+# %% ../nbs/05_models.ipynb #8e6d2380
 BASE = assets()/'base' # the model that ships with the package
 
 def load(
@@ -52,6 +52,7 @@ def _processor(source, local, hub):
         raise FileNotFoundError(f"{source} holds a model, but no whole processor for it ({str(e).splitlines()[0].split('. ')[0]}). Save the one that it was "
             "trained with beside it: processor.save_pretrained(folder). Without one, transformers' own from_pretrained gives the model alone.") from e
 
+# %% ../nbs/05_models.ipynb #f311e439
 def no_repack(
     model, # with layers of bitsandbytes, or without
 ): # the same model
