@@ -145,7 +145,7 @@ def tiny(
             if n.endswith(('cross_attn_attn_gate', 'cross_attn_mlp_gate')): torch.nn.init.ones_(p)
     return model.eval()
 
-# %% ../nbs/05_models.ipynb #15ea577d
+# %% ../nbs/05_models.ipynb #87bd310a
 def size(
     p:torch.Tensor, # a parameter, quantised or not
 )->tuple: # (numbers, bytes)
@@ -169,6 +169,7 @@ def what_trains(
                          training_bytes=sum(p.numel() * (p.element_size() + 8) for p in P if p.requires_grad)))
     return table(rows)
 
+# %% ../nbs/05_models.ipynb #99818140
 PART_COLOURS = dict(vision=PALETTE.orange, projector=PALETTE.vermilion, text=PALETTE.green)
 
 def plot_trains(
