@@ -324,7 +324,10 @@ def test_true_numbers_and_bytes_of_packed_weights(model):
     with train_only(four, 'projector'):
         rows = {r[0]: r for r in what_trains(four).rows}; assert rows['all'][3] == rows['projector'][1] == 16512 and rows['text'][3] == 0
     import matplotlib.pyplot as plt
-    assert len(plot_trains(four, by='bytes').patches) == 6; plt.close('all')
+    total = sum(size(p)[1] for p in four.parameters())
+    for by, shares in (('bytes', [r[5]/total for r in what_trains(four).rows]), ('parameters', [r[2] for r in what_trains(four).rows])):
+        drawn = plot_trains(four, by=by).patches; assert np.allclose([p.get_width() for p in drawn[::2]], shares[:3]) and len(drawn) == 6
+    plt.close('all')
     with pytest.raises(ValueError, match="Did you mean 'bytes'"): plot_trains(four, by='byte')
 
 @pytest.mark.parametrize('wish, hint', [('nf5', "'nf4'"), ('int8', "'8bit'"), (8, "'8bit'"), (4, "'nf4'|'4bit'"), ('4bits', "'4bit'")])
@@ -379,7 +382,8 @@ def test_adapters_in_the_wrong_part(model):
     with train_only(m, 'vision'): assert all('lora_' in n for n, p in m.named_parameters() if p.requires_grad)
     with train_only(m, 'projector'): assert on(m) == {'projector'}
 
-def test_layers_of_one_part(model, wrapped):
+def test_layers_of_one_part(loaded, wrapped):
+    model = loaded[0]
     assert layers(model, 'text', 'q_proj', 'down_proj') == [n for n, x in model.named_modules() if n.startswith('model.language_model') and n.endswith(('q_proj', 'down_proj'))]
     assert layers(model, 'vision') == [n for n, x in model.named_modules() if isinstance(x, torch.nn.Linear) and 'vision_tower' in n]
     assert 'lm_head' not in layers(model, 'text') and layers(wrapped, 'text') == layers(model, 'text')
