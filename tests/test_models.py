@@ -1,12 +1,12 @@
 "What is in a model, what trains, and that nothing else moves; adapters included."
-import copy, logging, warnings
+import copy, math, warnings
 import numpy as np, pytest, torch
 from PIL import Image
 from mmkit import models
 from mmkit.chat import Collator, encode
-from mmkit.models import embed_image, embed_text, image_features, load, own, param_groups, part_of, parts, plot_trains, pool, project, train_only, what_trains
+from mmkit.models import (embed_image, embed_text, full_precision, image_features, layers, load, no_repack, own, param_groups, part_of, parts, plot_stages, plot_trains,
+                          pool, project, size, stages, train_only, what_trains)
 
-logging.getLogger('bitsandbytes').setLevel(logging.ERROR)
 PARTS = ('vision', 'projector', 'text')
 def picture(k): return Image.fromarray(np.random.default_rng(k).integers(0, 255, (96, 96, 3), dtype=np.uint8))
 
@@ -219,10 +219,244 @@ def test_only_the_named_part_of_a_family_moves(family):
         with models.train_only(m, part):
             opt = torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=1e-3)
             out = m(**picture_inputs(family, x)); loss = (out.logits_per_image if 'logits_per_image' in out else out.logits).square().sum()
-            loss.backward(); opt.step(); opt.zero_grad()
+            loss.backward(); assert all(p.grad.norm() < 1e4 for p in m.parameters() if p.grad is not None)    # no norm over zeros, no 1e18
+            opt.step(); opt.zero_grad()
         moved = {models.part_of(n) for n, p in m.named_parameters() if not torch.equal(p, before[n])}
         assert moved == {part}, (part, moved)
 
 def test_tiny_refuses_and_leaves_the_dice_alone():
     with pytest.raises(ValueError, match="Did you mean 'llava'"): models.tiny('lava')
     torch.manual_seed(3); a = torch.rand(1); torch.manual_seed(3); models.tiny('clip'); assert torch.rand(1) == a
+
+# --- folders of the other families
+GENERATIVE = ('gemma3', 'mllama', 'llava', 'qwen2_vl', 'blip2')
+@pytest.fixture(scope='module')
+def folders(loaded, tmp_path_factory):
+    "Each tiny family as `save_pretrained` writes it, with a processor beside it."
+    out = {}
+    for family in models.TINY:
+        out[family] = tmp_path_factory.mktemp(family)
+        models.tiny(family).save_pretrained(out[family]); loaded[1].save_pretrained(out[family])
+    return out
+def px(seed=0): return torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(seed))
+def some_loss(m, family, seed=0):
+    out = m(**picture_inputs(family, px(seed)))
+    return (out.logits_per_image if 'logits_per_image' in out else out.logits).float().square().sum()
+def gradient(m, family, part):
+    torch.manual_seed(0)                                          # some families drop out
+    return torch.cat([g.flatten() for g in torch.autograd.grad(some_loss(m, family), own(m, part), allow_unused=True, materialize_grads=True)])
+def adapted(m, part='text', *kinds):
+    from peft import LoraConfig, get_peft_model
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore'); return get_peft_model(m, LoraConfig(r=2, target_modules=layers(m, part, *(kinds or ('q_proj', 'v_proj')))))
+
+@pytest.mark.parametrize('family', list(models.TINY))
+def test_load_gives_back_what_was_saved(family, folders):
+    m, fresh = load(folders[family])[0], models.tiny(family)
+    assert type(m) is type(fresh) and not m.training
+    assert all(torch.equal(p, q) for p, q in zip(m.parameters(), fresh.parameters()))
+
+def test_a_folder_without_a_processor(folders, tmp_path):
+    models.tiny('llava').save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match='no whole processor.*processor.save_pretrained'): load(tmp_path)
+    load(folders['llava'])[1].tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match='no whole processor'): load(tmp_path)
+
+# --- quantised
+@pytest.mark.parametrize('quantize', ['nf4', '8bit'])
+@pytest.mark.parametrize('family', list(models.TINY))
+def test_only_the_text_models_linear_layers_are_quantised(family, quantize, folders):
+    import bitsandbytes as bnb
+    m, plain = load(folders[family], quantize=quantize)[0], models.tiny(family)
+    packed = [n for n, x in m.named_modules() if isinstance(x, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt))]
+    head = plain.get_output_embeddings()
+    assert packed and packed == [n for n, x in plain.named_modules() if isinstance(x, torch.nn.Linear) and part_of(n) == 'text' and x is not head] == layers(m, 'text')
+    w = dict(m.named_parameters())
+    for n, p in plain.named_parameters():                         # everything else is what it was, to the bit
+        if n.removesuffix('.weight') not in packed: assert torch.equal(p, w[n]) or p.dim() == 1 and torch.allclose(p, w[n])
+    with torch.no_grad(): a, b = some_loss(m, family).sqrt(), some_loss(plain, family).sqrt()
+    near = .2*b if family in GENERATIVE else .05*plain.logit_scale.exp()      # of a cosine's scale
+    assert abs(a - b) < near and a != b
+
+@pytest.mark.parametrize('quantize', ['nf4', '8bit'])
+@pytest.mark.parametrize('family', GENERATIVE)
+def test_a_pass_in_evaluation_mode_leaves_the_gradients_alone(family, quantize, folders):
+    m = load(folders[family], quantize=quantize)[0].train()
+    before = gradient(m, family, 'projector'); m.eval()
+    with torch.no_grad(): some_loss(m, family)
+    m.train()
+    assert 0 < before.norm() < 1e4 and torch.equal(before, gradient(m, family, 'projector'))
+    plain = gradient(models.tiny(family).train(), family, 'projector')
+    assert torch.cosine_similarity(before, plain, dim=0) > .85
+
+def test_the_trap_is_real_and_refused(loaded, batch):
+    import bitsandbytes as bnb
+    if not bnb.functional.has_avx512bf16(): pytest.skip('this CPU has no AVX512-BF16, so nothing is repacked')
+    m = load(quantize='nf4')[0]
+    for x in m.modules():
+        if isinstance(x, bnb.nn.Linear4bit): x.support_avx512bf16_for_cpu = True
+    train_only(m, 'projector')                                    # in time: also for a model that came another way
+    with torch.no_grad(): m(**step_inputs(batch))
+    train_only(m, 'projector'); stages(m, {0: 'projector'})
+    for x in m.modules():
+        if isinstance(x, bnb.nn.Linear4bit): x.support_avx512bf16_for_cpu = True
+    with torch.no_grad(): m(**step_inputs(batch))
+    for late in (lambda: train_only(m, 'projector'), lambda: param_groups(m, dict(projector=1e-3)), lambda: stages(m, {0: 'projector'}), lambda: no_repack(m)):
+        with pytest.raises(ValueError, match='repacked for inference.*anew'): late()
+    with train_only(m): pass                                      # freezing everything is no training
+
+def test_widths_that_are_no_multiple_of_64(loaded, tmp_path):
+    models.tiny('llava', width=96).save_pretrained(tmp_path); loaded[1].save_pretrained(tmp_path)
+    m = load(tmp_path, quantize='nf4')[0]
+    with torch.no_grad(): assert some_loss(m, 'llava').isfinite()
+    assert gradient(m, 'llava', 'projector').norm() > 0
+
+def test_true_numbers_and_bytes_of_packed_weights(model):
+    four, eight, n = load(quantize='4bit')[0], load(quantize='8bit')[0], 0
+    for name in layers(model, 'text'):
+        w = model.get_submodule(name).weight; blocks = math.ceil(w.numel()/64); n += w.numel()
+        assert size(four.get_submodule(name).weight) == (w.numel(), w.numel()//2 + blocks + 4*math.ceil(blocks/256) + 4 + 4*(16 + 256))
+        assert size(eight.get_submodule(name).weight) == (w.numel(), w.numel() + 4*len(w))
+    rows = [{r[0]: dict(zip(what_trains(m).columns, r)) for r in what_trains(m).rows} for m in (model, four, eight)]
+    for part in (*PARTS, 'all'): assert len({r[part]['parameters'] for r in rows}) == len({r[part]['share'] for r in rows}) == 1
+    for part in PARTS[:2]: assert len({r[part]['weight_bytes'] for r in rows}) == 1
+    assert rows[0]['all']['weight_bytes'] - rows[2]['all']['weight_bytes'] == 3*n - sum(4*len(eight.get_submodule(x).weight) for x in layers(model, 'text'))
+    with train_only(four, 'projector'):
+        rows = {r[0]: r for r in what_trains(four).rows}; assert rows['all'][3] == rows['projector'][1] == 16512 and rows['text'][3] == 0
+    import matplotlib.pyplot as plt
+    total = sum(size(p)[1] for p in four.parameters())
+    for by, shares in (('bytes', [r[5]/total for r in what_trains(four).rows]), ('parameters', [r[2] for r in what_trains(four).rows])):
+        drawn = plot_trains(four, by=by).patches; assert np.allclose([p.get_width() for p in drawn[::2]], shares[:3]) and len(drawn) == 6
+    plt.close('all')
+    with pytest.raises(ValueError, match="Did you mean 'bytes'"): plot_trains(four, by='byte')
+
+@pytest.mark.parametrize('wish, hint', [('nf5', "'nf4'"), ('int8', "'8bit'"), (8, "'8bit'"), (4, "'nf4'|'4bit'"), ('4bits', "'4bit'")])
+def test_quantize_names_the_nearest(wish, hint):
+    with pytest.raises(ValueError, match=f'quantize={wish!r}.*Did you mean ({hint})'): load(quantize=wish)
+
+def test_quantize_refuses_what_it_would_ignore(tmp_path, monkeypatch):
+    import sys
+    with pytest.raises(ValueError, match='give one of them'): load(quantize='nf4', quantization_config=dict(load_in_8bit=True))
+    for q in ('nf4', '8bit'):
+        for x in load(quantize=q): x.save_pretrained(tmp_path)
+        m = load(tmp_path)[0]                                     # quantised as it was saved, and safe
+        assert m.is_quantized and not any(getattr(x, 'support_avx512bf16_for_cpu', False) for x in m.modules())
+        with pytest.raises(ValueError, match='before they were saved'): load(tmp_path, quantize='nf4')
+    monkeypatch.setitem(sys.modules, 'bitsandbytes', None)
+    with pytest.raises(ImportError, match='pip install'): load(quantize='nf4')
+
+def test_full_precision_names_are_whole_and_short():
+    said = {f: full_precision(models.tiny(f)) for f in GENERATIVE}
+    assert said['gemma3'] == ['model.vision_tower', 'lm_head'] and said['qwen2_vl'] == ['model.visual', 'lm_head']
+    assert set(said['mllama']) == {'model.vision_model', 'model.language_model.layers.1.cross_attn', 'model.multi_modal_projector', 'lm_head'}
+    assert set(said['blip2']) == {'vision_model', 'qformer', 'language_projection', 'language_model.lm_head'}
+
+# --- adapters in every family, beside full and packed weights
+@pytest.mark.parametrize('quantize', [None, 'nf4', '8bit'])
+@pytest.mark.parametrize('family', GENERATIVE)
+def test_adapters_train_and_nothing_else_moves(family, quantize, folders):
+    m = adapted(load(folders[family], quantize=quantize)[0])
+    assert sum(map(len, parts(m).values())) == len(list(m.named_parameters())) and all(parts(m).values())
+    assert layers(m, 'text', 'q_proj') == layers(models.tiny(family), 'text', 'q_proj')
+    rows = {r[0]: dict(zip(what_trains(m).columns, r)) for r in what_trains(m).rows}
+    lora = sum(p.numel() for n, p in m.named_parameters() if 'lora_' in n)
+    assert rows['all']['parameters'] == lora + sum(p.numel() for p in models.tiny(family).parameters())
+    before = {n: p.detach().clone() for n, p in m.named_parameters()}
+    with train_only(m, 'text'):
+        assert {r[0]: r[3] for r in what_trains(m).rows} == dict(vision=0, projector=0, text=lora, all=lora)
+        opt = torch.optim.SGD(param_groups(m, dict(text=1e-3))); some_loss(m, family).backward(); opt.step(); opt.zero_grad()
+    moved = {n for n, p in m.named_parameters() if not torch.equal(p, before[n])}
+    assert moved and all('lora_B' in n and part_of(n) == 'text' for n in moved)     # A waits for B, which starts at zero
+    with train_only(m, 'projector'): assert on(m) == {'projector'}
+
+@pytest.mark.parametrize('quantize', ['nf4', '8bit'])
+def test_codes_are_refused_as_something_to_train(quantize):
+    m = load(quantize=quantize)[0]; was = [p.requires_grad for p in m.parameters()]
+    for call in (lambda: train_only(m, 'text'), lambda: param_groups(m, 1e-4), lambda: stages(m, {0: 'projector', .5: 'text'})):
+        with pytest.raises(ValueError, match="'text' is quantised: 28 of its 54.*adapters"): call()
+    assert [p.requires_grad for p in m.parameters()] == was
+
+def test_adapters_in_the_wrong_part(model):
+    m = adapted(model, 'vision', 'q_proj')
+    with pytest.raises(ValueError, match="all in the part 'vision'.*none in 'text'"): train_only(m, 'text')
+    with train_only(m, 'vision'): assert all('lora_' in n for n, p in m.named_parameters() if p.requires_grad)
+    with train_only(m, 'projector'): assert on(m) == {'projector'}
+
+def test_layers_of_one_part(loaded, wrapped):
+    model = loaded[0]
+    assert layers(model, 'text', 'q_proj', 'down_proj') == [n for n, x in model.named_modules() if n.startswith('model.language_model') and n.endswith(('q_proj', 'down_proj'))]
+    assert layers(model, 'vision') == [n for n, x in model.named_modules() if isinstance(x, torch.nn.Linear) and 'vision_tower' in n]
+    assert 'lm_head' not in layers(model, 'text') and layers(wrapped, 'text') == layers(model, 'text')
+    for ask, said in ((('text', 'q_prj'), "Did you mean 'q_proj'"), (('text', 'fc1'), r"but of 'vision' \(6\)"), (('vision', 'q_proj', 'gate_proj'), r"but of 'text' \(4\)"),
+                      (('projector',), 'no linear layer.*train it whole'), (('language_model', 'q_proj'), "Did you mean 'text'")):
+        with pytest.raises(ValueError, match=said): layers(model, *ask)
+
+@pytest.mark.parametrize('name, said', [('language_model', "Did you mean 'text'"), ('vision_tower', "Did you mean 'vision'"), ('mm_projector', "Did you mean 'projector'"),
+    ('multi_modal_projector', "Did you mean 'projector'"), ('lm_head', "Did you mean 'text'"), ('q_proj', r"'vision' \(12 parameters\) and 'text' \(4 parameters\)"),
+    ('gate_proj', "Did you mean 'text'"), ('model.language_model.layers.0', "Did you mean 'text'"), ('vison', "Did you mean 'vision'"), (('vision', 'text'), 'one by one'),
+    (['vision'], 'one by one'), ('head', "There is 'vision', 'projector', 'text'")])
+def test_a_name_that_is_no_part_leads_to_one(model, name, said):
+    calls = [lambda: train_only(model, name), lambda: own(model, name)]
+    if isinstance(name, str): calls += [lambda: param_groups(model, {name: 1e-3}), lambda: stages(model, {0: 'projector', .5: name})]
+    for call in calls:
+        with pytest.raises(ValueError, match=said): call()
+    assert on(model) == set(PARTS)
+
+@pytest.mark.parametrize('family, name, part', [('qwen2_vl', 'merger', 'projector'), ('qwen2_vl', 'visual', 'vision'), ('mllama', 'cross_attn', 'projector'),
+    ('blip2', 'qformer', 'projector'), ('blip2', 'vision_model', 'vision'), ('clip', 'text_projection', 'projector'), ('siglip', 'text_model', 'text')])
+def test_pieces_of_every_family_lead_to_their_part(family, name, part):
+    try: train_only(models.tiny(family), name)
+    except ValueError as e: said = str(e)
+    assert f'Did you mean {part!r}' in said or f'{part!r} (' in said and 'name a part' in said, said
+
+# --- stages
+PLAN = {.75: 'text', 0: 'projector', .5: ('text', 'projector', 'text')}
+def test_stages_switch_and_restore(model):
+    model.lm_head.weight.requires_grad_(False); before = [p.requires_grad for p in model.parameters()]
+    s = stages(model, PLAN)
+    assert s.names == ('projector', 'text') and [p.requires_grad for p in model.parameters()] == before     # a plan alone changes nothing
+    assert [s.at(x) for x in (-1, 0, .4999, .5, .74, .75, 1, 7)] == [('projector',)]*3 + [('text', 'projector')]*2 + [('text',)]*3
+    with pytest.raises(ZeroDivisionError), s:
+        assert on(model) == {'projector'}
+        for share in (.5, .8, .1): assert s(share) == s.at(share) and on(model) == set(s.at(share))
+        1/0
+    assert [p.requires_grad for p in model.parameters()] == before
+
+def test_stages_see_what_others_switched(model):
+    "The optimiser's groups are made after the plan, and switch everything on: the next call puts it right."
+    s = stages(model, PLAN)
+    with s:
+        groups = param_groups(model, dict.fromkeys(s.names, 1e-3)); assert on(model) == {'projector', 'text'}
+        assert s(0) == ('projector',) and on(model) == {'projector'} and [g['name'] for g in groups] == ['projector', 'text']
+
+@pytest.mark.parametrize('keep_zeros', [False, True])
+def test_a_part_that_is_frozen_again_stands_still(model, batch, keep_zeros):
+    "Also where gradients are zeroed and not dropped, and with momentum and weight decay."
+    s = stages(model, {0: ('projector', 'text'), .5: 'text'}); opt = torch.optim.AdamW(param_groups(model, dict.fromkeys(s.names, 1e-3)), weight_decay=.1)
+    held = {}
+    for k in range(4):
+        s(k/4); w = {n: p.detach().clone() for n, p in model.named_parameters()}
+        model(**step_inputs(batch)).loss.backward(); opt.step(); opt.zero_grad(set_to_none=not keep_zeros)
+        held[k] = {part_of(n) for n, p in model.named_parameters() if not torch.equal(p, w[n])}
+    assert held == {0: {'projector', 'text'}, 1: {'projector', 'text'}, 2: {'text'}, 3: {'text'}}
+
+@pytest.mark.parametrize('plan, said', [({.5: 'text'}, 'from the start'), ('projector', 'from the start'), ({}, 'from the start'), ({0: 'text', 1: 'vision'}, 'a stage at 1'),
+    ({0: 'text', 50: 'vision'}, 'a stage at 50'), ({0: 'text', -.1: 'vision'}, 'a stage at -0.1'), ({0: 'text', float('nan'): 'vision'}, 'a stage at nan'),
+    ({0: 'text', 'half': 'vision'}, "a stage at 'half'"), ({0: ()}, 'nothing trains from 0'), ({0: 'projector', .5: ('projecter', 'text')}, "Did you mean 'projector'"),
+    ({0: 'projector', .5: 'language_model'}, "Did you mean 'text'")])
+def test_senseless_plans_are_refused(model, plan, said):
+    with pytest.raises(ValueError, match=said): stages(model, plan)
+    assert on(model) == set(PARTS)
+
+@pytest.mark.parametrize('quantize', [None, 'nf4'])
+def test_stages_of_an_adapted_model(folders, quantize):
+    m = adapted(load(folders['gemma3'], quantize=quantize)[0])
+    with stages(m, {0: 'projector', .5: ('projector', 'text')}) as s:
+        assert on(m) == {'projector'}; s(.5); assert on(m) == {'projector', 'text'}
+        assert all('lora_' in n for n, p in m.named_parameters() if p.requires_grad and part_of(n) == 'text')
+
+def test_picture_of_a_plan(model):
+    import matplotlib.pyplot as plt
+    ax = plot_stages(stages(model, PLAN)); said = [t.get_text() for t in ax.texts]
+    assert len(ax.patches) == 9 and [t.get_text() for t in ax.get_yticklabels()] == ['text', 'projector', 'vision']
+    assert said == ['frozen', '1,108,352', '1,108,352', '16,512', '16,512', 'frozen'] + ['frozen']*3; plt.close('all')
