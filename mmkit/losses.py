@@ -74,7 +74,7 @@ class _LogSums(torch.autograd.Function):
         g_scale = (gA*A).sum() if ctx.needs_input_grad[2] else None
         return gA.mul_(s).to(A.dtype), gB.mul_(s).to(B.dtype), g_scale, None
 
-# %% ../nbs/04_losses.ipynb #fb9e9085
+# %% ../nbs/04_losses.ipynb #889329df
 def _world(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 class _Joined(torch.autograd.Function):
@@ -100,6 +100,7 @@ def _told(loss): # its own gradient, the joined batch's value (the mean over pro
     mean = loss.detach().clone(); dist.all_reduce(mean)
     return loss + (mean/_world() - loss.detach())
 
+# %% ../nbs/04_losses.ipynb #af7956be
 class _Alike(torch.autograd.Function):
     "Mean of the rows of z over all that are alike; `ids` (N, K) are alike where `need` of K columns agree. A block of rows at a time."
     @staticmethod
