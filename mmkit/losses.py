@@ -167,7 +167,7 @@ def sigmoid_loss(
     step = block or max(1, 2**21//N)
     return sum(checkpoint(some, A[i:i + step], k[i:i + step], use_reentrant=False) for i in range(0, N, step))/N
 
-# %% ../nbs/04_losses.ipynb #1e72713e
+# %% ../nbs/04_losses.ipynb #8a33e877
 class _TiledCE(torch.autograd.Function):
     "Cross-entropy of h·headᵀ against targets, a tile of the vocabulary at a time; computed again in the backward pass."
     @staticmethod
@@ -189,8 +189,7 @@ class _TiledCE(torch.autograd.Function):
             W = head[v:v + ctx.tile]; P = _mm(h, W.T).sub_(lse[:, None]).exp_()            # what the model believes …
             here = ((target >= v) & (target < v + ctx.tile)).nonzero()[:, 0]
             P[here, target[here] - v] -= 1                                         # … less what is right
-            P = P.mul_(g[:, None]).to(h.dtype) if h.is_cuda else P.mul_(g[:, None])
-            gh += _mm(P, W)
+            P = P.mul_(g[:, None]).to(h.dtype if h.is_cuda else P.dtype); gh += _mm(P, W)
             if ghead is not None: ghead[v:v + ctx.tile] = _mm(P.T, h).to(head.dtype)
         return gh.to(h.dtype), ghead, None, None
 
