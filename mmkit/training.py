@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['TEXT_LINEARS', 'RATES', 'shuffled', 'features_key', 'captions_key', 'FeatureCache', 'keep_within', 'cache_features',
-           'cache_captions', 'image_tokens', 'terms', 'text_of', 'Rows', 'through', 'Checkpoints', 'AlignmentTrainer',
-           'Clock', 'Stages', 'worst_pairs', 'Spikes', 'Run', 'lora', 'learning', 'quick_norms', 'fit']
+           'cache_captions', 'attention_masks', 'quick', 'image_tokens', 'terms', 'text_of', 'Rows', 'through',
+           'Checkpoints', 'AlignmentTrainer', 'Clock', 'Stages', 'worst_pairs', 'Spikes', 'Run', 'lora', 'learning',
+           'fit']
 
 # %% ../nbs/06_training.ipynb #10298ee0
 import contextlib, difflib, hashlib, json, logging, math, os, shutil, tempfile, time, uuid, warnings, weakref
@@ -155,7 +156,51 @@ def cache_captions(model, processor,
         return torch.cat(out)[[at[c] for c in captions]]
     return _kept(folder, captions_key(model, processor, captions), read, keep_bytes)
 
-# %% ../nbs/06_training.ipynb #c9bb78bf
+# %% ../nbs/06_training.ipynb #fefde8b0
+class _Norm(torch.autograd.Function):
+    "Gemma's RMS norm with a frozen weight w, in fp32: x/rms(x)·w, and its gradient by hand (autograd keeps and multiplies twice as much)."
+    @staticmethod
+    def forward(ctx, x, w, eps):
+        x32 = x.float(); r = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, w, r)
+        return (x32*r).mul_(w).type_as(x)
+    @staticmethod
+    def backward(ctx, g):
+        x, w, r = ctx.saved_tensors; g32, x32 = g.float()*w, x.float()
+        along = (g32*x32).sum(-1, keepdim=True).mul_(r.square()).div_(-x.shape[-1])
+        return g32.addcmul_(x32, along).mul_(r).type_as(x), None, None
+
+def attention_masks(batch:dict,   # with attention_mask (B, T), and token_type_ids (B, T): 1 on a picture's seats
+                    window:int=None # how far back sliding layers look
+                   )->dict:       # kind of layer -> (B, 1, T, T), True where the row's token sees the column's
+    "Words see what came before, a picture's tokens one another, nobody sees padding: what transformers builds anew, more slowly, at every step."
+    real, seat = batch['attention_mask'].bool()[:, None], batch['token_type_ids'].bool()
+    back = (at := torch.arange(seat.shape[1], device=seat.device))[:, None] - at                         # (T, T)
+    picture = (seat & ~torch.nn.functional.pad(seat, (1, 0))[:, :-1]).cumsum(1)*seat                     # (B, T) its number, 0 on words
+    same = (picture[:, :, None] == picture[:, None]) & seat[:, :, None]
+    see = lambda reach: (((back >= 0) & (back < reach) | same) & real)[:, None]
+    return dict(full_attention=see(len(at)), sliding_attention=see(window or len(at)))
+
+@contextlib.contextmanager
+def quick(model):
+    "While inside, Gemma's text model spends no time on what a caption's loss does not need: frozen norms are lean, and the last layer's MLP sees answers alone."
+    m = models.inner(model); norms = [k for k in m.modules() if type(k).__name__ == 'Gemma3RMSNorm']
+    last = m.get_decoder().layers[-1]
+    def norm(k):
+        plain = k.forward
+        return lambda x: plain(x) if k.weight.requires_grad else _Norm.apply(x, 1. + k.weight.float(), k.eps)
+    def layer(x, *a, answer_from=0, **kw): # Gemma3DecoderLayer, cut after attention to the positions that are needed
+        x = x + last.post_attention_layernorm(last.self_attn(last.input_layernorm(x), *a, **kw)[0])
+        x = x[:, answer_from:]
+        return x + last.post_feedforward_layernorm(last.mlp(last.pre_feedforward_layernorm(x)))
+    for k in norms: k.forward = norm(k)
+    if type(last).__name__ == 'Gemma3DecoderLayer': last.forward = layer
+    try: yield
+    finally:
+        for k in norms: del k.forward
+        vars(last).pop('forward', None)
+
+# %% ../nbs/06_training.ipynb #4bca7c23
 def image_tokens(model,
                  batch:dict # with `features` (B, P, D) or `pixel_values`
                 )->torch.Tensor: # (B, P, W)
@@ -175,7 +220,10 @@ def terms(model,
     if weights.ce:
         text = {k: batch[k] for k in ('input_ids', 'attention_mask', 'token_type_ids') if k in batch}
         seen = {'image': BaseModelOutputWithPooling(pooler_output=z)}
-        h = m.model(**text, mm_encoder_outputs=seen, use_cache=False).last_hidden_state                # (B, T, W)
+        if 'forward' in vars(m.get_decoder().layers[-1]):                                  # `quick`: before the first graded token nobody asks
+            text['answer_from'] = max(0, int((batch['labels'] != -100).any(0).int().argmax()) - 1)
+            if m.config._attn_implementation == 'sdpa': text['attention_mask'] = attention_masks(batch, m.config.get_text_config().sliding_window)
+        h = m.model(**text, mm_encoder_outputs=seen, use_cache=False).last_hidden_state                # (B, T or less, W)
         plain = type(m.lm_head) is torch.nn.Linear and not getattr(m.config.get_text_config(), 'final_logit_softcapping', None)
         with exact if plain else contextlib.nullcontext():
             out['ce'] = losses.answer_ce(h, batch['labels'], count, m.lm_head.weight) if plain else losses.answer_ce(m.lm_head(h), batch['labels'], count)
@@ -495,7 +543,7 @@ def lora(model,
 
 _lora = lora
 
-# %% ../nbs/06_training.ipynb #f98ccbec
+# %% ../nbs/06_training.ipynb #84c34c41
 def learning(model, train, lora=None)->tuple: # names of parts
     "The parts that will learn, or an error when none would."
     staged = isinstance(train, dict)
@@ -505,16 +553,6 @@ def learning(model, train, lora=None)->tuple: # names of parts
     if not names:
         raise ValueError("train=() and no LoRA: nothing would learn; name a part, such as train=('projector',), or give lora=8")
     return names
-
-@contextlib.contextmanager
-def quick_norms(model):
-    "Gemma's RMS norms by torch's own function: the same numbers in half the time, forward and back."
-    found = [k for k in models.inner(model).modules() if type(k).__name__ == 'Gemma3RMSNorm']
-    def quick(k): return lambda x: torch.nn.functional.rms_norm(x.float(), x.shape[-1:], 1. + k.weight.float(), k.eps).type_as(x)
-    for k in found: k.forward = quick(k)
-    try: yield
-    finally:
-        for k in found: del k.forward
 
 # %% ../nbs/06_training.ipynb #fe7f2d67
 def _history(trainer, batch):
@@ -574,7 +612,7 @@ def _budget(seconds, steps, epochs, per_epoch):
     if epochs: return None, max(1, round(epochs*per_epoch))
     return (None, int(steps)) if steps else (seconds or 60., None)
 
-# %% ../nbs/06_training.ipynb #0454a64f
+# %% ../nbs/06_training.ipynb #6096bb3e
 def fit(model, processor,
         ds,                      # records with images and captions
         train=('projector',),    # parts that learn: 'vision', 'projector', 'text' (through its LoRA, where it has one); or {share of the budget: parts}
@@ -610,7 +648,7 @@ def fit(model, processor,
     if world > 1 and not (steps or epochs): raise ValueError(f'{world} processes have {world} clocks: give steps or epochs, not seconds')
     budget = _budget(seconds, steps, epochs, max(1, len(ds)//(batch*world)))
     stages = models.stages(model, train) if isinstance(train, dict) else None
-    with stages or models.train_only(model, *names), quick_norms(model):
+    with stages or models.train_only(model, *names), quick(model):
         collate, kw = chat.Collator(processor, prompt, notes=notes), dict(folder=folder, bar=bar, keep_bytes=keep_bytes)
         def rows(ds):
             said = [t.get('caption') for t in text_of(ds)]
