@@ -77,7 +77,7 @@ class FeatureCache:
     def __len__(self): return len(self.features)
     def __getitem__(self, rows): return self.features[rows]
 
-# %% ../nbs/06_training.ipynb #7bf4f688
+# %% ../nbs/06_training.ipynb #72d3dbe9
 def keep_within(folder:Path, keep_bytes:float=4e9):
     "Remove the features that were used longest ago when together they outgrow `keep_bytes`, and what a killed run left behind."
     found, total = [], 0
@@ -108,15 +108,11 @@ def _kept(folder, key, compute, keep_bytes):
     found = FeatureCache(path); keep_within(path.parent, keep_bytes)
     return found
 
-def _nf4_awake(m): # in evaluation mode, bitsandbytes repacks 4-bit weights on a CPU, and later gradients are wrong
-    for k in m.modules():
-        if type(k).__name__ == 'Linear4bit': k.training = True
-
 @contextlib.contextmanager
 def _resting(m, bar, n, batch, desc):
     "The model in evaluation mode without gradients, and the starts of batches under a bar."
     was, starts = [(k, k.training) for k in m.modules()], range(0, n, batch)
-    m.eval(); _nf4_awake(m)
+    m.eval()
     try:
         with torch.no_grad(): yield progress(starts, desc=desc, leave=False) if bar and len(starts) > 1 else starts
     finally:
@@ -156,7 +152,7 @@ def cache_captions(model, processor,
         return torch.cat(out)[[at[c] for c in captions]]
     return _kept(folder, captions_key(model, processor, captions), read, keep_bytes)
 
-# %% ../nbs/06_training.ipynb #fefde8b0
+# %% ../nbs/06_training.ipynb #c8d2125a
 class _Norm(torch.autograd.Function):
     "Gemma's RMS norm with a frozen weight w, in fp32: x/rms(x)·w, and its gradient by hand (autograd keeps and multiplies twice as much)."
     @staticmethod
@@ -178,7 +174,7 @@ def attention_masks(batch:dict,   # with attention_mask (B, T), and token_type_i
     back = (at := torch.arange(seat.shape[1], device=seat.device))[:, None] - at                         # (T, T)
     picture = (seat & ~torch.nn.functional.pad(seat, (1, 0))[:, :-1]).cumsum(1)*seat                     # (B, T) its number, 0 on words
     same = (picture[:, :, None] == picture[:, None]) & seat[:, :, None]
-    see = lambda reach: (((back >= 0) & (back < reach) | same) & real)[:, None]
+    see = lambda reach: (((back >= 0) | same) & (back < reach) & real)[:, None]
     return dict(full_attention=see(len(at)), sliding_attention=see(window or len(at)))
 
 @contextlib.contextmanager
@@ -324,7 +320,7 @@ class Checkpoints:
         self.spikes.take_up(past['spikes'], self.seen)
         return str(found[-1])
 
-# %% ../nbs/06_training.ipynb #d8d9a729
+# %% ../nbs/06_training.ipynb #04f9b78e
 class AlignmentTrainer(Checkpoints, Trainer):
     "transformers' Trainer with the weighted sum of `terms` as its loss; `seen` keeps every term and weight of every step."
     def __init__(self, *args, weights=None, # `losses.Weights`, read anew at every step, or a function: share of the budget -> Weights; None: answer cross-entropy alone
@@ -343,15 +339,15 @@ class AlignmentTrainer(Checkpoints, Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         pieces, weights, pairs = getattr(self, 'current_gradient_accumulation_steps', 1), self.now(), {}
         share = None if num_items_in_batch is None else num_items_in_batch/(pieces*self.accelerator.num_processes)
-        got = through(model, lambda: terms(model, inputs, weights, share, pairs))
+        with self.accelerator.autocast(): got = through(model, lambda: terms(model, inputs, weights, share, pairs))   # accelerate's own is in the forward that we pass by
         told = losses.weighted_sum(got, weights)
         self.seen.append(dict(step=self.state.global_step + 1, loss=float(told.total.detach()), **told.raw, weights=weights.terms()))
         if 'contrastive' in got: self.spikes.look(self, told.raw['contrastive'], weights.temperature, inputs, **pairs)
         return (told.total/pieces, got) if return_outputs else told.total/pieces   # the Trainer adds up the pieces of a step
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs, weights = self._prepare_inputs(inputs), self.now(); _nf4_awake(model)
-        with torch.no_grad(), self.compute_loss_context_manager(): got = through(model, lambda: terms(model, inputs, weights))
+        inputs, weights = self._prepare_inputs(inputs), self.now()
+        with torch.no_grad(), self.accelerator.autocast(): got = through(model, lambda: terms(model, inputs, weights))
         counted = (inputs['labels'][:, 1:] != -100).sum(1).float(); self.measured = list(got)
         told = torch.stack([counted, *(v.float().expand(len(counted)) for v in got.values())], 1)      # (B, 1 + terms)
         return None, told, told
@@ -612,7 +608,7 @@ def _budget(seconds, steps, epochs, per_epoch):
     if epochs: return None, max(1, round(epochs*per_epoch))
     return (None, int(steps)) if steps else (seconds or 60., None)
 
-# %% ../nbs/06_training.ipynb #6096bb3e
+# %% ../nbs/06_training.ipynb #30a67099
 def fit(model, processor,
         ds,                      # records with images and captions
         train=('projector',),    # parts that learn: 'vision', 'projector', 'text' (through its LoRA, where it has one); or {share of the budget: parts}
@@ -641,12 +637,13 @@ def fit(model, processor,
        )->Run:
     "Train the named parts within a budget of seconds, steps or epochs; the model ends in evaluation mode."
     if not len(ds): raise ValueError('there are 0 records to train on; was everything set aside while loading?')
-    seed_everything(seed)
+    seed_everything(seed); models.no_repack(model)
     names, weights = learning(model, train, lora), weights or losses.Weights()
     if lora: model = _lora(model, **(lora if isinstance(lora, dict) else dict(rank=lora)))
     world, first = int(os.environ.get('WORLD_SIZE', 1)), weights(0.) if callable(weights) else weights
     if world > 1 and not (steps or epochs): raise ValueError(f'{world} processes have {world} clocks: give steps or epochs, not seconds')
     budget = _budget(seconds, steps, epochs, max(1, len(ds)//(batch*world)))
+    if 'gradient_checkpointing' in args: args['activation_checkpointing'] = args.pop('gradient_checkpointing')   # its new name
     stages = models.stages(model, train) if isinstance(train, dict) else None
     with stages or models.train_only(model, *names), quick(model):
         collate, kw = chat.Collator(processor, prompt, notes=notes), dict(folder=folder, bar=bar, keep_bytes=keep_bytes)
@@ -660,6 +657,6 @@ def fit(model, processor,
         try: run = _run(model, names, stages, train_rows, rows(held) if held is not None else None, weights, budget, lr, batch, warmup, seed, bar,
                         out, every, eval_every, Spikes(stop_on_spikes), tuple(callbacks), args)
         finally:
-            if args.get('gradient_checkpointing'): models.inner(model).gradient_checkpointing_disable()
+            if args.get('activation_checkpointing'): models.inner(model).activation_checkpointing_disable()
     model.zero_grad(); model.eval()
     return run
