@@ -2,11 +2,10 @@
 
 # %% auto #0
 __all__ = ['TEXT_LINEARS', 'RATES', 'shuffled', 'features_key', 'captions_key', 'FeatureCache', 'keep_within', 'cache_features',
-           'cache_captions', 'attention_masks', 'quick', 'image_tokens', 'terms', 'text_of', 'Rows', 'through',
-           'Checkpoints', 'AlignmentTrainer', 'Clock', 'Stages', 'worst_pairs', 'Spikes', 'Run', 'lora', 'learning',
-           'fit']
+           'cache_captions', 'image_tokens', 'terms', 'attention_masks', 'quick', 'text_of', 'Rows', 'Clock', 'Stages',
+           'worst_pairs', 'Spikes', 'through', 'Checkpoints', 'AlignmentTrainer', 'Run', 'lora', 'learning', 'fit']
 
-# %% ../nbs/06_training.ipynb #10298ee0
+# %% ../nbs/06_training.ipynb #f60b5350
 import contextlib, difflib, hashlib, json, logging, math, os, shutil, tempfile, time, uuid, warnings, weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np, torch, transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 try: import fcntl
 except ImportError: fcntl = None                                             # Windows has no such locks
 logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR)   # it wants a kernel that we do not use
@@ -152,6 +152,42 @@ def cache_captions(model, processor,
         return torch.cat(out)[[at[c] for c in captions]]
     return _kept(folder, captions_key(model, processor, captions), read, keep_bytes)
 
+# %% ../nbs/06_training.ipynb #4bca7c23
+def image_tokens(model,
+                 batch:dict # with `features` (B, P, D) or `pixel_values`
+                )->torch.Tensor: # (B, P, W)
+    "Projected image tokens, from the cache where the batch carries its features."
+    if 'features' in batch: return models.project(model, batch['features'].to(models.inner(model).dtype))
+    return models.inner(model).model.get_image_features(batch['pixel_values']).pooler_output
+
+def terms(model,
+          batch:dict,             # from `Rows.batch`, or from `chat.Collator` (with `captions=True` for the contrastive and the mse term)
+          weights:losses.Weights, # a term with weight 0 is not computed
+          count:int=None,         # graded tokens to divide the answers' loss by; None: those of this batch
+          pairs:dict=None         # is given `seen` and `read` (B, W), the embeddings that were compared
+         )->dict:                 # term -> scalar
+    "The terms of the loss, none of them weighted yet."
+    m, z, out = models.inner(model), image_tokens(model, batch), {}
+    exact = torch.autocast(z.device.type, enabled=False)                 # under mixed precision, the losses themselves stay in fp32
+    if weights.ce:
+        text = {k: batch[k] for k in ('input_ids', 'attention_mask', 'token_type_ids') if k in batch}
+        seen = {'image': BaseModelOutputWithPooling(pooler_output=z)}
+        if 'forward' in vars(m.get_decoder().layers[-1]):                                  # `quick`: before the first graded token nobody asks
+            text['answer_from'] = max(0, int((batch['labels'] != -100).any(0).int().argmax()) - 1)
+            if m.config._attn_implementation == 'sdpa': text['attention_mask'] = attention_masks(batch, m.config.get_text_config().sliding_window)
+        h = m.model(**text, mm_encoder_outputs=seen, use_cache=False).last_hidden_state                # (B, T or less, W)
+        plain = type(m.lm_head) is torch.nn.Linear and not getattr(m.config.get_text_config(), 'final_logit_softcapping', None)
+        with exact if plain else contextlib.nullcontext():
+            out['ce'] = losses.answer_ce(h, batch['labels'], count, m.lm_head.weight) if plain else losses.answer_ce(m.lm_head(h), batch['labels'], count)
+    if weights.contrastive or weights.mse:
+        seen = z.mean(1)                                                 # (B, W)
+        read = batch['read'] if 'read' in batch else models.embed_text(model, batch['text_ids'], batch['text_mask'])
+        if pairs is not None: pairs.update(seen=seen.detach(), read=read.detach())
+        with exact:
+            if weights.contrastive: out['contrastive'] = losses.info_nce(seen, read, weights.temperature, ids=batch['caption_id'])
+            if weights.mse: out['mse'] = losses.embedding_mse(seen, read)
+    return out
+
 # %% ../nbs/06_training.ipynb #c8d2125a
 class _Norm(torch.autograd.Function):
     "Gemma's RMS norm with a frozen weight w, in fp32: x/rms(x)·w, and its gradient by hand (autograd keeps and multiplies twice as much)."
@@ -196,42 +232,6 @@ def quick(model):
         for k in norms: del k.forward
         vars(last).pop('forward', None)
 
-# %% ../nbs/06_training.ipynb #4bca7c23
-def image_tokens(model,
-                 batch:dict # with `features` (B, P, D) or `pixel_values`
-                )->torch.Tensor: # (B, P, W)
-    "Projected image tokens, from the cache where the batch carries its features."
-    if 'features' in batch: return models.project(model, batch['features'].to(models.inner(model).dtype))
-    return models.inner(model).model.get_image_features(batch['pixel_values']).pooler_output
-
-def terms(model,
-          batch:dict,             # from `Rows.batch`, or from `chat.Collator` (with `captions=True` for the contrastive and the mse term)
-          weights:losses.Weights, # a term with weight 0 is not computed
-          count:int=None,         # graded tokens to divide the answers' loss by; None: those of this batch
-          pairs:dict=None         # is given `seen` and `read` (B, W), the embeddings that were compared
-         )->dict:                 # term -> scalar
-    "The terms of the loss, none of them weighted yet."
-    m, z, out = models.inner(model), image_tokens(model, batch), {}
-    exact = torch.autocast(z.device.type, enabled=False)                 # under mixed precision, the losses themselves stay in fp32
-    if weights.ce:
-        text = {k: batch[k] for k in ('input_ids', 'attention_mask', 'token_type_ids') if k in batch}
-        seen = {'image': BaseModelOutputWithPooling(pooler_output=z)}
-        if 'forward' in vars(m.get_decoder().layers[-1]):                                  # `quick`: before the first graded token nobody asks
-            text['answer_from'] = max(0, int((batch['labels'] != -100).any(0).int().argmax()) - 1)
-            if m.config._attn_implementation == 'sdpa': text['attention_mask'] = attention_masks(batch, m.config.get_text_config().sliding_window)
-        h = m.model(**text, mm_encoder_outputs=seen, use_cache=False).last_hidden_state                # (B, T or less, W)
-        plain = type(m.lm_head) is torch.nn.Linear and not getattr(m.config.get_text_config(), 'final_logit_softcapping', None)
-        with exact if plain else contextlib.nullcontext():
-            out['ce'] = losses.answer_ce(h, batch['labels'], count, m.lm_head.weight) if plain else losses.answer_ce(m.lm_head(h), batch['labels'], count)
-    if weights.contrastive or weights.mse:
-        seen = z.mean(1)                                                 # (B, W)
-        read = batch['read'] if 'read' in batch else models.embed_text(model, batch['text_ids'], batch['text_mask'])
-        if pairs is not None: pairs.update(seen=seen.detach(), read=read.detach())
-        with exact:
-            if weights.contrastive: out['contrastive'] = losses.info_nce(seen, read, weights.temperature, ids=batch['caption_id'])
-            if weights.mse: out['mse'] = losses.embedding_mse(seen, read)
-    return out
-
 # %% ../nbs/06_training.ipynb #5e83234c
 def text_of(ds)->list: # dicts with id, prompt, notes, answer and caption where they occur
     "The words of a data set or list of records, without touching its images."
@@ -262,113 +262,6 @@ class Rows(torch.utils.data.Dataset):
             out |= dict(text_ids=text['input_ids'], text_mask=text['attention_mask'], caption_id=torch.tensor([r['caption_id'] for r in rows]))
         if self.read is not None: out['read'] = self.read[[r['row'] for r in rows]]
         return out
-
-# %% ../nbs/06_training.ipynb #b4abb509
-def through(wrapped, f): # what f returns
-    "Run f inside the forward call of a wrapper such as DDP or FSDP, which synchronises nothing else; without one, just run it."
-    if not hasattr(wrapped, 'module') and not isinstance(wrapped, FSDPModule): return f()
-    m = models.inner(wrapped); plain = m.forward
-    def once(*a, **kw): m.forward = plain; return f()
-    m.forward = once
-    try: return wrapped(input_ids=None)
-    finally: m.forward = plain
-
-# %% ../nbs/06_training.ipynb #1ad8da07
-class Checkpoints:
-    "What a Trainer saves and takes up again; needs its `clock`, `seen`, `spikes`, `learns` and `signature`."
-    def trained(self)->dict:
-        "Name -> parameter of all that learns at some time, adapters and projector alike: what a checkpoint must hold."
-        return {n: p for n, p in models.inner(self.model).named_parameters() if n in self.learns}
-
-    def _save(self, output_dir=None, state_dict=None):
-        whole = lambda p: p.full_tensor() if hasattr(p, 'full_tensor') else p          # FSDP: every process has a shard
-        told = {n: whole(p.detach()).cpu().contiguous() for n, p in self.trained().items()}
-        if not self.args.should_save: return
-        Path(output_dir).mkdir(parents=True, exist_ok=True); save_file(told, Path(output_dir)/'trained.safetensors')
-
-    def _load_from_checkpoint(self, folder, model=None):
-        have = load_file(Path(folder)/'trained.safetensors')
-        with torch.no_grad():
-            for n, p in self.trained().items(): p.copy_(have[n])
-
-    def _load_best_model(self): self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()                                           # each process writes its own dice
-        if not self.is_world_process_zero(): return
-        folder, clock = Path(self._get_output_dir(trial))/f'checkpoint-{self.state.global_step}', self.clock
-        told = dict(run=self.signature, times=clock.times, rates=clock.rates, seen=self.seen, spikes=self.spikes.found)
-        (folder/'run.tmp').write_text(json.dumps(told)); os.replace(folder/'run.tmp', folder/'run.json')   # last: what lacks it is half a checkpoint
-        for old in self.kept(folder.parent)[:-2]: shutil.rmtree(old)
-
-    def kept(self, folder)->list: # checkpoints, oldest first
-        "The checkpoints in a folder, whole or not."
-        return sorted(Path(folder).glob('checkpoint-*'), key=lambda f: int(f.name.rpartition('-')[2]))
-
-    def go_on(self, folder)->str: # the checkpoint to resume from, or None
-        "Take up the newest whole checkpoint of this very run; half-written ones are thrown away, another run's are refused."
-        found = self.kept(folder)
-        for f in [f for f in found if not (f/'run.json').is_file()]:
-            found.remove(f)
-            if self.is_world_process_zero(): shutil.rmtree(f)
-        if not found: return None
-        past = json.loads((found[-1]/'run.json').read_text())
-        other = [f'{k} {past["run"].get(k)!r}, here {v!r}' for k, v in self.signature.items() if past['run'].get(k) != v]
-        if other: raise ValueError(f"{folder} holds checkpoints of another run ({'; '.join(other)}); give another folder, or delete it")
-        self.clock.times, self.clock.rates, self.seen[:] = past['times'], past['rates'], past['seen']
-        self.spikes.take_up(past['spikes'], self.seen)
-        return str(found[-1])
-
-# %% ../nbs/06_training.ipynb #04f9b78e
-class AlignmentTrainer(Checkpoints, Trainer):
-    "transformers' Trainer with the weighted sum of `terms` as its loss; `seen` keeps every term and weight of every step."
-    def __init__(self, *args, weights=None, # `losses.Weights`, read anew at every step, or a function: share of the budget -> Weights; None: answer cross-entropy alone
-                 clock=None, spikes=None,   # a `Clock` and a `Spikes`
-                 **kw):
-        super().__init__(*args, compute_metrics=self.held_out, **kw)
-        self.weights, self.seen, self.told = weights or losses.Weights(), [], 0
-        self.clock, self.spikes = clock or Clock(steps=self.args.max_steps), spikes or Spikes()
-        self.learns = {n for n, p in models.inner(self.model).named_parameters() if p.requires_grad}
-        self.model_accepts_loss_kwargs = True       # so that the Trainer counts the graded tokens of the whole batch for us
-
-    def now(self)->losses.Weights:
-        "The weights of this moment."
-        return self.weights(self.clock.share(self.state.global_step)) if callable(self.weights) else self.weights
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        pieces, weights, pairs = getattr(self, 'current_gradient_accumulation_steps', 1), self.now(), {}
-        share = None if num_items_in_batch is None else num_items_in_batch/(pieces*self.accelerator.num_processes)
-        with self.accelerator.autocast(): got = through(model, lambda: terms(model, inputs, weights, share, pairs))   # accelerate's own is in the forward that we pass by
-        told = losses.weighted_sum(got, weights)
-        self.seen.append(dict(step=self.state.global_step + 1, loss=float(told.total.detach()), **told.raw, weights=weights.terms()))
-        if 'contrastive' in got: self.spikes.look(self, told.raw['contrastive'], weights.temperature, inputs, **pairs)
-        return (told.total/pieces, got) if return_outputs else told.total/pieces   # the Trainer adds up the pieces of a step
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs, weights = self._prepare_inputs(inputs), self.now()
-        with torch.no_grad(), self.accelerator.autocast(): got = through(model, lambda: terms(model, inputs, weights))
-        counted = (inputs['labels'][:, 1:] != -100).sum(1).float(); self.measured = list(got)
-        told = torch.stack([counted, *(v.float().expand(len(counted)) for v in got.values())], 1)      # (B, 1 + terms)
-        return None, told, told
-
-    def held_out(self, told)->dict: # term -> mean over counted tokens (ce) or pairs
-        "What an evaluation reports, from what `prediction_step` tells of every pair."
-        n, values = told.predictions[:, 0], told.predictions[:, 1:].T
-        out = {k: float(np.average(v, weights=n if k == 'ce' else None)) for k, v in zip(self.measured, values)}
-        return dict(loss=sum(self.now().terms()[k]*v for k, v in out.items()), **out)
-
-    def evaluate(self, *args, **kw):
-        with torch.random.fork_rng(): return super().evaluate(*args, **kw)          # looking must not change the run
-
-    def log(self, logs, *args, **kw):
-        "What loggers get: beside the loss every term, raw and weighted, over the steps since they last heard."
-        if 'loss' in logs and len(self.seen) > self.told:
-            new, self.told = self.seen[self.told:], len(self.seen)
-            for k in [k for k in new[-1]['weights'] if k in new[-1]]:
-                told = np.array([(s[k], s[k]*s['weights'][k]) for s in new if k in s]).mean(0)
-                logs |= {k: float(told[0]), f'weighted_{k}': float(told[1])}
-        super().log(logs, *args, **kw)
 
 # %% ../nbs/06_training.ipynb #f4d35d6e
 class Clock(TrainerCallback):
@@ -464,6 +357,113 @@ class Spikes(TrainerCallback):
         if torch.distributed.is_available() and torch.distributed.is_initialized():       # all processes stop, or none
             over = over.to(args.device); torch.distributed.all_reduce(over)
         if over: control.should_training_stop = True
+
+# %% ../nbs/06_training.ipynb #b4abb509
+def through(wrapped, f): # what f returns
+    "Run f inside the forward call of a wrapper such as DDP or FSDP, which synchronises nothing else; without one, just run it."
+    if not hasattr(wrapped, 'module') and not isinstance(wrapped, FSDPModule): return f()
+    m = models.inner(wrapped); plain = m.forward
+    def once(*a, **kw): m.forward = plain; return f()
+    m.forward = once
+    try: return wrapped(input_ids=None)
+    finally: m.forward = plain
+
+# %% ../nbs/06_training.ipynb #a5726823
+class Checkpoints:
+    "What a Trainer saves and takes up again; needs its `clock`, `seen`, `spikes`, `learns` and `signature`."
+    def trained(self)->dict:
+        "Name -> parameter of all that learns at some time, adapters and projector alike: what a checkpoint must hold."
+        return {n: p for n, p in models.inner(self.model).named_parameters() if n in self.learns}
+
+    def _save(self, output_dir=None, state_dict=None):
+        whole = lambda p: p.full_tensor() if isinstance(p, DTensor) else p             # FSDP: every process has a shard
+        told = {n: whole(p.detach()).cpu().contiguous() for n, p in self.trained().items()}
+        if not self.args.should_save: return
+        Path(output_dir).mkdir(parents=True, exist_ok=True); save_file(told, Path(output_dir)/'trained.safetensors')
+
+    def _load_from_checkpoint(self, folder, model=None):
+        have = load_file(Path(folder)/'trained.safetensors')
+        with torch.no_grad():
+            for n, p in self.trained().items(): p.copy_(distribute_tensor(have[n], p.device_mesh, p.placements) if isinstance(p, DTensor) else have[n])
+
+    def _load_best_model(self): self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()                                           # each process writes its own dice
+        if not self.is_world_process_zero(): return
+        folder, clock = Path(self._get_output_dir(trial))/f'checkpoint-{self.state.global_step}', self.clock
+        told = dict(run=self.signature, times=clock.times, rates=clock.rates, seen=self.seen, spikes=self.spikes.found)
+        (folder/'run.tmp').write_text(json.dumps(told)); os.replace(folder/'run.tmp', folder/'run.json')   # last: what lacks it is half a checkpoint
+        for old in self.kept(folder.parent)[:-2]: shutil.rmtree(old)
+
+    def kept(self, folder)->list: # checkpoints, oldest first
+        "The checkpoints in a folder, whole or not."
+        return sorted(Path(folder).glob('checkpoint-*'), key=lambda f: int(f.name.rpartition('-')[2]))
+
+    def go_on(self, folder)->str: # the checkpoint to resume from, or None
+        "Take up the newest whole checkpoint of this very run; half-written ones are thrown away, another run's are refused."
+        found = self.kept(folder)
+        for f in [f for f in found if not (f/'run.json').is_file()]:
+            found.remove(f)
+            if self.is_world_process_zero(): shutil.rmtree(f)
+        if not found: return None
+        past = json.loads((found[-1]/'run.json').read_text())
+        other = [f'{k} {past["run"].get(k)!r}, here {v!r}' for k, v in self.signature.items() if past['run'].get(k) != v]
+        if other: raise ValueError(f"{folder} holds checkpoints of another run ({'; '.join(other)}); give another folder, or delete it")
+        self.clock.times, self.clock.rates, self.seen[:] = past['times'], past['rates'], past['seen']
+        self.spikes.take_up(past['spikes'], self.seen)
+        return str(found[-1])
+
+# %% ../nbs/06_training.ipynb #04f9b78e
+class AlignmentTrainer(Checkpoints, Trainer):
+    "transformers' Trainer with the weighted sum of `terms` as its loss; `seen` keeps every term and weight of every step."
+    def __init__(self, *args, weights=None, # `losses.Weights`, read anew at every step, or a function: share of the budget -> Weights; None: answer cross-entropy alone
+                 clock=None, spikes=None,   # a `Clock` and a `Spikes`
+                 **kw):
+        super().__init__(*args, compute_metrics=self.held_out, **kw)
+        self.weights, self.seen, self.told = weights or losses.Weights(), [], 0
+        self.clock, self.spikes = clock or Clock(steps=self.args.max_steps), spikes or Spikes()
+        self.learns = {n for n, p in models.inner(self.model).named_parameters() if p.requires_grad}
+        self.model_accepts_loss_kwargs = True       # so that the Trainer counts the graded tokens of the whole batch for us
+
+    def now(self)->losses.Weights:
+        "The weights of this moment."
+        return self.weights(self.clock.share(self.state.global_step)) if callable(self.weights) else self.weights
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        pieces, weights, pairs = getattr(self, 'current_gradient_accumulation_steps', 1), self.now(), {}
+        share = None if num_items_in_batch is None else num_items_in_batch/(pieces*self.accelerator.num_processes)
+        with self.accelerator.autocast(): got = through(model, lambda: terms(model, inputs, weights, share, pairs))   # accelerate's own is in the forward that we pass by
+        told = losses.weighted_sum(got, weights)
+        self.seen.append(dict(step=self.state.global_step + 1, loss=float(told.total.detach()), **told.raw, weights=weights.terms()))
+        if 'contrastive' in got: self.spikes.look(self, told.raw['contrastive'], weights.temperature, inputs, **pairs)
+        return (told.total/pieces, got) if return_outputs else told.total/pieces   # the Trainer adds up the pieces of a step
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs, weights = self._prepare_inputs(inputs), self.now()
+        with torch.no_grad(), self.accelerator.autocast(): got = through(model, lambda: terms(model, inputs, weights))
+        counted = (inputs['labels'][:, 1:] != -100).sum(1).float(); self.measured = list(got)
+        told = torch.stack([counted, *(v.float().expand(len(counted)) for v in got.values())], 1)      # (B, 1 + terms)
+        return None, told, told
+
+    def held_out(self, told)->dict: # term -> mean over counted tokens (ce) or pairs
+        "What an evaluation reports, from what `prediction_step` tells of every pair."
+        n, values = told.predictions[:, 0], told.predictions[:, 1:].T
+        out = {k: float(np.average(v, weights=n if k == 'ce' else None)) for k, v in zip(self.measured, values)}
+        return dict(loss=sum(self.now().terms()[k]*v for k, v in out.items()), **out)
+
+    def evaluate(self, *args, **kw):
+        with torch.random.fork_rng(): return super().evaluate(*args, **kw)          # looking must not change the run
+
+    def log(self, logs, *args, **kw):
+        "What loggers get: beside the loss every term, raw and weighted, over the steps since they last heard."
+        if 'loss' in logs and len(self.seen) > self.told:
+            new, self.told = self.seen[self.told:], len(self.seen)
+            for k in [k for k in new[-1]['weights'] if k in new[-1]]:
+                told = np.array([(s[k], s[k]*s['weights'][k]) for s in new if k in s]).mean(0)
+                logs |= {k: float(told[0]), f'weighted_{k}': float(told[1])}
+        super().log(logs, *args, **kw)
 
 # %% ../nbs/06_training.ipynb #ade37589
 @dataclass
