@@ -13,7 +13,7 @@ from mmkit.pairs import melanoma_pairs
 torch.set_num_threads(1)
 out, result, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 model, processor = models.load('base')
-run = training.fit(model, processor, melanoma_pairs(n=24, seed=3, masks=False), train=('projector', 'text'), lora=dict(rank=4, dropout=.1),
+run = training.fit(model, processor, melanoma_pairs(n=24, seed=3, masks=False), train={0: 'projector', .4: ('projector', 'text')}, lora=dict(rank=4, dropout=.1),
                    steps=steps, batch=4, seed=2, bar=False, out=None if out == '-' else out, every=3)
 torch.save(({n: p.detach() for n, p in models.inner(run.model).named_parameters()}, run.history['loss']), result)
 """
