@@ -92,7 +92,7 @@ def main():
     unknown = set(args.only) - {i for _, ids in files for i in ids}
     if unknown: ask.error(f"no experiment for {', '.join(sorted(unknown))}; there are {', '.join(i for _, ids in files for i in ids)}")
     print(f'machine  {machine()}\nwith     Python {platform.python_version()}, torch {torch.__version__}, {args.seeds} seeds', flush=True)
-    for path, ids in files:
+    for path, ids in sorted(files, key=lambda f: min([args.only.index(i) for i in f[1] if i in args.only], default=0)):       # in the order asked for
         if args.only and not set(ids) & set(args.only): continue
         print(f"\n{', '.join(ids)}: {path.relative_to(ROOT)}", flush=True)
         for made in measure(path, range(args.seeds), say=lambda s: print(s, flush=True)):
