@@ -1,5 +1,5 @@
 # mmkit: one command each. `make` alone lists them; README.md has the plain commands behind every one.
-.PHONY: help tour lab test bench clean
+.PHONY: help tour lab test bench ledger clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -12,7 +12,7 @@ say    = @printf '\n\033[1mmmkit\033[0m · %s\n'
 # The first Python that is 3.10 or newer: yours if you name one (make tour PYTHON=/path/to/python3.12).
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && { echo $$p; break; }; done)
-tour test bench: export HF_HUB_OFFLINE := 1
+tour test bench ledger: export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -22,6 +22,7 @@ help:
 	@echo 'make lab               open JupyterLab at the tour'
 	@echo 'make test              every chapter and every test'
 	@echo 'make bench             measured speeds, with machine, seed and command'
+	@echo 'make ledger            measure the claims again (over an hour); make ledger ONLY=C24 for one, SEEDS=7 for more seeds'
 	@echo 'make clean             remove what running left behind (.venv stays; make clean ALL=1 removes it too)'
 
 tour: $(VENV)/.ready-tour
@@ -43,6 +44,10 @@ test: $(VENV)/.ready-dev
 bench: $(VENV)/.ready-dev
 	$(say) 'measuring; close what else is running'
 	@$(BIN)/python tests/bench/run.py $(ONLY)
+
+ledger: $(VENV)/.ready-dev
+	$(say) 'measuring claims; interrupt it when you like, the same command goes on'
+	@$(BIN)/python tests/ledger/run.py $(ONLY) --seeds $(or $(SEEDS),5)
 
 clean:
 	$(say) 'removing builds, caches and the tour'

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'Palette', 'style', 'Interval', 'bootstrap', 'paired', 'seed_everything', 'device', 'n_cores',
-           'html_escape', 'Table', 'table', 'progress', 'assets', 'live', 'turn']
+           'html_escape', 'Table', 'table', 'progress', 'assets', 'compare_arms', 'verdict', 'Measured', 'measured',
+           'plot_arms', 'live', 'turn']
 
 # %% ../nbs/00_core.ipynb #1bf84104
 import html, io, os, random, warnings
@@ -196,6 +197,85 @@ def assets()->Path: # mmkit/assets of the installed package
     "The folder of files that come with the package; the shipped base model is in `assets()/'base'`."
     import mmkit
     return Path(mmkit.__file__).parent/'assets'
+
+# %% ../nbs/00_core.ipynb #5d97d997
+def compare_arms(rows:list,      # dicts with arm, measure, seeds, values
+                 asked:dict      # says, a: (arm, measure), b: (arm, measure) or a number, expect: 'above', 'below', 'equal' or 'not below'
+                )->dict:         # the same, with `difference` (value, low, high) and `outcome`: 'yes', 'no', or 'open' when the interval leaves it so
+    "Is `a` what was expected beside `b`? From the differences seed by seed."
+    def values(arm, measure):
+        found = [dict(zip(r['seeds'], r['values'])) for r in rows if (r['arm'], r['measure']) == (arm, measure)]
+        if not found: raise ValueError(f"no row has arm {arm!r} with measure {measure!r}; there are {sorted({(r['arm'], r['measure']) for r in rows})}")
+        return found[0]
+    a, b = values(*asked['a']), asked['b']
+    b = values(*b) if isinstance(b, (list, tuple)) else dict.fromkeys(a, b)
+    d = bootstrap(np.mean, [a[s] - b[s] for s in a if s in b])
+    outcome = dict(above=(d.low > 0, d.high <= 0), below=(d.high < 0, d.low >= 0), equal=(d.covers(0), d.low > 0 or d.high < 0))
+    outcome['not below'] = (d.high >= 0, d.high < 0)
+    if asked['expect'] not in outcome: raise ValueError(f"expect={asked['expect']!r}: one of {', '.join(outcome)}")
+    yes, no = outcome[asked['expect']]
+    return dict(asked, difference=list(d), outcome='yes' if yes else 'no' if no else 'open')
+
+def verdict(comparisons:list # with outcomes; those with `control` say whether the experiment is sound
+           )->str:
+    "What the outcomes add up to."
+    if any(c['outcome'] != 'yes' for c in comparisons if c.get('control')): return 'a control failed'
+    got = {c['outcome'] for c in comparisons if not c.get('control')}
+    return 'as claimed' if got == {'yes'} else 'partly as claimed' if 'yes' in got else 'not told apart' if got == {'open'} else 'not as claimed'
+
+# %% ../nbs/00_core.ipynb #025eb8f5
+def _span(*v): return Interval(*(np.nan if x is None else x for x in v))       # JSON knows no nan
+
+class Measured(dict):
+    "A claim's file: `id`, `claim`, `measured`, `cannot`, `rows`, `comparisons`, `verdict`, and where, when and how it was measured."
+    def interval(self, arm:str, measure:str)->Interval:
+        "The mean of one arm with its interval over seeds."
+        return next(_span(r['mean'], r['low'], r['high']) for r in self['rows'] if (r['arm'], r['measure']) == (arm, measure))
+    def table(self, *measures:str)->Table: # those measures; all when none is named
+        "Arms under measures, means with intervals over seeds; controls last."
+        names = measures or tuple(dict.fromkeys(r['measure'] for r in self['rows']))
+        arms, got = {}, {(r['arm'], r['measure']): r for r in self['rows']}
+        for r in self['rows']: arms[r['arm']] = r['control']
+        cell = lambda r: None if r is None else f"{_span(r['mean'], r['low'], r['high']):.3g}"
+        return table([[arm + (' (control)' if c else ''), *(cell(got.get((arm, m))) for m in names)] for arm, c in sorted(arms.items(), key=lambda x: x[1])
+                      if any((arm, m) in got for m in names)], ['arm', *names])
+    def outcomes(self)->Table:
+        "What was expected, and what came."
+        return table([[('control: ' if c.get('control') else '') + c['says'], f"{_span(*c['difference']):.3g}", c['outcome']] for c in self['comparisons']],
+                     ['expected', 'difference', 'outcome'])
+    def _told(self):
+        return [f"{self['id']}. Claimed: {self['claim']}", f"Measured here ({self['kind']}): {self['measured']}", f"Verdict from the comparisons: {self['verdict']}."], \
+            [f"What this cannot say: {self['cannot']}", f"{len(self['seeds'])} seeds, {self['date']}, {self['machine']}, {self['command']}"]
+    def __str__(self): before, after = self._told(); return '\n'.join([*before, str(self.outcomes()), *after])
+    __repr__ = __str__
+    def _repr_html_(self):
+        before, after = self._told(); p = lambda lines: ''.join(f'<p style="max-width:60em">{html_escape(l)}</p>' for l in lines)
+        return p(before) + self.outcomes()._repr_html_() + p(after)
+
+def measured(claim:str,    # its id, such as 'C24'
+             folder=None)->Measured: # None: those that come with the package
+    "What was measured of a claim."
+    import json
+    folder = Path(folder or assets()/'claims'); file = folder/f'{claim}.json'
+    there = sorted((f.stem for f in folder.glob('*.json')), key=lambda c: (len(c), c))
+    if file.stem not in there: raise ValueError(f"nothing was measured for {claim!r}; there is {', '.join(there) or 'nothing yet: run make ledger'}")
+    return Measured(json.loads(file.read_text(encoding='utf-8')))
+
+def plot_arms(found:dict,   # as `measured` gives it
+              measure:str,  # one of its measures
+              ax=None, arms:Sequence=None): # only these arms; None: all that have the measure
+    "Every arm as a point with its 95% interval over seeds, single seeds pale; controls in grey."
+    import matplotlib.pyplot as plt
+    rows = [r for r in found['rows'] if r['measure'] == measure and (arms is None or r['arm'] in arms)]
+    if not rows: raise ValueError(f"no arm has the measure {measure!r}; there is {', '.join(dict.fromkeys(r['measure'] for r in found['rows']))}")
+    rows = sorted(rows, key=lambda r: r['control'])
+    ax = ax or plt.subplots(figsize=(7, .6 + .27*len(rows)))[1]
+    for y, r in enumerate(rows):
+        c = '0.55' if r['control'] else PALETTE.blue
+        ax.plot(r['values'], [y]*len(r['values']), '|', color=c, alpha=.5, ms=7, mew=1)
+        ax.errorbar(r['mean'], y, xerr=[[max(0, r['mean'] - r['low'])], [max(0, r['high'] - r['mean'])]], fmt='o', color=c, ms=5, lw=2)
+    ax.set(yticks=range(len(rows)), yticklabels=[r['arm'] for r in rows], ylim=(len(rows) - .5, -.5), xlabel=f'{measure}, {len(rows[0]["seeds"])} seeds')
+    return ax
 
 # %% ../nbs/00_core.ipynb #8ced2578
 def live()->bool: # False in a script, a test, or a notebook executed by a program

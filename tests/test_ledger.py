@@ -1,0 +1,103 @@
+"The claims' files say how they were come by, and their verdicts follow from their rows; the experiments run."
+import importlib.util, json, math, re, sys
+import numpy as np, pytest
+from conftest import ROOT
+from mmkit.core import Measured, bootstrap, compare_arms, measured, plot_arms, verdict
+
+FILES = sorted((ROOT/'mmkit'/'assets'/'claims').glob('*.json'))
+WANTED = {'C1', 'C2', 'C3', 'C4', 'C5', 'C6', 'C10', 'C19', 'C24', 'C25'}
+FIELDS = ('id', 'claim', 'measured', 'cannot', 'setup', 'kind', 'rows', 'comparisons', 'verdict', 'machine', 'versions', 'date', 'command', 'seeds', 'seconds')
+LEDGER = ROOT/'tests'/'ledger'
+
+@pytest.fixture(scope='module')
+def run():
+    spec = importlib.util.spec_from_file_location('run', LEDGER/'run.py'); m = importlib.util.module_from_spec(spec)
+    before, sys.modules['run'] = list(sys.path), m
+    spec.loader.exec_module(m)
+    yield m
+    sys.path[:] = before
+    for name in ('run', 'world', 'contrast'): sys.modules.pop(name, None)
+
+def test_every_claim_has_its_file(): assert WANTED <= {f.stem for f in FILES}
+
+@pytest.fixture(params=FILES, ids=lambda f: f.stem)
+def entry(request): return json.loads(request.param.read_text(encoding='utf-8')) | {'file': request.param}
+
+def test_how_it_was_come_by(entry):
+    assert not [k for k in FIELDS if not entry.get(k)], 'a field is missing or empty'
+    assert entry['id'] == entry['file'].stem and entry['kind'] == 'analogue, not replication'
+    assert len(set(entry['seeds'])) >= 5 and entry['seconds'] > 0 and entry['id'] in entry['command']
+    assert re.fullmatch(r'\d{4}-\d\d-\d\d', entry['date']) and {'python', 'torch', 'transformers'} <= set(entry['versions'])
+    assert not re.search(r'/(root|work|home|tmp|Users)/', entry['file'].read_text(encoding='utf-8')), 'a path of one machine'
+
+def test_rows_hold_what_they_say(entry):
+    assert any(r['control'] for r in entry['rows']), 'no control'
+    assert len({(r['arm'], r['measure']) for r in entry['rows']}) == len(entry['rows'])
+    for r in entry['rows']:
+        assert r['seeds'] == entry['seeds'] and len(r['values']) == len(r['seeds']) >= 5, (r['arm'], r['measure'])
+        assert r['low'] <= r['mean'] <= r['high'], (r['arm'], r['measure'])
+        again = bootstrap(np.mean, r['values'])
+        assert np.allclose([r['mean'], r['low'], r['high']], again, rtol=1e-4, atol=2e-6), (r['arm'], r['measure'])
+
+def test_the_verdict_follows_from_the_rows(entry):
+    again = [compare_arms(entry['rows'], {k: c[k] for k in ('says', 'a', 'b', 'expect', 'control') if k in c}) for c in entry['comparisons']]
+    assert [c['outcome'] for c in again] == [c['outcome'] for c in entry['comparisons']]
+    for a, c in zip(again, entry['comparisons']): assert np.allclose(a['difference'], c['difference'], rtol=1e-4, atol=2e-6), c['says']
+    assert verdict(again) == entry['verdict'] != 'a control failed'
+    assert any(c.get('control') for c in again) and any(not c.get('control') for c in again)
+
+def test_what_is_shown(entry):
+    m = measured(entry['id'])
+    assert isinstance(m, Measured) and entry['verdict'] in str(m) and all(c['says'] in str(m) for c in entry['comparisons'])
+    assert '&lt;b&gt;' in Measured(m, claim='<b>')._repr_html_() and '<b>' not in Measured(m, claim='<b>')._repr_html_()
+    for measure in dict.fromkeys(r['measure'] for r in m['rows']):
+        ax = plot_arms(m, measure); arms = [t.get_text() for t in ax.get_yticklabels()]; ax.figure.clear()
+        assert sorted(arms) == sorted(r['arm'] for r in m['rows'] if r['measure'] == measure)
+
+def test_unknown_claims_name_what_there_is(tmp_path):
+    with pytest.raises(ValueError, match='C24'): measured('C240')
+    with pytest.raises(ValueError, match='make ledger'): measured('C1', tmp_path)
+
+def test_a_cell_is_measured_once_and_survives_a_kill(run, tmp_path):
+    asked = []
+    def f(lr): asked.append(lr); return {'R@1': lr}
+    file, quiet = tmp_path/'C0.jsonl', lambda s: None
+    assert run.Cells(file, quiet)('arm', 0, f, lr=.5) == {'R@1': .5}
+    with file.open('a') as out: out.write('{"arm": "arm", "se')             # killed while it wrote
+    cells = run.Cells(file, quiet)
+    assert cells('arm', 0, f, lr=.5) == {'R@1': .5} and asked == [.5]
+    assert cells('arm', 1, f, lr=.5) and cells('arm', 0, f, lr=.1) and asked == [.5, .5, .1], 'another seed or setting is another cell'
+    again = run.Cells(file, quiet)
+    assert again('arm', 0, f, lr=.5) and len(asked) == 3
+    cells.finish(); assert not file.exists() and run.Cells(file, quiet)('arm', 0, f, lr=.5) and len(asked) == 4
+
+def test_an_experiment_runs_and_goes_on(run, tmp_path, cache):
+    file, said = LEDGER/'ledger_mse.py', []
+    made, = run.measure(file, [0, 1], tmp_path/'claims', tmp_path/'cells', small=True, say=said.append)
+    first = json.loads(made.read_text(encoding='utf-8'))
+    assert made.name == 'C4.json' and not [k for k in FIELDS if not first.get(k)] and first['seeds'] == [0, 1]
+    assert {r['arm'] for r in first['rows']} >= {'contrastive', 'MSE alone', 'untrained'} and len(said) > 20
+    done = tmp_path/'cells'/'C4.done.jsonl'; lines = done.read_text().splitlines(True)
+    (tmp_path/'cells'/'C4.jsonl').write_text(''.join(lines[:-3]))              # as if killed three cells before the end
+    said.clear(); run.measure(file, [0, 1], tmp_path/'claims', tmp_path/'cells', small=True, say=said.append)
+    again = json.loads(made.read_text(encoding='utf-8'))
+    assert len(said) == 3, 'only what was missing is measured'
+    assert [r['values'] for r in again['rows']] == [r['values'] for r in first['rows']], 'the same seeds, the same values'
+    assert not (ROOT/'runs'/'ledger'/'C4.jsonl').exists() or (ROOT/'runs'/'ledger'/'C4.jsonl').stat().st_mtime < made.stat().st_mtime
+
+def test_a_misplaced_picture_is_still_the_same_tokens(run):
+    place = run.module(LEDGER/'ledger_placement.py')
+    class Tok:
+        image_token_id = 8
+        def convert_tokens_to_ids(self, t): return 5
+    ids = [2, 20, 6, 8, 8, 8, 7, 30, 31, 5, 21, 40, 41, 5, 22]                  # begin, user, <image>, seats, </image>, prompt, end, model, answer, end
+    labels = [-100]*11 + [40, 41, 5, -100]
+    for where in place.PLACES:
+        got, told = place.moved(ids, labels, where, Tok())
+        assert sorted(got) == sorted(ids) and [t for t in told if t != -100] == [40, 41, 5], where
+        assert all(t in (-100, i) for i, t in zip(got, told)), where
+    at = {where: place.moved(ids, labels, where, Tok())[0] for where in place.PLACES + place.BROKEN}
+    assert at['before the prompt'] == ids and at['off by one'] == [2, 20, 8, 6, 8, 8, 7, 30, 31, 5, 21, 40, 41, 5, 22]
+    assert at['after the prompt'] == [2, 20, 30, 31, 6, 8, 8, 8, 7, 5, 21, 40, 41, 5, 22]
+    assert at['after the answer'] == [2, 20, 30, 31, 5, 21, 40, 41, 5, 6, 8, 8, 8, 7, 22]
+    assert at['no seats'] == [2, 20, 30, 31, 5, 21, 40, 41, 5, 22] and at['one seat too few'].count(8) == 2
