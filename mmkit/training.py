@@ -610,7 +610,7 @@ def _budget(seconds, steps, epochs, per_epoch):
     if epochs: return None, max(1, round(epochs*per_epoch))
     return (None, int(steps)) if steps else (seconds or 60., None)
 
-# %% ../nbs/06_training.ipynb #30a67099
+# %% ../nbs/06_training.ipynb #c7a96e61
 def fit(model, processor,
         ds,                      # records with images and captions
         train=('projector',),    # parts that learn: 'vision', 'projector', 'text' (through its LoRA, where it has one); or {share of the budget: parts}
@@ -645,7 +645,8 @@ def fit(model, processor,
     world, first = int(os.environ.get('WORLD_SIZE', 1)), weights(0.) if callable(weights) else weights
     if world > 1 and not (steps or epochs): raise ValueError(f'{world} processes have {world} clocks: give steps or epochs, not seconds')
     budget = _budget(seconds, steps, epochs, max(1, len(ds)//(batch*world)))
-    if 'gradient_checkpointing' in args: args['activation_checkpointing'] = args.pop('gradient_checkpointing')   # its new name
+    again = 'activation_checkpointing' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient_checkpointing'    # its new name
+    if 'gradient_checkpointing' in args: args[again] = args.pop('gradient_checkpointing')
     stages = models.stages(model, train) if isinstance(train, dict) else None
     with stages or models.train_only(model, *names), quick(model):
         collate, kw = chat.Collator(processor, prompt, notes=notes), dict(folder=folder, bar=bar, keep_bytes=keep_bytes)
@@ -659,6 +660,6 @@ def fit(model, processor,
         try: run = _run(model, names, stages, train_rows, rows(held) if held is not None else None, weights, budget, lr, batch, warmup, seed, bar,
                         out, every, eval_every, Spikes(stop_on_spikes), tuple(callbacks), args)
         finally:
-            if args.get('activation_checkpointing'): models.inner(model).activation_checkpointing_disable()
+            if args.get(again): getattr(models.inner(model), f'{again}_disable')()
     model.zero_grad(); model.eval()
     return run

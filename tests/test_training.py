@@ -191,6 +191,8 @@ def test_a_frozen_text_model_in_a_hurry_says_the_same(ds, base):
     for out, grad in got[1:]:
         assert all(abs(out[k].item() - v.item()) < 1e-5 for k, v in got[0][0].items()); torch.testing.assert_close(grad, got[0][1], rtol=1e-3, atol=1e-6)
     assert not [n for n, k in model.named_modules() if 'forward' in vars(k)]
+    with models.train_only(model, 'text'), training.quick(model): training.terms(model, batch, losses.Weights())['ce'].backward()
+    assert model.model.language_model.norm.weight.grad.abs().sum() > 0, 'a norm that learns needs its gradient'
 
 def test_attention_masks_are_transformers_own(ds, base):
     "Padding, two pictures, a short window: what our masks allow is what transformers' allow."
