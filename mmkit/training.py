@@ -232,7 +232,7 @@ def quick(model):
         for k in norms: del k.forward
         vars(last).pop('forward', None)
 
-# %% ../nbs/06_training.ipynb #5e83234c
+# %% ../nbs/06_training.ipynb #8ed692d0
 def text_of(ds)->list: # dicts with id, prompt, notes, answer and caption where they occur
     "The words of a data set or list of records, without touching its images."
     keep = ('prompt', 'notes', 'answer', 'caption', 'id')
@@ -252,15 +252,16 @@ class Rows(torch.utils.data.Dataset):
             for r, ids in zip(self.rows, collate.processor.tokenizer(said).input_ids): r.update(text_ids=ids, caption_id=number[r['caption']])
     def __len__(self): return len(self.rows)
     def __getitem__(self, i):
-        return dict(self.rows[i], **({'image': self.ds[i]['image']} if self.features is None else {'features': self.features[i]}))
-    def batch(self, rows:list # as this data set gives them
+        seen = {'image': self.ds[i]['image']} if self.features is None else {'features': self.features[i]}
+        return self.rows[i] | seen | ({} if self.read is None else {'read': self.read[i]})
+    def batch(self, rows:list # as this data set gives them, or another one with the same collator
              )->dict: # what `terms` takes, and `row`: their numbers
         "`chat.Collator`'s batch with row numbers, captions, and the captions' embeddings where they are known."
         out = self.collate(rows) | {'row': torch.tensor([r['row'] for r in rows])}
         if 'text_ids' in rows[0] and 'text_ids' not in out:
             text = chat.pad(self.collate.processor, [dict(input_ids=r['text_ids'], labels=[]) for r in rows])
             out |= dict(text_ids=text['input_ids'], text_mask=text['attention_mask'], caption_id=torch.tensor([r['caption_id'] for r in rows]))
-        if self.read is not None: out['read'] = self.read[[r['row'] for r in rows]]
+        if 'read' in rows[0]: out['read'] = torch.stack([r['read'] for r in rows])
         return out
 
 # %% ../nbs/06_training.ipynb #f4d35d6e
@@ -302,7 +303,7 @@ class Stages(TrainerCallback):
         share = self.clock.share(state.global_step)
         if self.stages.at(share) != self.now: self.now = self.stages(share)
 
-# %% ../nbs/06_training.ipynb #5344bccf
+# %% ../nbs/06_training.ipynb #11d129ce
 def worst_pairs(seen:torch.Tensor, # (B, W) embeddings of pictures
                 read:torch.Tensor, # (B, W) embeddings of their captions
                 ids:torch.Tensor,  # (B,) equal where captions are
@@ -318,12 +319,12 @@ def worst_pairs(seen:torch.Tensor, # (B, W) embeddings of pictures
 class Spikes(TrainerCallback):
     "Warns when the contrastive term leaps out of its recent past, and names the batch's worst pairs: `found`."
     def __init__(self, stop:int=None,  # end the run at so many spikes; None: only warn
-                 window:int=32,        # batches that count as the recent past …
+                 window:int=64,        # batches that count as the recent past …
                  least:int=16,         # … of which there must be so many
                  k:float=5.,           # how many robust standard deviations above the median are a leap
                  n:int=3):             # pairs to name
         self.stop, self.window, self.least, self.k, self.n = stop, window, least, k, n
-        self.past, self.found, self.tau = [], [], None
+        self.past, self.found, self.tau, self.above = [], [], None, False
 
     def limit(self)->float: # infinite while too little has been seen
         "Median and spread (1.4826 MAD, at least 3% of the median) of the recent past: what a normal batch stays below."
@@ -336,7 +337,8 @@ class Spikes(TrainerCallback):
         "One batch's contrastive term."
         if tau != self.tau: self.past, self.tau = [], tau                                 # another temperature: another scale
         limit = self.limit(); self.past.append(value)
-        if value <= limit: return
+        first, self.above = not self.above, value > limit
+        if not self.above: return
         usual, text = float(np.median(self.past[-self.window - 1:-1])), getattr(trainer.train_dataset, 'text', None)
         rows = batch['row'].tolist() if 'row' in batch else None
         for i, better in worst_pairs(seen, read, batch['caption_id'], self.n):
@@ -344,8 +346,8 @@ class Spikes(TrainerCallback):
             self.found.append(dict(step=trainer.state.global_step + 1, contrastive=value, usual=usual, limit=limit, row=rows[i] if rows else None,
                                    id=t.get('id'), fit_better=f'{better} of {len(seen) - 1}', caption=t.get('caption')))
         worst = '; '.join(f'row {f["row"]} ({f["id"]}): {(f["caption"] or "")[:60]!r}' for f in self.found[-self.n:])
-        warnings.warn(f'step {self.found[-1]["step"]}: the contrastive term leapt to {value:.2f} (usual {usual:.2f}, limit {limit:.2f}). Captions of other '
-                      f'pictures fit better than their own in {worst}. Look at these pairs; if they are right, the learning rate may be too high.')
+        if first: warnings.warn(f'step {self.found[-1]["step"]}: the contrastive term leapt to {value:.2f} (usual {usual:.2f}, limit {limit:.2f}). Captions of '
+            f'other pictures fit better than their own in {worst}. Look at these pairs; if they are right, or if it stays up, the learning rate may be too high.')
 
     def take_up(self, found, seen): self.found, self.past = found, [s['contrastive'] for s in seen if 'contrastive' in s]
 
@@ -608,7 +610,7 @@ def _budget(seconds, steps, epochs, per_epoch):
     if epochs: return None, max(1, round(epochs*per_epoch))
     return (None, int(steps)) if steps else (seconds or 60., None)
 
-# %% ../nbs/06_training.ipynb #30a67099
+# %% ../nbs/06_training.ipynb #c7a96e61
 def fit(model, processor,
         ds,                      # records with images and captions
         train=('projector',),    # parts that learn: 'vision', 'projector', 'text' (through its LoRA, where it has one); or {share of the budget: parts}
@@ -643,7 +645,8 @@ def fit(model, processor,
     world, first = int(os.environ.get('WORLD_SIZE', 1)), weights(0.) if callable(weights) else weights
     if world > 1 and not (steps or epochs): raise ValueError(f'{world} processes have {world} clocks: give steps or epochs, not seconds')
     budget = _budget(seconds, steps, epochs, max(1, len(ds)//(batch*world)))
-    if 'gradient_checkpointing' in args: args['activation_checkpointing'] = args.pop('gradient_checkpointing')   # its new name
+    again = 'activation_checkpointing' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient_checkpointing'    # its new name
+    if 'gradient_checkpointing' in args: args[again] = args.pop('gradient_checkpointing')
     stages = models.stages(model, train) if isinstance(train, dict) else None
     with stages or models.train_only(model, *names), quick(model):
         collate, kw = chat.Collator(processor, prompt, notes=notes), dict(folder=folder, bar=bar, keep_bytes=keep_bytes)
@@ -657,6 +660,6 @@ def fit(model, processor,
         try: run = _run(model, names, stages, train_rows, rows(held) if held is not None else None, weights, budget, lr, batch, warmup, seed, bar,
                         out, every, eval_every, Spikes(stop_on_spikes), tuple(callbacks), args)
         finally:
-            if args.get('activation_checkpointing'): models.inner(model).activation_checkpointing_disable()
+            if args.get(again): getattr(models.inner(model), f'{again}_disable')()
     model.zero_grad(); model.eval()
     return run
