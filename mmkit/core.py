@@ -261,6 +261,7 @@ def measured(claim:str,    # its id, such as 'C24'
     if file.stem not in there: raise ValueError(f"nothing was measured for {claim!r}; there is {', '.join(there) or 'nothing yet: run make ledger'}")
     return Measured(json.loads(file.read_text(encoding='utf-8')))
 
+# %% ../nbs/00_core.ipynb #a3510205
 def plot_arms(found:dict,   # as `measured` gives it
               measure:str,  # one of its measures
               ax=None, arms:Sequence=None): # only these arms; None: all that have the measure
