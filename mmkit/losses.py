@@ -4,9 +4,9 @@
 __all__ = ['Temperature', 'joined', 'info_nce', 'sigmoid_loss', 'answer_ce', 'embedding_mse', 'spread', 'Weights', 'Weighted',
            'weighted_sum', 'gradient_share', 'plot_gradient_share']
 
-# %% ../nbs/04_losses.ipynb #cea6c937
+# %% ../nbs/04_losses.ipynb #f537ebb6
 import difflib, math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 import matplotlib.pyplot as plt, torch, torch.distributed as dist, torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -232,25 +232,31 @@ def spread(
     s = torch.linalg.svdvals(z); p = (s/s.sum()).clamp(min=1e-12)
     return float(1 - z.mean(0).square().sum()), float((-(p*p.log()).sum()).exp())
 
-# %% ../nbs/04_losses.ipynb #a129ea8f
+# %% ../nbs/04_losses.ipynb #d2a08ec6
 @dataclass
 class Weights:
     "How much each term counts, and the temperature of the contrastive one. Weight 0: the term is only watched."
     contrastive: float = 0. # weight of info_nce
     ce: float = 1. # weight of answer_ce
     mse: float = 0. # weight of embedding_mse
-    temperature: float = 0.07 # tau of info_nce
+    temperature: float = 0.07 # tau of info_nce; or a `Temperature`, which is learned
     def __post_init__(self): self.validate()
     def validate(self):
         "Refuse what cannot be meant."
-        for name, w in asdict(self).items():
-            if not 0 <= w < float('inf'): raise ValueError(f'{name} = {w}; weights are 0 or more')
+        for name, w in vars(self).items():
+            if not isinstance(w, torch.nn.Module) and not 0 <= w < float('inf'): raise ValueError(f'{name} = {w}; weights are 0 or more')
         if not self.temperature: raise ValueError('temperature = 0; CLIP starts at 0.07')
         if not any(self.terms().values()):
             raise ValueError('every weight is 0: nothing would train. Give contrastive, ce or mse a weight.')
     def terms(self)->dict:
         "The weights by the names of their terms."
         return dict(contrastive=self.contrastive, ce=self.ce, mse=self.mse)
+    def learned(self)->Temperature: # None where the temperature is a number
+        "The learned temperature."
+        return self.temperature if isinstance(self.temperature, torch.nn.Module) else None
+    def tau(self):
+        "The temperature of this moment: a number, or a tensor with its gradient."
+        return self.temperature() if self.learned() else self.temperature
 
 class Weighted(NamedTuple):
     "A weighted sum with what it is made of."
