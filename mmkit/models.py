@@ -107,7 +107,7 @@ def _reader(width, vocab, length): return dict(vocab_size=vocab, hidden_size=wid
     max_position_embeddings=length, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 def _rope(**kw): return dict(rope_type='default', rope_theta=1e4, **kw)
 
-TINY = dict(   # family -> (transformers class, its configuration at width w and v words); the picture's seat is token 3, pictures are 32×32
+TINY = dict(   # family -> (transformers class, its configuration at width w and v words); the image token is number 3, pictures are 32×32
     gemma3=('Gemma3', lambda w, v: dict(text_config=_speaker(w, v, head_dim=w//2, query_pre_attn_scalar=w//2, layer_types=['full_attention']*2),
         vision_config=_tower(w, vision_use_head=False), mm_tokens_per_image=4, image_token_index=3, boi_token_index=4, eoi_token_index=5)),
     mllama=('Mllama', lambda w, v: dict(text_config=_speaker(w, v, 3, cross_attention_layers=[1], rope_parameters=_rope()), image_token_index=3,

@@ -90,7 +90,7 @@ def test_a_misplaced_picture_is_still_the_same_tokens(run):
     class Tok:
         image_token_id = 8
         def convert_tokens_to_ids(self, t): return 5
-    ids = [2, 20, 6, 8, 8, 8, 7, 30, 31, 5, 21, 40, 41, 5, 22]                  # begin, user, <image>, seats, </image>, prompt, end, model, answer, end
+    ids = [2, 20, 6, 8, 8, 8, 7, 30, 31, 5, 21, 40, 41, 5, 22]                  # begin, user, <image>, image tokens, </image>, prompt, end, model, answer, end
     labels = [-100]*11 + [40, 41, 5, -100]
     for where in place.PLACES:
         got, told = place.moved(ids, labels, where, Tok())
@@ -100,4 +100,4 @@ def test_a_misplaced_picture_is_still_the_same_tokens(run):
     assert at['before the prompt'] == ids and at['off by one'] == [2, 20, 8, 6, 8, 8, 7, 30, 31, 5, 21, 40, 41, 5, 22]
     assert at['after the prompt'] == [2, 20, 30, 31, 6, 8, 8, 8, 7, 5, 21, 40, 41, 5, 22]
     assert at['after the answer'] == [2, 20, 30, 31, 5, 21, 40, 41, 5, 6, 8, 8, 8, 7, 22]
-    assert at['no seats'] == [2, 20, 30, 31, 5, 21, 40, 41, 5, 22] and at['one seat too few'].count(8) == 2
+    assert at['no image tokens'] == [2, 20, 30, 31, 5, 21, 40, 41, 5, 22] and at['one image token too few'].count(8) == 2

@@ -8,16 +8,16 @@ from world import fresh, pairs_of
 
 IDS = ('C10',)
 PLACES = ('before the prompt', 'after the prompt', 'after the answer', 'off by one')
-BROKEN = ('one seat too few', 'no seats')
+BROKEN = ('one image token too few', 'no image tokens')
 
 def moved(ids:list, labels:list, place:str, tok)->tuple: # (ids, labels) of the row with its picture elsewhere
-    "The picture's tokens (its mark, its seats, its end) taken out and put elsewhere."
-    seats = [k for k, i in enumerate(ids) if i == tok.image_token_id]
-    lo, hi = seats[0] - 1, seats[-1] + 2                                   # with <start_of_image> and <end_of_image>
+    "The picture's tokens (its mark, its image tokens, its end) taken out and put elsewhere."
+    image_tokens = [k for k, i in enumerate(ids) if i == tok.image_token_id]
+    lo, hi = image_tokens[0] - 1, image_tokens[-1] + 2                                   # with <start_of_image> and <end_of_image>
     if place == 'before the prompt': return ids, labels
-    if place == 'off by one': order = [*range(lo), lo + 1, lo, *range(lo + 2, len(ids))]          # the first seat comes before its mark
-    elif place == 'one seat too few': order = [k for k in range(len(ids)) if k != seats[0]]
-    elif place == 'no seats': order = [*range(lo), *range(hi, len(ids))]
+    if place == 'off by one': order = [*range(lo), lo + 1, lo, *range(lo + 2, len(ids))]          # the first image token comes before its mark
+    elif place == 'one image token too few': order = [k for k in range(len(ids)) if k != image_tokens[0]]
+    elif place == 'no image tokens': order = [*range(lo), *range(hi, len(ids))]
     else:
         stop = tok.convert_tokens_to_ids('<end_of_turn>')
         ends = [k for k, i in enumerate(ids) if i == stop]
@@ -85,7 +85,7 @@ def clock_factor(clock, step):
 
 def speak(model, processor, ds, place):
     "Captions with the picture in that place of the question; after the answer, it is not there yet."
-    asked = rows_of(processor, ds, 'no seats' if place == 'after the answer' else place, answers=False)
+    asked = rows_of(processor, ds, 'no image tokens' if place == 'after the answer' else place, answers=False)
     pooled = training.cache_features(model, processor, ds, bar=False).features
     ids, out = torch.tensor([r['input_ids'] for r in asked]), []
     for k in range(0, len(ids), 128):
@@ -119,9 +119,9 @@ def measure(cells, seeds, small=False):
              dict(says='in its place, training beats the commonest answer', a=[right, F1], b=['always the commonest', F1], expect='above', control=True)]
     yield entry(cells, seeds, 'C10', found, tests, ('always the commonest',), len(pairs_of(seeds[0], small)['test']),
         claim='A misplaced image token costs 37 hours: training goes on, and nothing says so.',
-        measured='The picture before and after the prompt, after the answer, one token off, and with its seats missing: does the answer move when the picture is swapped, does transformers refuse, '
+        measured='The picture before and after the prompt, after the answer, one token off, and with its image tokens missing: does the answer move when the picture is swapped, does transformers refuse, '
                  'and what do loss and captions show after a short training.',
         setup=f'Swaps in the shipped base, on 64 held-out pairs, mean absolute change of all log-probabilities at answer tokens. Training: projector and LoRA of rank 8, {steps} steps of {batch}; captions '
               'asked the way that was trained ("macro-F1") and with the picture where it belongs ("asked right").',
-        cannot='How many hours somebody lost. One family (Gemma 3) with its causal text and its seats in the text; where pictures enter by cross-attention, their place means something else. Short runs: '
+        cannot='How many hours somebody lost. One family (Gemma 3) with its causal text and its image tokens in the text; where pictures enter by cross-attention, their place means something else. Short runs: '
                'with more steps the loss of a blind model falls further.')
