@@ -1,6 +1,6 @@
 "The claims' files say how they were come by, and their verdicts follow from their rows; the experiments run."
-import importlib.util, json, math, re, sys
-import numpy as np, pytest
+import importlib.util, json, re, sys
+import matplotlib.pyplot as plt, numpy as np, pytest
 from conftest import ROOT
 from mmkit.core import Measured, bootstrap, compare_arms, measured, plot_arms, verdict
 
@@ -51,7 +51,7 @@ def test_what_is_shown(entry):
     assert isinstance(m, Measured) and entry['verdict'] in str(m) and all(c['says'] in str(m) for c in entry['comparisons'])
     assert '&lt;b&gt;' in Measured(m, claim='<b>')._repr_html_() and '<b>' not in Measured(m, claim='<b>')._repr_html_()
     for measure in dict.fromkeys(r['measure'] for r in m['rows']):
-        ax = plot_arms(m, measure); arms = [t.get_text() for t in ax.get_yticklabels()]; ax.figure.clear()
+        ax = plot_arms(m, measure); arms = [t.get_text() for t in ax.get_yticklabels()]; plt.close(ax.figure)
         assert sorted(arms) == sorted(r['arm'] for r in m['rows'] if r['measure'] == measure)
 
 def test_unknown_claims_name_what_there_is(tmp_path):

@@ -111,4 +111,4 @@ def measure(cells, seeds, small=False):
                  'pairs share, in the same words or in others, as positives or as negatives (N = 32).',
         setup=HOW + ' Nearest: by the base\'s own vectors, other attributes. Short captions: asymmetry, border, skin, impression; right is the own one among all that occur, in one phrasing. Rates of the batch sizes: 0.001 to 0.016, '
               '0.064 too from N = 128.',
-        cannot=TOY + ' Constant samples seen gives a large batch few steps; at constant steps it would look better. SigLIP saw saturation near 32,000, out of reach here.')
+        cannot=TOY + ' Constant samples seen gives a large batch few steps; at constant steps it would look better. The sigmoid loss starts from a bias of -10, which few steps hardly move. SigLIP saw saturation near 32,000, out of reach here.')
