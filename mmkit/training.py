@@ -77,7 +77,7 @@ class FeatureCache:
     def __len__(self): return len(self.features)
     def __getitem__(self, rows): return self.features[rows]
 
-# %% ../nbs/06_training.ipynb #72d3dbe9
+# %% ../nbs/06_training.ipynb #f442d3bd
 def keep_within(folder:Path, keep_bytes:float=4e9):
     "Remove the features that were used longest ago when together they outgrow `keep_bytes`, and what a killed run left behind."
     found, total = [], 0
@@ -108,6 +108,7 @@ def _kept(folder, key, compute, keep_bytes):
     found = FeatureCache(path); keep_within(path.parent, keep_bytes)
     return found
 
+# %% ../nbs/06_training.ipynb #b764c140
 @contextlib.contextmanager
 def _resting(m, bar, n, batch, desc):
     "The model in evaluation mode without gradients, and the starts of batches under a bar."
@@ -137,6 +138,7 @@ def cache_features(model, processor,
         return torch.cat(out)
     return _kept(folder, features_key(model, processor, ds), see, keep_bytes)
 
+# %% ../nbs/06_training.ipynb #e0bf9b42
 def cache_captions(model, processor,
                    captions:list,  # N texts
                    folder=None, batch:int=64, bar:bool=True, keep_bytes:float=4e9
@@ -303,7 +305,7 @@ class Stages(TrainerCallback):
         share = self.clock.share(state.global_step)
         if self.stages.at(share) != self.now: self.now = self.stages(share)
 
-# %% ../nbs/06_training.ipynb #11d129ce
+# %% ../nbs/06_training.ipynb #39680b61
 def worst_pairs(seen:torch.Tensor, # (B, W) embeddings of pictures
                 read:torch.Tensor, # (B, W) embeddings of their captions
                 ids:torch.Tensor,  # (B,) equal where captions are
@@ -316,6 +318,7 @@ def worst_pairs(seen:torch.Tensor, # (B, W) embeddings of pictures
     order = sorted(range(len(S)), key=lambda i: (-int(better[i]), -float(gap[i].max())))[:n]
     return [(i, int(better[i])) for i in order]
 
+# %% ../nbs/06_training.ipynb #d8dbcaa0
 class Spikes(TrainerCallback):
     "Warns when the contrastive term leaps out of its recent past, and names the batch's worst pairs: `found`."
     def __init__(self, stop:int=None,  # end the run at so many spikes; None: only warn
@@ -370,7 +373,7 @@ def through(wrapped, f): # what f returns
     try: return wrapped(input_ids=None)
     finally: m.forward = plain
 
-# %% ../nbs/06_training.ipynb #a5726823
+# %% ../nbs/06_training.ipynb #73c3a9a2
 class Checkpoints:
     "What a Trainer saves and takes up again; needs its `clock`, `seen`, `spikes`, `learns` and `signature`."
     def trained(self)->dict:
@@ -399,17 +402,15 @@ class Checkpoints:
         (folder/'run.tmp').write_text(json.dumps(told)); os.replace(folder/'run.tmp', folder/'run.json')   # last: what lacks it is half a checkpoint
         for old in self.kept(folder.parent)[:-2]: shutil.rmtree(old)
 
-    def kept(self, folder)->list: # checkpoints, oldest first
-        "The checkpoints in a folder, whole or not."
+    def kept(self, folder)->list: # checkpoints, whole or not, oldest first
         return sorted(Path(folder).glob('checkpoint-*'), key=lambda f: int(f.name.rpartition('-')[2]))
 
     def go_on(self, folder)->str: # the checkpoint to resume from, or None
         "Take up the newest whole checkpoint of this very run; half-written ones are thrown away, another run's are refused."
         found = self.kept(folder)
-        for f in [f for f in found if not (f/'run.json').is_file()]:
-            found.remove(f)
-            if self.is_world_process_zero(): shutil.rmtree(f)
-        if not found: return None
+        whole = [f for f in found if (f/'run.json').is_file()]
+        if self.is_world_process_zero(): [shutil.rmtree(f) for f in found if f not in whole]
+        if not (found := whole): return None
         past = json.loads((found[-1]/'run.json').read_text())
         other = [f'{k} {past["run"].get(k)!r}, here {v!r}' for k, v in self.signature.items() if past['run'].get(k) != v]
         if other: raise ValueError(f"{folder} holds checkpoints of another run ({'; '.join(other)}); give another folder, or delete it")
@@ -417,7 +418,7 @@ class Checkpoints:
         self.spikes.take_up(past['spikes'], self.seen)
         return str(found[-1])
 
-# %% ../nbs/06_training.ipynb #04f9b78e
+# %% ../nbs/06_training.ipynb #90181481
 class AlignmentTrainer(Checkpoints, Trainer):
     "transformers' Trainer with the weighted sum of `terms` as its loss; `seen` keeps every term and weight of every step."
     def __init__(self, *args, weights=None, # `losses.Weights`, read anew at every step, or a function: share of the budget -> Weights; None: answer cross-entropy alone
@@ -429,8 +430,7 @@ class AlignmentTrainer(Checkpoints, Trainer):
         self.learns = {n for n, p in models.inner(self.model).named_parameters() if p.requires_grad}
         self.model_accepts_loss_kwargs = True       # so that the Trainer counts the graded tokens of the whole batch for us
 
-    def now(self)->losses.Weights:
-        "The weights of this moment."
+    def now(self)->losses.Weights: # of this moment
         return self.weights(self.clock.share(self.state.global_step)) if callable(self.weights) else self.weights
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -449,17 +449,14 @@ class AlignmentTrainer(Checkpoints, Trainer):
         told = torch.stack([counted, *(v.float().expand(len(counted)) for v in got.values())], 1)      # (B, 1 + terms)
         return None, told, told
 
-    def held_out(self, told)->dict: # term -> mean over counted tokens (ce) or pairs
-        "What an evaluation reports, from what `prediction_step` tells of every pair."
+    def held_out(self, told)->dict: # term -> mean over counted tokens (ce) or pairs, from what `prediction_step` tells of every pair
         n, values = told.predictions[:, 0], told.predictions[:, 1:].T
         out = {k: float(np.average(v, weights=n if k == 'ce' else None)) for k, v in zip(self.measured, values)}
         return dict(loss=sum(self.now().terms()[k]*v for k, v in out.items()), **out)
 
     def evaluate(self, *args, **kw):
         with torch.random.fork_rng(): return super().evaluate(*args, **kw)          # looking must not change the run
-
-    def log(self, logs, *args, **kw):
-        "What loggers get: beside the loss every term, raw and weighted, over the steps since they last heard."
+    def log(self, logs, *args, **kw): # beside the loss every term, raw and weighted, over the steps since loggers last heard
         if 'loss' in logs and len(self.seen) > self.told:
             new, self.told = self.seen[self.told:], len(self.seen)
             for k in [k for k in new[-1]['weights'] if k in new[-1]]:
@@ -552,7 +549,7 @@ def learning(model, train, lora=None)->tuple: # names of parts
         raise ValueError("train=() and no LoRA: nothing would learn; name a part, such as train=('projector',), or give lora=8")
     return names
 
-# %% ../nbs/06_training.ipynb #fe7f2d67
+# %% ../nbs/06_training.ipynb #1ab0a631
 def _history(trainer, batch):
     "What the trainer saw, one entry a step: history, weights, evaluations, rows."
     clock, seen, n = trainer.clock, trainer.seen, len(trainer.clock.times)
@@ -569,8 +566,11 @@ def _history(trainer, batch):
     if held: evals = dict(step=np.array([e['step'] for e in held]), seconds=np.array([clock.times[e['step'] - 1] for e in held])) | evals
     return history, weights, evals, len(seen)*batch*trainer.args.world_size
 
+# %% ../nbs/06_training.ipynb #05841d8e
 def _run(model, names, stages, rows, held, weights, budget, lr, batch, warmup, seed, bar, out, every, eval_every, spikes, callbacks, args):
     "The Trainer, its clock and its optimiser, for one run."
+    again = 'activation_checkpointing' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient_checkpointing'    # its new name
+    if 'gradient_checkpointing' in args: args[again] = args.pop('gradient_checkpointing')
     seconds, steps = budget
     rates = {**RATES, **lr} if isinstance(lr, dict) else dict.fromkeys(RATES, lr) if lr else RATES
     rates = {part: rates[part] for part in names}
@@ -593,24 +593,36 @@ def _run(model, names, stages, rows, held, weights, budget, lr, batch, warmup, s
         if stages: trainer.signature['stages'] = str(stages.plan)
         last = trainer.go_on(out) if out else None
         if bar: clock.bar, clock.seen = progress(total=steps or max(1, round(seconds)), desc='training'), trainer.seen
-        trainer.train(resume_from_checkpoint=last)
+        try: trainer.train(resume_from_checkpoint=last)
+        finally:
+            if args.get(again): getattr(models.inner(model), f'{again}_disable')()
         if bar: clock.bar.close()
         if held and not any(e['step'] == trainer.state.global_step for e in trainer.state.log_history if 'eval_loss' in e): trainer.evaluate()
     history, told, evals, n = _history(trainer, batch)
     return Run(model, history, clock.times[-1], n, told, evals, table(spikes.found))
 
-# %% ../nbs/06_training.ipynb #bd122aae
+# %% ../nbs/06_training.ipynb #20c3e177
 RATES = dict(vision=2e-4, projector=1e-2, text=2e-3)   # peak learning rate of each part at toy size; large checkpoints want 10 to 100 times less
 
-def _budget(seconds, steps, epochs, per_epoch):
+def _budget(seconds, steps, epochs, rows, batch):
     "The one budget that was given, as (seconds, steps)."
+    world = int(os.environ.get('WORLD_SIZE', 1)); per_epoch = max(1, rows//(batch*world))
+    if world > 1 and not (steps or epochs): raise ValueError(f'{world} processes have {world} clocks: give steps or epochs, not seconds')
     given = {k: v for k, v in dict(seconds=seconds, steps=steps, epochs=epochs).items() if v is not None}
     if len(given) > 1: raise ValueError(f"{given}: a run ends once; give one of seconds, steps or epochs")
     if any(v <= 0 for v in given.values()): raise ValueError(f"{given}: nothing would be trained; give more than 0")
     if epochs: return None, max(1, round(epochs*per_epoch))
     return (None, int(steps)) if steps else (seconds or 60., None)
 
-# %% ../nbs/06_training.ipynb #c7a96e61
+def _rows(model, processor, ds, collate, names, weights, cache, kw):
+    "Rows with what the frozen parts say about them, where that is wanted; None for None."
+    if ds is None: return None
+    said, first = [t.get('caption') for t in text_of(ds)], weights(0.) if callable(weights) else weights
+    read = cache and 'text' not in names and all(said) and (callable(weights) or first.contrastive or first.mse)
+    return Rows(ds, collate, cache_features(model, processor, ds, **kw) if cache and 'vision' not in names else None,
+                cache_captions(model, processor, said, **kw) if read else None)
+
+# %% ../nbs/06_training.ipynb #05a41e99
 def fit(model, processor,
         ds,                      # records with images and captions
         train=('projector',),    # parts that learn: 'vision', 'projector', 'text' (through its LoRA, where it has one); or {share of the budget: parts}
@@ -642,24 +654,12 @@ def fit(model, processor,
     seed_everything(seed); models.no_repack(model)
     names, weights = learning(model, train, lora), weights or losses.Weights()
     if lora: model = _lora(model, **(lora if isinstance(lora, dict) else dict(rank=lora)))
-    world, first = int(os.environ.get('WORLD_SIZE', 1)), weights(0.) if callable(weights) else weights
-    if world > 1 and not (steps or epochs): raise ValueError(f'{world} processes have {world} clocks: give steps or epochs, not seconds')
-    budget = _budget(seconds, steps, epochs, max(1, len(ds)//(batch*world)))
-    again = 'activation_checkpointing' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient_checkpointing'    # its new name
-    if 'gradient_checkpointing' in args: args[again] = args.pop('gradient_checkpointing')
-    stages = models.stages(model, train) if isinstance(train, dict) else None
+    budget, stages = _budget(seconds, steps, epochs, len(ds), batch), models.stages(model, train) if isinstance(train, dict) else None
     with stages or models.train_only(model, *names), quick(model):
         collate, kw = chat.Collator(processor, prompt, notes=notes), dict(folder=folder, bar=bar, keep_bytes=keep_bytes)
-        def rows(ds):
-            said = [t.get('caption') for t in text_of(ds)]
-            read = cache and 'text' not in names and all(said) and (callable(weights) or first.contrastive or first.mse)
-            return Rows(ds, collate, cache_features(model, processor, ds, **kw) if cache and 'vision' not in names else None,
-                        cache_captions(model, processor, said, **kw) if read else None)
-        train_rows = rows(ds); batch = min(batch, len(ds))
-        chat.check(train_rows.batch([train_rows[i] for i in range(batch)]), processor)
-        try: run = _run(model, names, stages, train_rows, rows(held) if held is not None else None, weights, budget, lr, batch, warmup, seed, bar,
-                        out, every, eval_every, Spikes(stop_on_spikes), tuple(callbacks), args)
-        finally:
-            if args.get(again): getattr(models.inner(model), f'{again}_disable')()
+        rows, held = (_rows(model, processor, d, collate, names, weights, cache, kw) for d in (ds, held))
+        chat.check(rows.batch([rows[i] for i in range(min(batch, len(ds)))]), processor)
+        run = _run(model, names, stages, rows, held, weights, budget, lr, min(batch, len(ds)), warmup, seed, bar, out, every, eval_every,
+                   Spikes(stop_on_spikes), tuple(callbacks), args)
     model.zero_grad(); model.eval()
     return run

@@ -238,6 +238,7 @@ def test_the_cache_keeps_within_its_size(ds, base, tmp_path):
     assert torch.equal(few[0].features, kept); del few
     gc.collect(); training.fit(*base, ds.select(range(4, 8)), steps=1, batch=4, folder=tmp_path, keep_bytes=1, bar=False)
     assert len(list(tmp_path.iterdir())) == 2 and new.path.exists()                        # what is held, and what the run wrote
+    del new; gc.collect(); training.keep_within(tmp_path, 1); assert len(list(tmp_path.iterdir())) == 1
 
 RACE = """
 import sys, time, hashlib
