@@ -264,6 +264,7 @@ class Weighted(NamedTuple):
     raw: dict # term -> its value
     weighted: dict # term -> weight · value
 
+# %% ../nbs/04_losses.ipynb #2556e818
 def weighted_sum(
     terms:dict, # values by name: contrastive, ce, mse
     weights:Weights, # how much each counts
