@@ -40,10 +40,10 @@ def _scale(tau, device): # a tensor, so that a learned temperature gets its grad
                                        "A log-scale s (CLIP's logit_scale) goes in as tau = exp(-s).")
     return 1/tau if isinstance(tau, torch.Tensor) else torch.tensor(1/value, device=device)
 
-# %% ../nbs/04_losses.ipynb #2ac1df2c
+# %% ../nbs/04_losses.ipynb #b9bdfbc3
 def _mm(a, b): # a @ b in fp32; factors in half precision are multiplied as such on a GPU, and added up in fp32
     if a.is_cuda and a.dtype == b.dtype != torch.float32: return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+    with torch.autocast(a.device.type, enabled=False): return a.float() @ b.float()
 
 class _LogSums(torch.autograd.Function):
     "log Σ exp of every row and of every column of scale·A·Bᵀ, a block of rows at a time; computed again in the backward pass."

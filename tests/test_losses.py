@@ -142,6 +142,14 @@ def test_log_sums_of_half_precision_vectors(tau):
         out.append((rows, cols, x.grad.float(), y.grad.float(), s.grad))
     for full, half in zip(*out): assert (full - half).norm()/full.norm() < .02
 
+def test_losses_are_exact_under_autocast():
+    a, b = vectors(40, 32, seed=1, grad=True), vectors(40, 32, seed=2); h, head = vectors(24, 32, seed=3).view(2, 12, 32), vectors(50, 32, seed=4)
+    labels = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(5))
+    want = [info_nce(a, b), answer_ce(h, labels, head=head)]
+    with torch.autocast('cpu', torch.bfloat16): got = [info_nce(a, b), answer_ce(h, labels, head=head)]
+    for w, g in zip(want, got): torch.testing.assert_close(g, w, rtol=1e-6, atol=0)
+    got[0].backward(); assert torch.isfinite(a.grad).all()
+
 def test_hard_negatives_only_add_wrong_captions():
     a, b, w = vectors(6, seed=1), vectors(6, seed=2), torch.randn(6, 3, 16, generator=torch.Generator().manual_seed(5))
     A, B, W = (F.normalize(x, dim=-1) for x in (a, b, w)); l = A @ B.T/.1
