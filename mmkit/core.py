@@ -198,7 +198,7 @@ def assets()->Path: # mmkit/assets of the installed package
     import mmkit
     return Path(mmkit.__file__).parent/'assets'
 
-# %% ../nbs/00_core.ipynb #5d97d997
+# %% ../nbs/00_core.ipynb #c24bce7d
 def compare_arms(rows:list,      # dicts with arm, measure, seeds, values
                  asked:dict      # says, a: (arm, measure), b: (arm, measure) or a number, expect: 'above', 'below', 'equal' or 'not below'
                 )->dict:         # the same, with `difference` (value, low, high) and `outcome`: 'yes', 'no', or 'open' when the interval leaves it so
@@ -211,7 +211,7 @@ def compare_arms(rows:list,      # dicts with arm, measure, seeds, values
     b = values(*b) if isinstance(b, (list, tuple)) else dict.fromkeys(a, b)
     d = bootstrap(np.mean, [a[s] - b[s] for s in a if s in b])
     outcome = dict(above=(d.low > 0, d.high <= 0), below=(d.high < 0, d.low >= 0), equal=(d.covers(0), d.low > 0 or d.high < 0))
-    outcome['not below'] = (d.high >= 0, d.high < 0)
+    outcome['not below'] = (d.low >= 0, d.high < 0)                       # an interval on both sides of 0 has shown neither
     if asked['expect'] not in outcome: raise ValueError(f"expect={asked['expect']!r}: one of {', '.join(outcome)}")
     yes, no = outcome[asked['expect']]
     return dict(asked, difference=list(d), outcome='yes' if yes else 'no' if no else 'open')

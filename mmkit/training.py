@@ -5,8 +5,8 @@ __all__ = ['TEXT_LINEARS', 'RATES', 'shuffled', 'features_key', 'captions_key', 
            'cache_captions', 'image_tokens', 'terms', 'attention_masks', 'quick', 'text_of', 'Rows', 'Clock', 'Stages',
            'worst_pairs', 'Spikes', 'through', 'Checkpoints', 'AlignmentTrainer', 'Run', 'lora', 'learning', 'fit']
 
-# %% ../nbs/06_training.ipynb #f60b5350
-import contextlib, difflib, hashlib, json, logging, math, os, shutil, tempfile, time, uuid, warnings, weakref
+# %% ../nbs/06_training.ipynb #be463f54
+import contextlib, difflib, hashlib, json, math, os, shutil, tempfile, time, uuid, warnings, weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch, transformers
@@ -16,7 +16,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 try: import fcntl
 except ImportError: fcntl = None                                             # Windows has no such locks
-logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR)   # it wants a kernel that we do not use
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from . import chat, losses, models

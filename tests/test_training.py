@@ -434,3 +434,12 @@ def test_half_checkpoints_and_other_runs(ds, base, tmp_path):
     assert (run.history['loss'] == again.history['loss']).all() and not (tmp_path/'checkpoint-9').exists()
     with pytest.raises(ValueError, match='another run .*seed 1, here 2'): training.fit(*models.load('base'), ds, steps=4, batch=4, seed=2, bar=False, out=tmp_path)
     assert (tmp_path/'checkpoint-4'/'run.json').exists()
+
+def test_a_learned_temperature_trains_is_told_and_resumed(ds, base, tmp_path):
+    def go(model, temperature, **kw): return training.fit(model, base[1], ds, steps=6, batch=8, weights=losses.Weights(contrastive=1, ce=0, temperature=temperature), bar=False, **kw)
+    first = losses.Temperature(); run = go(base[0], first, out=tmp_path, every=3)
+    told = run.history['temperature']
+    assert told[0] == pytest.approx(.07, rel=1e-6) and len(set(told)) == 6 and float(first().detach()) != pytest.approx(.07, rel=1e-4)
+    again, model = losses.Temperature(.5), models.load('base')[0]; go(model, again, out=tmp_path, every=3)           # the run is over: all of it comes from the checkpoint
+    assert torch.equal(again.log_scale, first.log_scale) and not moved(model, weights_of(base[0]))
+    assert 'temperature' not in go(models.load('base')[0], .07).history
