@@ -5,7 +5,7 @@ __all__ = ['TEXT_LINEARS', 'RATES', 'shuffled', 'features_key', 'captions_key', 
            'cache_captions', 'image_tokens', 'terms', 'attention_masks', 'quick', 'text_of', 'Rows', 'Clock', 'Stages',
            'worst_pairs', 'Spikes', 'through', 'Checkpoints', 'AlignmentTrainer', 'Run', 'lora', 'learning', 'fit']
 
-# %% ../nbs/06_training.ipynb #be463f54
+# %% ../nbs/06_training.ipynb #285918fc
 import contextlib, difflib, hashlib, json, math, os, shutil, tempfile, time, uuid, warnings, weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +16,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 try: import fcntl
 except ImportError: fcntl = None                                             # Windows has no such locks
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from . import chat, losses, models
+from . import chat, losses, models                                       # before Trainer, which imports bitsandbytes: models asks it to be quiet
 from .core import device, progress, seed_everything, table
 from .pairs import PROMPT, cache_folder
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 # %% ../nbs/06_training.ipynb #d6b42f73
 def shuffled(n:int, # rows

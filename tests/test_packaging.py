@@ -78,3 +78,19 @@ def test_make_says_when_python_is_too_old(tmp_path):
 def test_modules_are_python_3_10():
     import ast
     for p in (ROOT/'mmkit').glob('*.py'): ast.parse(p.read_text(encoding='utf-8'), p.name, feature_version=(3, 10))
+
+WATCH = '''
+import logging, sys
+from importlib.abc import MetaPathFinder
+class Watch(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == 'bitsandbytes': print('bitsandbytes', logging.getLogger('bitsandbytes.backends.cpu.ops').level)
+sys.meta_path.insert(0, Watch())
+import mmkit.{}
+'''
+@pytest.mark.parametrize('module', sorted(p.stem for p in (ROOT/'mmkit').glob('*.py') if p.stem[0] != '_'))
+def test_each_module_imports_alone_and_quietly(module):
+    "Whoever imports bitsandbytes (Trainer does) has asked it first not to tell of a kernel that only some processors could use; so this fails on every machine, not only on those."
+    done = subprocess.run([sys.executable, '-c', WATCH.format(module)], capture_output=True, text=True, cwd=ROOT, env={**os.environ, 'PYTHONWARNINGS': 'default'})
+    assert done.returncode == 0 and not [l for l in done.stderr.splitlines() if 'Failed to load' in l or 'mmkit' in l], done.stderr
+    assert done.stdout in ('', 'bitsandbytes 40\n'), f'bitsandbytes was imported before its messages were silenced: {done.stdout}'
