@@ -5,8 +5,8 @@ __all__ = ['TEXT_LINEARS', 'RATES', 'shuffled', 'features_key', 'captions_key', 
            'cache_captions', 'image_tokens', 'terms', 'attention_masks', 'quick', 'text_of', 'Rows', 'Clock', 'Stages',
            'worst_pairs', 'Spikes', 'through', 'Checkpoints', 'AlignmentTrainer', 'Run', 'lora', 'learning', 'fit']
 
-# %% ../nbs/06_training.ipynb #285918fc
-import contextlib, difflib, hashlib, json, math, os, shutil, tempfile, time, uuid, warnings, weakref
+# %% ../nbs/06_training.ipynb #eaf93ed8
+import contextlib, hashlib, json, math, os, shutil, tempfile, time, uuid, warnings, weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch, transformers
@@ -509,7 +509,7 @@ class Run:
         return f'{self.steps} steps in {self.seconds:.1f} s ({self.rate:.1f}/s), loss {loss[0]:.3f} → {loss[-1]:.3f}'
     __repr__ = __str__
 
-# %% ../nbs/06_training.ipynb #0ed08af5
+# %% ../nbs/06_training.ipynb #822cfd1e
 TEXT_LINEARS = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 
 def lora(model,
@@ -523,14 +523,7 @@ def lora(model,
     if any('lora_' in n for n, _ in model.named_parameters()):
         raise ValueError("this model carries LoRA already; train it further with train=('text',), "
                          "or take `model.merge_and_unload()` first")
-    names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and 'language_model' in n]
-    have = sorted({n.rpartition('.')[2] for n in names})
-    for t in targets:
-        if t not in have:
-            near = difflib.get_close_matches(t, have, 1, 0) or have
-            raise ValueError(f"targets {t!r} matched no linear layer of the text model; did you mean {near[0]!r}? "
-                             f"It has {', '.join(have)}")
-    chosen = [n for n in names if n.rpartition('.')[2] in targets]
+    chosen = models.layers(model, 'text', *targets)
     config = LoraConfig(r=rank, lora_alpha=2*rank if alpha is None else alpha, lora_dropout=dropout, target_modules=chosen)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=FutureWarning, module='transformers')   # peft asks by an older name
@@ -566,7 +559,7 @@ def _history(trainer, batch):
     if held: evals = dict(step=np.array([e['step'] for e in held]), seconds=np.array([clock.times[e['step'] - 1] for e in held])) | evals
     return history, weights, evals, len(seen)*batch*trainer.args.world_size
 
-# %% ../nbs/06_training.ipynb #79b07fab
+# %% ../nbs/06_training.ipynb #8eab8e8d
 def _over_processes(g): torch.distributed.all_reduce(g := g.clone()); return g/torch.distributed.get_world_size()
 
 def _run(model, names, stages, rows, held, weights, budget, lr, batch, warmup, seed, bar, out, every, eval_every, spikes, callbacks, args):
@@ -579,7 +572,6 @@ def _run(model, names, stages, rows, held, weights, budget, lr, batch, warmup, s
     clock = Clock(seconds, steps, warmup)
     learned, groups = weights.learned() if not callable(weights) else None, models.param_groups(model, rates)
     if learned: groups.append(dict(name='temperature', lr=max(rates.values()), params=list(learned.to(models.inner(model).device).parameters())))
-    if learned and torch.distributed.is_initialized(): learned.log_scale.register_hook(_over_processes)                  # DDP does not know it
     opt = torch.optim.AdamW(groups, weight_decay=0., fused=True)
     report = callbacks or args.get('report_to', 'none') not in ('none', ['none'], []) or 'logging_steps' in args
     with contextlib.nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
@@ -592,6 +584,7 @@ def _run(model, names, stages, rows, held, weights, budget, lr, batch, warmup, s
             weights=weights, clock=clock, spikes=spikes, optimizers=(opt, torch.optim.lr_scheduler.LambdaLR(opt, clock.factor)),
             callbacks=[clock, spikes, *([Stages(stages, clock)] if stages else []), *callbacks])
         trainer.remove_callback(PrinterCallback)
+        if learned and torch.distributed.is_initialized(): learned.log_scale.register_hook(_over_processes)              # DDP does not know it
         said = [vars(weights(s)) for s in (0, .25, .5, .75, 1)] if callable(weights) else vars(weights) | (dict(temperature='learned') if learned else {})
         trainer.signature = dict(seconds=seconds, steps=steps, rows=len(rows), batch=batch, rates=rates, warmup=warmup, seed=seed, weights=said,
             trained={n: list(p.shape) for n, p in trainer.trained().items()}, args={k: str(v) for k, v in args.items()})

@@ -389,17 +389,22 @@ torch.set_num_threads(1)
 out, batch, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 ds = melanoma_pairs(n=24, seed=3, masks=False)
 model, processor = models.load('base')
-kw = dict(projector={}, lora=dict(lora=4, train=('projector', 'text')), staged=dict(lora=4, train={0: 'projector', .5: ('projector', 'text')}, out=out + '-kept', every=2),
+import transformers
+tau, grads = losses.Temperature() if how == 'learned' else .07, []
+class Grads(transformers.TrainerCallback):
+    def on_pre_optimizer_step(self, *args, **kw): grads.append(tau.log_scale.grad.item())
+kw = dict(projector={}, learned=dict(callbacks=[Grads()]), lora=dict(lora=4, train=('projector', 'text')), staged=dict(lora=4, train={0: 'projector', .5: ('projector', 'text')}, out=out + '-kept', every=2),
           fsdp=dict(out=out + '-kept', every=2, **(dict(fsdp=True, fsdp_config=dict(transformer_layer_cls_to_wrap=['Gemma3DecoderLayer', 'SiglipEncoderLayer'])) if batch == 4 else {})))[how]
-run = training.fit(model, processor, ds, steps=3, batch=batch, lr=1e-3, seed=2, bar=False, weights=losses.Weights(contrastive=.3, ce=.6, mse=.1), **kw)
+run = training.fit(model, processor, ds, steps=3, batch=batch, lr=1e-3, seed=2, bar=False, weights=losses.Weights(contrastive=.3, ce=.6, mse=.1, temperature=tau), **kw)
 import os
 if os.environ.get('RANK', '0') == '0':
     from safetensors.torch import load_file
     learnt = load_file(out + '-kept/checkpoint-3/trained.safetensors') if 'out' in kw else {n: p.detach() for n, p in models.inner(run.model).named_parameters() if 'projector' in n or 'lora' in n}
+    if how == 'learned': learnt |= dict(log_scale=tau.log_scale.detach(), grads=torch.tensor(grads))
     torch.save(({k: v.tolist() for k, v in run.history.items()}, learnt), out)
 """
 
-@pytest.mark.parametrize('how', ['projector', 'lora', 'staged', 'fsdp'])
+@pytest.mark.parametrize('how', ['projector', 'learned', 'lora', 'staged', 'fsdp'])
 def test_two_processes_train_as_one(home, ds, tmp_path, how):
     "torchrun or accelerate with gloo, DDP or FSDP: two processes with batches of four give the losses and weights of one with a batch of eight; one saves."
     import subprocess, sys
@@ -415,6 +420,7 @@ def test_two_processes_train_as_one(home, ds, tmp_path, how):
     assert np.abs(np.array(h1['contrastive']) - h2['contrastive']).max() < 1e-4      # the joined batch, in every process
     assert set(w1) == set(w2)
     for n in w1: torch.testing.assert_close(w1[n], w2[n], rtol=1e-3, atol=2e-5, msg=n)
+    if how == 'learned': assert len(w1['grads']) == 3 and w1['grads'].abs().min() > 1e-3, 'a gradient that can differ'
     if how == 'staged':
         kept = {f.name for f in (tmp_path/'two.pt-kept'/'checkpoint-2').iterdir()}
         assert {'run.json', 'trained.safetensors', 'optimizer.pt', 'rng_state_0.pth', 'rng_state_1.pth'} <= kept and 'run.tmp' not in kept

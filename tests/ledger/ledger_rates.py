@@ -7,9 +7,10 @@ from world import fresh, pairs_of
 
 IDS = ('C5', 'C6')
 G, P = (2e-4*2e-3)**.5, 1e-2                      # geometric mean of vision and text; the projector's rate beside them
-def ratio(r): return dict(vision=G/r**.5, projector=P, text=G*r**.5)
+def ratio(r, times=1): return dict(vision=times*G/r**.5, projector=P, text=times*G*r**.5)
 G3 = (G*G*P)**(1/3)                               # geometric mean of all three
-ARMS = {**{f'text : vision = {r:g}': ratio(r) for r in (.4, 1, 2.5, 10)},
+RATIOS, FASTER = (.4, 1, 2.5, 10, 40), ', both three times as fast'
+ARMS = {**{f'text : vision = {r:g}{more}': ratio(r, times) for times, more in ((1, ''), (3, FASTER)) for r in RATIOS},
         'all equal, same mean': dict.fromkeys(('vision', 'projector', 'text'), G3), 'all equal, a third of it': dict.fromkeys(('vision', 'projector', 'text'), G3/3)}
 ARMS['vision > text > projector'] = dict(vision=4e-3, text=2e-3, projector=5e-4)       # the same product
 CLAIMED, ORDERED, CONTROLS = 'text : vision = 2.5', 'text : vision = 10', ('always the commonest', 'untrained base')
@@ -49,8 +50,8 @@ def baseline(seed, small, which):
     return {'macro-F1': s.macro_f1.value, 'balanced accuracy': s.balanced_accuracy.value, 'perceptual score': 0., 'perceptual score, impression': 0.}
 
 def measure(cells, seeds, small=False):
-    steps, batch = (2, 4) if small else (40, 8)
-    arms = {k: ARMS[k] for k in list(ARMS)[:5]} if small else ARMS
+    steps, batch = (2, 4) if small else (150, 8)
+    arms = {k: ARMS[k] for k in [CLAIMED, 'text : vision = 1', 'text : vision = 0.4', CLAIMED + FASTER, 'text : vision = 1' + FASTER, 'all equal, same mean']} if small else ARMS
     found = {}
     for s in seeds:
         got = {arm: cells(arm, s, lambda **k: one(s, small, **k), rates=rates, steps=steps, batch=batch) for arm, rates in arms.items()}
@@ -58,15 +59,19 @@ def measure(cells, seeds, small=False):
         for arm, g in got.items():
             for m, v in g.items(): found.setdefault((arm, m), {})[s] = v
     F1, PS = 'macro-F1', 'perceptual score'
-    told = dict(rates=arms, cannot='Sixty-odd seconds of training on lesions that we drew, with a base of 2 million weights whose vision tower has seen marks of this kind: which part needs to learn most '
+    told = dict(rates=arms, cannot=f'{steps} steps of training on lesions that we drew, with a base of 2 million weights whose vision tower has seen marks of this kind: which part needs to learn most '
         'depends on what was pre-trained. "Doubled VQA accuracy" was claimed of a model and data that are not named. AdamW divides gradients by their size, so a part\'s rate, not its gradient norm, sets its step.',
-        setup=f'Vision tower, projector (full) and text (LoRA of rank 8) trained together for {steps} steps of {batch}; text and vision rates keep their geometric mean of {G:.2g}, the projector has {P:g}; '
+        setup=f'Vision tower, projector (full) and text (LoRA of rank 8) trained together for {steps} steps of {batch}; text and vision rates keep their geometric mean of {G:.2g}, or of three times that, the projector has {P:g}; '
               f'the arms "all equal" and "vision > text > projector" keep the geometric mean of all three, {G3:.2g} (or a third of it).')
     n = min(HELD, len(pairs_of(seeds[0], small)['test']))
     sound = [dict(says='the runs learn: above the commonest answer', a=[ORDERED if ORDERED in arms else CLAIMED, F1], b=['always the commonest', F1], expect='above', control=True)]
     c5 = [dict(says='text : vision = 2.5 makes the picture count more than 1', a=[CLAIMED, PS], b=['text : vision = 1', PS], expect='above'),
           dict(says='and more than the reverse, 0.4', a=[CLAIMED, PS], b=['text : vision = 0.4', PS], expect='above'),
-          dict(says='2.5 says more that is right than 1', a=[CLAIMED, F1], b=['text : vision = 1', F1], expect='above')]
+          dict(says='2.5 says more that is right than 1', a=[CLAIMED, F1], b=['text : vision = 1', F1], expect='above'),
+          dict(says='and when both are three times as fast', a=[CLAIMED + FASTER, F1], b=['text : vision = 1' + FASTER, F1], expect='above'),
+          dict(says='a ratio of 10 makes the picture count more than 1', a=[ORDERED, PS], b=['text : vision = 1', PS], expect='above'),
+          dict(says='and when both are three times as fast', a=[ORDERED + FASTER, PS], b=['text : vision = 1' + FASTER, PS], expect='above')]
+    c5 = [c for c in c5 if c['a'][0] in arms and c['b'][0] in arms]
     c6 = [dict(says='projector > text > vision beats one rate at the same geometric mean', a=[ORDERED, F1], b=['all equal, same mean', F1], expect='above'),
           dict(says='and one rate at a third of it', a=[ORDERED, F1], b=['all equal, a third of it', F1], expect='above'),
           dict(says='and vision > text > projector', a=[ORDERED, F1], b=['vision > text > projector', F1], expect='above')]
