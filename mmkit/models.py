@@ -194,7 +194,7 @@ def plot_trains(
     ax.set(xlim=(-.01, 1.01), ylim=(-.05, 1.4)); ax.axis('off')
     return ax
 
-# %% ../nbs/05_models.ipynb #ac3ce2ec
+# %% ../nbs/05_models.ipynb #bd41efc6
 def astray(
     model, # any vision-language model
     name, # what was named in a part's place
@@ -211,11 +211,11 @@ def own(
     model, # any vision-language model
     part:str, # 'vision', 'projector' or 'text'
 )->list: # parameters
-    "What training a part means: its adapters where peft put some there, else all its parameters; quantised ones cannot train."
+    "What training a part means: its adapters where peft or `adapters.bottleneck` put some there, else all its parameters; quantised ones cannot train."
     found = parts(model)
     if part not in list(found): raise ValueError(f'no part of the model is called {part!r}.{astray(model, part)}')
     by_name = dict(model.named_parameters())
-    adapters = {k: [n for n in names if any(s.startswith('lora_') or s == 'modules_to_save' for s in n.split('.'))] for k, names in found.items()}
+    adapters = {k: [n for n in names if any(s.startswith('lora_') or s in ('modules_to_save', 'bottleneck') for s in n.split('.'))] for k, names in found.items()}
     out = [by_name[n] for n in adapters[part] or found[part]]
     frozen = sum(not p.is_floating_point() for p in out)
     mend = f'Give it adapters: LoraConfig(target_modules=layers(model, {part!r}, …)) of peft; or train another part.'
@@ -303,7 +303,7 @@ def plot_stages(
     ax.tick_params(length=0); ax.spines[['left', 'bottom']].set_visible(False)
     return ax
 
-# %% ../nbs/05_models.ipynb #88c34009
+# %% ../nbs/05_models.ipynb #865f52e0
 def inner(model):
     "The transformers model itself, out of the wrapping of peft and of several processes (DDP, FSDP)."
     model = getattr(model, 'module', model)
@@ -313,20 +313,26 @@ def layers(
     model, # any vision-language model
     part:str, # 'vision', 'projector' or 'text'
     *kinds:str, # their last names, such as 'q_proj'; none: all but the output head
+    blocks=None, # numbers of the part's layers, such as range(2), counted from 0; None: all
 )->list: # full names
     "The linear layers of one part, for peft's `target_modules`."
     m, found = inner(model), dict(vision=[], projector=[], text=[])
     if part not in list(found): raise ValueError(f'no part of the model is called {part!r}.{astray(model, part)}')
     head = m.get_output_embeddings()
     for n, layer in m.named_modules():
-        if isinstance(layer, torch.nn.Linear) and layer is not head and 'lora_' not in n: found[part_of(n)].append(n.removesuffix('.base_layer'))
+        if isinstance(layer, torch.nn.Linear) and (layer is not head or n.rpartition('.')[2] in kinds) and 'lora_' not in n: found[part_of(n)].append(n.removesuffix('.base_layer'))
     last = {p: [n.rpartition('.')[2] for n in names] for p, names in found.items()}
     if not found[part]: raise ValueError(f'the part {part!r} has no linear layer to put an adapter beside; train it whole: train_only(model, {part!r})')
     for kind in kinds:
         if kind in last[part]: continue
         elsewhere = [f'{p!r} ({last[p].count(kind)})' for p in found if kind in last[p]]
         raise ValueError(f"{kind!r} is no linear layer of {part!r}{', but of ' + ' and '.join(elsewhere) if elsewhere else ''}.{nearest(kind, dict.fromkeys(last[part]))}")
-    return [n for n, k in zip(found[part], last[part]) if not kinds or k in kinds]
+    out = [n for n, k in zip(found[part], last[part]) if not kinds or k in kinds]
+    if blocks is None: return out
+    number = {n: next((int(s) for s in n.split('.') if s.isdigit()), None) for n in out}
+    if not set(blocks) & set(number.values()):
+        raise ValueError(f"no such layer of {part!r} has a number in {list(blocks)}; they are numbered 0 to {max((i for i in number.values() if i is not None), default='none')}")
+    return [n for n in out if number[n] in blocks]
 
 # %% ../nbs/05_models.ipynb #f3f97fbc
 NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True)

@@ -159,7 +159,7 @@ def test_same_seed_same_run(ds):
 
 def test_lora_errors(base):
     "A layer that is not there is named with its nearest; a second LoRA is refused."
-    with pytest.raises(ValueError, match="did you mean 'q_proj'"): training.lora(base[0], targets=('q_prj',))
+    with pytest.raises(ValueError, match="Did you mean 'q_proj'"): training.lora(base[0], targets=('q_prj',))
     model = training.lora(base[0], 2)
     with pytest.raises(ValueError, match='carries LoRA already'): training.lora(model, 2)
 
