@@ -8,8 +8,8 @@ __all__ = ['PAINT', 'IMAGE_PROMPT', 'FORMS', 'BACKGROUNDS', 'LEAST', 'MAPS', 'GL
            'global_truth', 'open_shapes', 'make_shapes', 'Teacher', 'teacher_loss', 'augment', 'save_atomic', 'sincos',
            'pretrain_vision', 'everyday', 'dermoscopic', 'generic_caption', 'generic_questions', 'lesion_text',
            'corpus', 'new_tokenizer', 'new_base', 'conversation', 'lesson', 'pool_features', 'pretrain_text',
-           'probe_features', 'probe_gate', 'generic_gate', 'image_swap', 'write_card', 'build', 'finish', 'machine',
-           'main']
+           'probe_features', 'probe_gate', 'generic_records', 'generic_accuracy', 'generic_gate', 'image_swap',
+           'write_card', 'build', 'finish', 'machine', 'main']
 
 # %% ../nbs/90_base.ipynb #e161cca4
 import colorsys, contextlib, hashlib, io, json, math, os, re, textwrap, time
@@ -568,25 +568,29 @@ def probe_gate(towers:dict, n:int=8000, seed:int=100, resamples:int=500)->dict: 
             out[name][k] = bootstrap(balanced_accuracy_score, y[cut:], fit.predict(X[cut:]), groups=groups, n=resamples)
     return out
 
-# %% ../nbs/90_base.ipynb #b65c9212
+# %% ../nbs/90_base.ipynb #de2aa5fa
 HELD_OUT = 1_000_000          # pre-training never drew shapes from here on
-def generic_gate(model, processor, n:int=400, seed:int=0)->dict: # 'captions', 'answers' -> {'own', 'text-only'} -> accuracy per attribute
-    "Accuracy of what the model says of held-out generic pictures, attribute by attribute, from generated captions and from answers."
+def generic_records(n:int=400, seed:int=0)->tuple: # records with images, their shapes
+    "Generic pictures that the base was not trained on."
     shapes = [draw_shape(seed, HELD_OUT + i) for i in range(n)]
-    records = [dict(image=Image.fromarray(render_shape(s).image)) for s in shapes]
-    truth = [s.attributes() for s in shapes]
-    out = dict(captions={}, answers={})
-    for name, image in (('own', 'own'), ('text-only', 'blank')):
-        said = [evaluate.read_attributes(dermoscopic(c)) for c in evaluate.generate(model, processor, records, prompt=IMAGE_PROMPT, image=image, bar=False)]
-        out['captions'][name] = {k: float(np.mean([a[k] == t[k] for a, t in zip(said, truth)])) for k in LEVELS}
-        out['answers'][name] = {}
-        for k in LEVELS:
-            ask = everyday(ASK[k][0].format(subject='shape', ground='background'))
-            got = evaluate.generate(model, processor, records, prompt=ask, image=image, max_new_tokens=16, bar=False)
-            want = [everyday(answer(k, s.attributes()[k], n=len(s.colours), ground='background')) for s in shapes]
-            right = (lambda g, w: g == w) if k != 'colours' else (lambda g, w: _few(g) == _few(w))
-            out['answers'][name][k] = float(np.mean([right(g, w) for g, w in zip(got, want)]))
-    return out
+    return [dict(image=Image.fromarray(render_shape(s).image)) for s in shapes], shapes
+
+def generic_accuracy(model, processor, records, shapes, image:str='own')->dict: # 'captions', 'answers' -> accuracy per attribute
+    "How often the model is right about generic pictures, attribute by attribute, in generated captions and in answers to questions."
+    truth, answers = [s.attributes() for s in shapes], {}
+    said = [evaluate.read_attributes(dermoscopic(c)) for c in evaluate.generate(model, processor, records, prompt=IMAGE_PROMPT, image=image, bar=False)]
+    for k in LEVELS:
+        ask = everyday(ASK[k][0].format(subject='shape', ground='background'))
+        got = evaluate.generate(model, processor, records, prompt=ask, image=image, max_new_tokens=16, bar=False)
+        want = [everyday(answer(k, t[k], n=len(s.colours), ground='background')) for s, t in zip(shapes, truth)]
+        right = (lambda g, w: g == w) if k != 'colours' else (lambda g, w: _few(g) == _few(w))
+        answers[k] = float(np.mean([right(g, w) for g, w in zip(got, want)]))
+    return dict(captions={k: float(np.mean([a[k] == t[k] for a, t in zip(said, truth)])) for k in LEVELS}, answers=answers)
+
+def generic_gate(model, processor, n:int=400, seed:int=0)->dict: # 'captions', 'answers' -> {'own', 'text-only'} -> accuracy per attribute
+    "Both accuracies on held-out generic pictures, with the picture and without."
+    got = {name: generic_accuracy(model, processor, *generic_records(n, seed), image) for name, image in (('own', 'own'), ('text-only', 'blank'))}
+    return {how: {name: got[name][how] for name in got} for how in ('captions', 'answers')}
 
 def _few(said): # 'Four colours.' -> 1: the level of a count
     n = next((i for i, w in enumerate(NUMBERS) if said.lower().startswith(w + ' ')), 0)
