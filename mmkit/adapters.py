@@ -3,17 +3,16 @@
 # %% auto #0
 __all__ = ['NF4', 'Bottleneck', 'bottleneck', 'save', 'load', 'merge', 'normal_float', 'quantize', 'dequantize']
 
-# %% ../nbs/11_adapters.ipynb #3417aff0
-import contextlib, json, math, warnings
+# %% ../nbs/11_adapters.ipynb #7e63ebe7
+import json, warnings
 from pathlib import Path
 import numpy as np, torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from . import models, training
-from .core import table
+from . import models
 
-# %% ../nbs/11_adapters.ipynb #a8a402fe
+# %% ../nbs/11_adapters.ipynb #5221b4b4
 class Bottleneck(nn.Module):
     "up(gelu(down(x))): a narrow road beside or behind a layer (Houlsby et al. 2019); `up` starts at zero, so at first it adds nothing."
     def __init__(self, width:int, # of the layer's vectors
@@ -40,17 +39,14 @@ def bottleneck(model,
     if any('bottleneck' in n.split('.') for n, _ in m.named_parameters()): raise ValueError('this model has bottlenecks already; load it anew to put in others')
     if blocks is not None and not set(blocks) & set(range(len(stack))): raise ValueError(f'blocks = {list(blocks)}: the text model has layers 0 to {len(stack) - 1}')
     width, like = m.config.get_text_config().hidden_size, next(p for p in m.parameters() if p.is_floating_point())
-    for i, block in enumerate(stack):
-        for name in ('mlp',) if beside else ('self_attn', 'mlp'):
-            if blocks is not None and i not in blocks: continue
-            if not hasattr(block, name): raise ValueError(f'layer {i} ({type(block).__name__}) has no {name!r} to put a bottleneck at; it has {", ".join(n for n, _ in block.named_children())}')
-            layer = getattr(block, name)
-            layer.bottleneck = Bottleneck(width, size, beside).to(like.device, like.dtype).train(model.training)
-            layer.register_forward_hook(_detour, with_kwargs=True)
+    own = [b for i, b in enumerate(stack) if (blocks is None or i in blocks) and hasattr(b, 'self_attn')]                # Mllama's cross-attention layers belong to the connector
+    for layer in [getattr(b, name) for b in own for name in (('mlp',) if beside else ('self_attn', 'mlp'))]:
+        layer.bottleneck = Bottleneck(width, size, beside).to(like.device, like.dtype).train(model.training)
+        layer.register_forward_hook(_detour, with_kwargs=True)
     m.bottlenecks = dict(size=size, beside=beside, blocks=None if blocks is None else list(blocks))
     return model
 
-# %% ../nbs/11_adapters.ipynb #99689c8a
+# %% ../nbs/11_adapters.ipynb #4202e846
 def save(model, folder,      # made where it is missing
          *parts:str):        # that were trained whole, such as 'projector'
     "Keep what was trained and nothing else: LoRA as peft writes it, bottlenecks and whole parts beside it in trained.safetensors."
@@ -60,7 +56,7 @@ def save(model, folder,      # made where it is missing
     if hasattr(model, 'peft_config'): model.save_pretrained(folder)
     elif not names: raise ValueError("nothing to keep: no LoRA, no bottlenecks; name the parts that were trained, such as save(model, folder, 'projector')")
     by_name, part = dict(m.named_parameters()), folder/'trained.part'
-    save_file({n: by_name[n].detach().cpu().contiguous() for n in names}, part, metadata=dict(bottlenecks=json.dumps(getattr(m, 'bottlenecks', None))))
+    save_file({n.replace('.base_layer', ''): by_name[n].detach().cpu().contiguous() for n in names}, part, metadata=dict(bottlenecks=json.dumps(getattr(m, 'bottlenecks', None))))
     part.replace(folder/'trained.safetensors')
 
 def load(model, folder, # that `save` wrote
@@ -78,7 +74,9 @@ def load(model, folder, # that `save` wrote
         for n, w in kept.items(): there[n].copy_(w)
     if not (folder/'adapter_config.json').exists(): return model
     from peft import PeftModel
-    return PeftModel.from_pretrained(model, folder, is_trainable=True).train(model.training)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*is_gradient_checkpointing')           # peft asks by an older name
+        return PeftModel.from_pretrained(model, folder, is_trainable=True).train(model.training)
 
 # %% ../nbs/11_adapters.ipynb #52cc7a67
 def _logits(model, batch):

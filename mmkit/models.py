@@ -303,7 +303,7 @@ def plot_stages(
     ax.tick_params(length=0); ax.spines[['left', 'bottom']].set_visible(False)
     return ax
 
-# %% ../nbs/05_models.ipynb #865f52e0
+# %% ../nbs/05_models.ipynb #c7be8982
 def inner(model):
     "The transformers model itself, out of the wrapping of peft and of several processes (DDP, FSDP)."
     model = getattr(model, 'module', model)
@@ -320,7 +320,7 @@ def layers(
     if part not in list(found): raise ValueError(f'no part of the model is called {part!r}.{astray(model, part)}')
     head = m.get_output_embeddings()
     for n, layer in m.named_modules():
-        if isinstance(layer, torch.nn.Linear) and (layer is not head or n.rpartition('.')[2] in kinds) and 'lora_' not in n: found[part_of(n)].append(n.removesuffix('.base_layer'))
+        if isinstance(layer, torch.nn.Linear) and (layer is not head or n.rpartition('.')[2] in kinds) and 'lora_' not in n and 'bottleneck' not in n.split('.'): found[part_of(n)].append(n.removesuffix('.base_layer'))
     last = {p: [n.rpartition('.')[2] for n in names] for p, names in found.items()}
     if not found[part]: raise ValueError(f'the part {part!r} has no linear layer to put an adapter beside; train it whole: train_only(model, {part!r})')
     for kind in kinds:

@@ -509,7 +509,7 @@ class Run:
         return f'{self.steps} steps in {self.seconds:.1f} s ({self.rate:.1f}/s), loss {loss[0]:.3f} → {loss[-1]:.3f}'
     __repr__ = __str__
 
-# %% ../nbs/06_training.ipynb #d9e1fd0c
+# %% ../nbs/06_training.ipynb #ce1b6914
 def lora(model,
          rank:int=8,           # width of the added product
          alpha:float=None,     # its scale is alpha/rank; None: 2·rank
@@ -527,6 +527,7 @@ def lora(model,
     config = LoraConfig(r=rank, lora_alpha=2*rank if alpha is None else alpha, lora_dropout=dropout, target_modules=chosen)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=FutureWarning, module='transformers')   # peft asks by an older name
+        warnings.filterwarnings('ignore', message='.*tie_word_embeddings')                  # LoRA on the head leaves the embedding alone
         return get_peft_model(model, config).train(model.training)
 
 _lora = lora
