@@ -622,7 +622,7 @@ def _rows(model, processor, ds, collate, names, weights, cache, kw):
     return Rows(ds, collate, cache_features(model, processor, ds, **kw) if cache and 'vision' not in names else None,
                 cache_captions(model, processor, said, **kw) if read else None)
 
-# %% ../nbs/06_training.ipynb #fc2648a6
+# %% ../nbs/06_training.ipynb #917ea4be
 def fit(model, processor,
         ds,                      # records with images and captions
         train=('projector',),    # parts that learn: 'vision', 'projector', 'text' (through its LoRA, where it has one); or {share of the budget: parts}
@@ -651,6 +651,8 @@ def fit(model, processor,
        )->Run:
     "Train the named parts within a budget of seconds, steps or epochs; the model ends in evaluation mode."
     if not len(ds): raise ValueError('there are 0 records to train on; was everything set aside while loading?')
+    if (kind := models.inner(model).config.model_type) != 'gemma3':
+        raise ValueError(f"fit and its cache know Gemma 3's way from a picture to its tokens, not {kind}'s; chat.Collator makes batches for {type(model).__name__} that transformers' own Trainer takes")
     seed_everything(seed); models.no_repack(model)
     names, weights = learning(model, train, lora), weights or losses.Weights()
     if lora: model = _lora(model, **(lora if isinstance(lora, dict) else dict(rank=lora)))

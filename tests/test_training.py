@@ -449,3 +449,13 @@ def test_a_learned_temperature_trains_is_told_and_resumed(ds, base, tmp_path):
     again, model = losses.Temperature(.5), models.load('base')[0]; go(model, again, out=tmp_path, every=3)           # the run is over: all of it comes from the checkpoint
     assert torch.equal(again.log_scale, first.log_scale) and not moved(model, weights_of(base[0]))
     assert 'temperature' not in go(models.load('base')[0], .07).history
+
+def test_other_families_are_told_where_to_go(ds, base):
+    with pytest.raises(ValueError, match="not llava's; chat.Collator makes batches for LlavaForConditionalGeneration"): training.fit(models.tiny('llava'), base[1], ds, steps=1, bar=False)
+
+def test_lora_on_another_part_than_the_text(ds, base):
+    model = models.load('base')[0]; old = weights_of(model)
+    run = training.fit(model, base[1], ds, train=(), lora=dict(rank=2, part='vision', blocks=[0]), steps=2, batch=8, bar=False)
+    got = {n for n, p in run.model.named_parameters() if 'lora_B' in n and p.abs().sum() > 0}
+    assert got and all('vision_tower' in n and 'layers.0.' in n for n in got)
+    with pytest.raises(ValueError, match="trains 'vision'"): training.fit(*models.load('base'), ds, train={0: 'projector'}, lora=dict(rank=2, part='vision'), steps=2, bar=False)
