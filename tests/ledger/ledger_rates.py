@@ -72,6 +72,7 @@ def measure(cells, seeds, small=False):
           dict(says='a ratio of 10 makes the picture count more than 1', a=[ORDERED, PS], b=['text : vision = 1', PS], expect='above'),
           dict(says='and when both are three times as fast', a=[ORDERED + FASTER, PS], b=['text : vision = 1' + FASTER, PS], expect='above')]
     c5 = [c for c in c5 if c['a'][0] in arms and c['b'][0] in arms]
+    c5 += [dict(says='at 2.5 the model says more that is right than the commonest answer', a=[CLAIMED, F1], b=['always the commonest', F1], expect='above')]
     c6 = [dict(says='projector > text > vision beats one rate at the same geometric mean', a=[ORDERED, F1], b=['all equal, same mean', F1], expect='above'),
           dict(says='and one rate at a third of it', a=[ORDERED, F1], b=['all equal, a third of it', F1], expect='above'),
           dict(says='and vision > text > projector', a=[ORDERED, F1], b=['vision > text > projector', F1], expect='above')]
