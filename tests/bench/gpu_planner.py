@@ -80,6 +80,7 @@ def main():
     name = torch.cuda.get_device_name() if dev == 'cuda' else 'CPU'
     out = dict(card=name, tiny=a.tiny, model='toy' if a.tiny else 'Gemma 3 4B, random weights', batch=B, length=T, graded=graded, precision=precision, torch=torch.__version__,
                transformers=transformers.__version__, date=str(datetime.date.today()), memory=[], speed=[])
+    transformers.utils.logging.disable_progress_bar()
     print(f"{name}, {out['model']}, {B} rows of {T} tokens, {precision}")
     with tempfile.TemporaryDirectory() as folder:
         with torch.device(dev): made = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
