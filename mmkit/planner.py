@@ -442,7 +442,7 @@ def _at_peak(segments, layers, held, rest, waiting):
     done = min(done, top[k])
     return top[k] - done, done, 0
 
-# %% ../nbs/12_planner.ipynb #4d958b7b
+# %% ../nbs/12_planner.ipynb #ccbc6ba7
 STEP = tuple(k for k in inspect.signature(rehearse).parameters if k not in ('config', 'short', 'method', 'batch', 'length'))
 
 def plan(
@@ -476,12 +476,12 @@ def plan(
         memory['gathered'] = (2*max(whole(c) for each in layers for c in each) + whole(rest))*(1 - 1/cards) + max(c['gradients'] for each in layers for c in each)
     memory['overhead'] = overhead
     at, top = levels(segments)
-    return Plan(knobs, memory, dict(held), list(zip((g['name'] for g in segments), at, top)), sum(g['flops'] for g in segments)*knobs['accumulate'])
+    return Plan(knobs, memory, Counter(held), list(zip((g['name'] for g in segments), at, top)), sum(g['flops'] for g in segments)*knobs['accumulate'])
 
 def _answering(config, k):
     held = tally(skeleton(config, PRECISIONS[k.get('precision', 'bf16')])); t = config.get_text_config()
     memory = dict(weights=held['weights'], logits=k['batch']*t.vocab_size*4, cache=cache_bytes(config, k['batch'], k['length'], k.get('precision', 'bf16')), overhead=k['overhead'])
-    return Plan(k, memory, dict(held), [], 2.*held['parameters']*k['batch']*k['length'])
+    return Plan(k, memory, held, [], 2.*held['parameters']*k['batch']*k['length'])
 
 # %% ../nbs/12_planner.ipynb #72b70719
 def plot_step(
