@@ -315,7 +315,7 @@ def _step(m, config, live, batch, length, image, graded, precision, tiled, cache
         del h; live.mark('loss'); stop()
         loss.backward(); live.mark('end')
 
-# %% ../nbs/12_planner.ipynb #7a2f5f00
+# %% ../nbs/12_planner.ipynb #e25660dc
 def _faked(m):
     "Meta tensors become fake ones on the CPU, ties kept; within a FakeTensorMode."
     made = {}
@@ -349,6 +349,7 @@ def rehearse(
     waits = [[0 if accumulate > 1 else sum(p.nbytes for p in l.parameters() if p.requires_grad) for l in s] for s in stacks(m)]
     return (unfold(live.segments, config, waits) if short else live.segments), m
 
+# %% ../nbs/12_planner.ipynb #e63a412e
 def unfold(segments:list, config,
            gradients:list, # for each stack the bytes of gradients that each rehearsed layer leaves
           )->list: # segments of the whole model

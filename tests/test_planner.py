@@ -84,8 +84,8 @@ def test_few_layers_say_what_all_say(family):
     c = config_of(family, layers=7, towers=5)
     for kw in (dict(method='full'), dict(method='lora', checkpointing=True), dict(method='projector')):
         (a, _), (b, _) = (rehearse(c, batch=2, length=length_of(c), image=32, short=k, **kw) for k in (True, False))
-        near = lambda x, y: abs(x/y - 1) < (.02 if family == 'mllama' else .005)          # a mask, the first layer that sees: that is all
-        assert near(max(levels(a)[1]), max(levels(b)[1])) and near(sum(g['flops'] for g in a), sum(g['flops'] for g in b)), kw
+        room = (.02, .07) if family == 'mllama' else (.005, 0.)         # a mask more; in Mllama the first layer that sees has nothing to send back when nothing below it trains
+        assert abs(max(levels(a)[1])/max(levels(b)[1]) - 1) <= room[0] and abs(sum(g['flops'] for g in a)/sum(g['flops'] for g in b) - 1) <= room[1], kw
 
 def test_few_and_kinds():
     assert few(list('aaaaaa')) == list('aaa') and few(list('ab')) == list('ab') and few(list('aabaabaa')) == list('aaba')
