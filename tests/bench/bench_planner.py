@@ -13,7 +13,7 @@ def random_gemma(width, layers, vocab): # a vision tower of 48×48 pixels, 36 pa
         mm_tokens_per_image=9, image_token_index=3, boi_token_index=4, eoi_token_index=5)
 
 def batch_of(c, B, T, graded):
-    ids = torch.randint(6, 100, (B, T)); ids[:, 1:1 + c.mm_tokens_per_image] = c.image_token_id
+    ids = torch.randint(6, 100, (B, T)); ids[ids == c.image_token_id] += 1; ids[:, 1:1 + c.mm_tokens_per_image] = c.image_token_id
     labels = ids.clone(); labels[:, :T - graded] = -100; s = c.vision_config.image_size
     return dict(input_ids=ids, attention_mask=torch.ones_like(ids), token_type_ids=(ids == c.image_token_id).long(), pixel_values=torch.randn(B, 3, s, s), labels=labels)
 
