@@ -2,9 +2,8 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'FLOPS', 'METHODS', 'PRECISIONS', 'OPTIMISERS', 'CARDS', 'KINDS', 'STEP', 'shape', 'skeleton', 'measure',
-           'Live', 'constants', 'Packed', 'Bottleneck', 'dressed', 'tally', 'kinds', 'few', 'shortened', 'stacks',
-           'image_tokens', 'rehearse', 'unfold', 'levels', 'Plan', 'cache_bytes', 'plan', 'plot_step', 'plot_plans',
-           'mend', 'choose']
+           'Live', 'constants', 'Packed', 'dressed', 'tally', 'kinds', 'few', 'shortened', 'stacks', 'image_tokens',
+           'rehearse', 'unfold', 'levels', 'Plan', 'cache_bytes', 'plan', 'plot_step', 'plot_plans', 'mend', 'choose']
 
 # %% ../nbs/12_planner.ipynb #eb21fd0b
 import contextlib, copy, inspect, os, sys, weakref
@@ -113,7 +112,7 @@ class Live(TorchDispatchMode):
         "End a segment: how far it rose, what it left, how many FLOPs it took."
         self.segments.append(dict(name=name, up=self.top - self.at, net=self.now - self.at, flops=self.flops)); self.at = self.top = self.now; self.flops = 0
 
-# %% ../nbs/12_planner.ipynb #60e4ecb3
+# %% ../nbs/12_planner.ipynb #8c58522b
 def constants(
     numbers:int, # in one matrix
 )->int: # bytes
@@ -137,7 +136,7 @@ class Packed(torch.nn.Linear):
         y = _Dequantised.apply(x, (self.out_features, self.in_features)).clone()                       # peft copies what comes out
         return y if self.bias is None else y + self.bias
 
-class Bottleneck(torch.nn.Module):
+class _Behind(torch.nn.Module):
     "A layer with an adapter behind it: y + up(gelu(down(y))) (Houlsby et al. 2019)."
     def __init__(self, linear, size):
         super().__init__()
@@ -146,13 +145,13 @@ class Bottleneck(torch.nn.Module):
 
 def _replace(m, name, new): up, _, last = name.rpartition('.'); setattr(m.get_submodule(up), last, new)
 
-# %% ../nbs/12_planner.ipynb #a0c145c4
+# %% ../nbs/12_planner.ipynb #487e67bc
 METHODS = ('head', 'projector', 'lora', 'qlora', 'adapters', 'full')
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, mixed=torch.float32)  # of the weights; in 'bf16' and 'mixed' autocast computes in bf16, and adapters are fp32 as peft makes them
 
 def dressed(
     config, method:str='lora', # of `METHODS`
-    rank:int=8, targets:tuple=training.TEXT_LINEARS, # of LoRA; those names that the text model has
+    rank:int=8, targets:tuple=(), # of LoRA: those linear layers that the text model has; none: all
     size:int=64, # of bottleneck adapters
     train:tuple=(), # parts that train besides
     precision:str='bf16',
@@ -163,13 +162,13 @@ def dressed(
     if method == 'qlora':
         for n in text: _replace(m, n, Packed(m.get_submodule(n)))
     if method in ('lora', 'qlora'):
-        with torch.device('meta'): m = training.lora(m, rank, targets=tuple(dict.fromkeys(last(n) for n in text if last(n) in targets)))
+        with torch.device('meta'): m = training.lora(m, rank, targets=tuple(dict.fromkeys(last(n) for n in text if not targets or last(n) in targets)))
         if method == 'qlora' and precision != 'fp32':                     # peft's 4-bit layers leave the casting to autocast
             for k in m.modules():
                 if hasattr(k, '_cast_input_dtype'): k._cast_input_dtype = lambda x, dtype: x
     if method == 'adapters':
         for n in text:
-            if last(n) in ('o_proj', 'down_proj'): _replace(m, n, Bottleneck(m.get_submodule(n), size))
+            if last(n) in ('o_proj', 'down_proj'): _replace(m, n, _Behind(m.get_submodule(n), size))
     if method == 'head': m.get_output_embeddings().weight.requires_grad_(True)
     for part in {*train, *(['projector'] if method == 'projector' else [])}:
         for p in models.own(m, part): p.requires_grad_(True)
@@ -315,7 +314,7 @@ def _step(m, config, live, batch, length, image, graded, precision, tiled, cache
         del h; live.mark('loss'); stop()
         loss.backward(); live.mark('end')
 
-# %% ../nbs/12_planner.ipynb #e25660dc
+# %% ../nbs/12_planner.ipynb #1885f6f3
 def _faked(m):
     "Meta tensors become fake ones on the CPU, ties kept; within a FakeTensorMode."
     made = {}
@@ -329,7 +328,7 @@ def _faked(m):
 
 def rehearse(
     config, method:str='lora', batch:int=1, length:int=512, # rows, and tokens in each, those of the picture included
-    rank:int=8, targets:tuple=training.TEXT_LINEARS, size:int=64, train:tuple=(), image:int=None, # as in `dressed` and `image_tokens`
+    rank:int=8, targets:tuple=(), size:int=64, train:tuple=(), image:int=None, # as in `dressed` and `image_tokens`
     graded:int=64, # tokens of a row that carry loss; only `tiled` cares
     precision:str='bf16', checkpointing:bool=False, # keep each layer's input alone, and compute the layer again on the way back
     tiled:bool=False, # as `training.fit` does it: the loss on graded tokens only, a tile of the vocabulary at a time, and lean norms
