@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForZe
 from transformers.utils import logging as hf_logging
 from .core import PALETTE, assets, device, table
 
-# %% ../nbs/05_models.ipynb #5d38dd74
+# %% ../nbs/05_models.ipynb #77d0a955
 BASE = assets()/'base' # the model that ships with the package
 
 def load(
@@ -32,9 +32,9 @@ def load(
                                 "or a name on the Hub such as 'google/gemma-3-4b-it'.")
     source, hub = str(folder) if local else str(name_or_folder), {k: v for k, v in kw.items() if k in HUB}
     config = AutoConfig.from_pretrained(source, **hub)
-    if made := getattr(config, 'connector', None): raise ValueError(f"{source} has a connector of its own, a {made['kind']}, which transformers does not know: mmkit.projector.load reads it")
     speaks = type(config) not in transformers.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING or type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     auto = AutoModelForImageTextToText if speaks else AutoModelForZeroShotImageClassification          # CLIP and SigLIP only compare
+    if getattr(config, 'connector', None): from mmkit.projector import ConnectedForConditionalGeneration as auto   # saved with a connector of its own: see chapter 10
     if quantize is not None: kw = dict(device_map={'': device()}) | kw | dict(quantization_config=quantizer(quantize, auto, config, kw))
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
