@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['window', 'Connector', 'LinearProjector', 'MLPProjector', 'PooledProjector', 'side_of', 'ShuffleProjector', 'QFormer',
-           'connect', 'made', 'ConnectedForConditionalGeneration', 'GatedCrossAttention', 'CrossAttention', 'Across']
+           'connect', 'made', 'ConnectedForConditionalGeneration', 'GatedCrossAttention', 'CrossAttention', 'Across',
+           'LateFusion', 'fit_late', 'retrieve', 'at_resolution', 'step_flops']
 
 # %% ../nbs/10_projector.ipynb #7324bbfa
 import copy, math
@@ -203,3 +204,74 @@ class Across:
     def __call__(self, module, args, kw):
         c = self.connector
         if c.seen is not None and not c.alone: return (self.layer(args[0], c.seen), *args[1:]), kw
+
+# %% ../nbs/10_projector.ipynb #6fcb3afd
+class LateFusion(nn.Module):
+    "A picture vector and a caption vector in one space: two small encoders behind the frozen tower and the frozen text model."
+    def __init__(self,
+        config, # of the model whose parts are frozen
+        width:int=128, # of the common space
+        hidden:int=352, # inside each encoder
+    ):
+        super().__init__()
+        mlp = lambda n: nn.Sequential(nn.Linear(n, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.picture, self.caption = mlp(config.vision_config.hidden_size), mlp(config.get_text_config().hidden_size)
+    def see(self, pooled): return self.picture(pooled).mean(1)                    # (N, P, D) -> (N, width)
+    def read(self, said): return self.caption(said)                               # (N, W) -> (N, width)
+
+def fit_late(model, processor, # whose tower and text model stay frozen
+    ds, # records with images and captions
+    steps:int=100, batch:int=16, lr:float=3e-3, hidden:int=352, tau:float=.07, seed:int=0,
+)->LateFusion:
+    "Contrastive training of both encoders on what tower and text model say, computed once."
+    seed_everything(seed)
+    said = list(ds['caption']); late, ids = LateFusion(models.inner(model).config, hidden=hidden), torch.as_tensor(np.unique(said, return_inverse=True)[1])
+    seen, read = training.cache_features(model, processor, ds, bar=False), training.cache_captions(model, processor, said, bar=False)
+    opt, clock, order = torch.optim.AdamW(late.parameters(), lr=lr, weight_decay=0.), training.Clock(steps=steps), []
+    clock.start = 0.; rate = torch.optim.lr_scheduler.LambdaLR(opt, clock.factor)
+    for step in range(steps):
+        while len(order) < batch: order += training.shuffled(len(ds), seed, step).tolist()
+        at, order = torch.tensor(order[:batch]), order[batch:]
+        losses.info_nce(late.see(seen[at]), late.read(read[at]), tau, ids=ids[at]).backward()
+        opt.step(); opt.zero_grad(); rate.step()
+    return late.eval()
+
+@torch.no_grad()
+def retrieve(late:LateFusion, model, processor, ds, # pictures to describe
+    bank, # records whose captions may be said
+)->list: # one caption for each picture
+    "The caption of the bank that lies nearest to each picture."
+    said = list(dict.fromkeys(bank['caption']))
+    z = F.normalize(late.see(training.cache_features(model, processor, ds, bar=False).features), dim=1)          # (N, width)
+    c = F.normalize(late.read(training.cache_captions(model, processor, said, bar=False).features), dim=1)       # (M, width)
+    return [said[k] for k in (z @ c.T).argmax(1).tolist()]
+
+# %% ../nbs/10_projector.ipynb #e0be770c
+def at_resolution(
+    model, # of the Gemma 3 family with a SigLIP tower; changed in place
+    processor, # its own
+    size:int, # pixels along a side from now on; a multiple of the patch
+)->tuple: # (model, processor for pictures of that size)
+    "The same tower for pictures of another size, with interpolated places; next, `connect` a connector made from the model's configuration."
+    m = models.inner(model); v = m.config.vision_config
+    if size < v.patch_size or size % v.patch_size: raise ValueError(f'{size} pixels do not divide into patches of {v.patch_size}; give a multiple, such as {max(1, round(size/v.patch_size))*v.patch_size}')
+    e, n = next(k for k in m.model.vision_tower.modules() if hasattr(k, 'interpolate_pos_encoding')), (size//v.patch_size)**2
+    places = e.interpolate_pos_encoding(e.position_embedding.weight.new_zeros(1, n, v.hidden_size), size, size)[0]      # (n, D)
+    e.position_embedding = nn.Embedding.from_pretrained(places.detach().clone(), freeze=not e.position_embedding.weight.requires_grad)
+    e.position_ids, e.num_patches, e.num_positions, e.image_size, v.image_size = torch.arange(n, device=places.device)[None], n, n, size, size
+    processor = copy.copy(processor); processor.image_processor = copy.copy(processor.image_processor)
+    processor.image_processor.size = dict(height=size, width=size)
+    return model, processor
+
+# %% ../nbs/10_projector.ipynb #d12a9ea6
+def step_flops(model,
+    batch:dict, # as `chat.Collator` or `training.Rows` makes it
+)->float: # floating-point operations
+    "What one training step on this batch costs, forward and backward, counted by torch."
+    from torch.utils.flop_counter import FlopCounterMode
+    was = models.inner(model).config._attn_implementation
+    models.inner(model).set_attn_implementation('eager')                         # its products are counted on every machine
+    try:
+        with FlopCounterMode(display=False) as count: training.terms(model, batch, losses.Weights())['ce'].backward()
+    finally: models.inner(model).set_attn_implementation(was); model.zero_grad()
+    return float(count.get_total_flops())
