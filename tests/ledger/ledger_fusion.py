@@ -39,7 +39,7 @@ def measure(cells, seeds, small=False):
     for s in seeds:
         got = {arm: cells(arm, s, lambda **k: fused(s, small, arm, **k), steps=steps, batch=batch) for arm in FUSIONS}
         got[LATE] = cells(LATE, s, lambda **k: late(s, small, **k), steps=steps, batch=batch)
-        got[LONG] = cells(LONG, s, lambda **k: late(s, small, **k), steps=3 if small else 220, batch=batch if small else 64)
+        got[LONG] = cells(LONG, s, lambda **k: late(s, small, **k), steps=3 if small else 150, batch=batch if small else 64)
         for arm, measures in (got | {COMMON: cells(COMMON, s, lambda: commonest(pairs_of(s, small)))}).items():
             for m, v in measures.items(): found.setdefault((arm, m), {})[s] = v
     F1, STEP, n = 'macro-F1', 'GFLOPs a step', min(HELD, len(pairs_of(seeds[0], small)['test']))
@@ -54,6 +54,6 @@ def measure(cells, seeds, small=False):
         claim='Early, late and cross-attention fusion trade quality against cost.',
         measured='Macro-F1 of captions (of the nearest training caption, for late fusion), and operations a step, at equal numbers of trained parameters.',
         setup=f'Fresh weights: an MLP into 36 tokens; two gated cross-attention layers that look at 36 vectors; each with LoRA of rank 8 in the text model; two encoders of an MLP each. About 271,000 trained parameters everywhere, '
-              f'{steps} steps of {batch} on cached features; late fusion also for 220 steps of 64, which costs about as many operations as the whole early run.',
+              f'{steps} steps of {batch} on cached features; late fusion also for 150 steps of 64, which costs about as many operations as the whole early run.',
         cannot='The text model was pre-trained with image tokens in its sentences, never with cross-attention: early fusion has a head start. Late fusion cannot say what no training caption said; with these captions, made from '
                'eleven attributes, finding is easier than with free text. 36 vectors a picture: cross-attention saves most where pictures have thousands.')

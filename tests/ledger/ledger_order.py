@@ -7,7 +7,7 @@ from run import entry
 from world import fresh, pairs_of
 
 IDS = ('C26',)
-RATES, STEPS, BATCH, HELD = dict(projector=1e-2, text=4e-3), 150, 4, 128
+RATES, STEPS, BATCH, HELD = dict(projector=1e-2, text=4e-3), 100, 4, 128
 FIRST, LAST, BOTH = 'projector, then LoRA', 'LoRA, then projector', 'both at once'
 ALONE, DEAF, BLIND, COMMON = 'projector alone', 'LoRA alone, behind a random matrix', 'random tower, both at once', 'always the commonest'
 PLAN = {FIRST: (('projector',), ('text',)), LAST: (('text',), ('projector',)), BOTH: (('projector', 'text'),), ALONE: (('projector',),), DEAF: (('text',),), BLIND: (('projector', 'text'),)}
