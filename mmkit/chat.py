@@ -571,7 +571,7 @@ def grids(
     def near(n, h, w): r = max(1, round((n*h/w)**.5)); return r, n//r
     return [near(n, *(p.shape[-2:] if p.ndim == 3 else (1, 1))) for n, p in zip(wanted(batch, processor) or [], by_picture(batch))]
 
-# %% ../nbs/03_chat.ipynb #7ca0783e
+# %% ../nbs/03_chat.ipynb #9dca7c15
 def pictures(
     batch:dict, # a batch of any family
     processor, # of the model in use
@@ -595,7 +595,6 @@ def wanted(
 )->list: # image tokens that each picture needs, in the batch's order; None where nobody can tell
     "How many image tokens each picture needs."
     shown, c = by_picture(batch), getattr(source, 'config', None)
-    if 'features' in batch: return [len(f) for f in shown]
     if batch.get('image_grid_thw') is not None:
         return [len(p)//(c.vision_config.spatial_merge_size if c else source.image_processor.merge_size)**2 for p in shown]
     if batch.get('aspect_ratio_ids') is not None: return [1]*len(shown)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForZe
 from transformers.utils import logging as hf_logging
 from .core import PALETTE, assets, device, table
 
-# %% ../nbs/05_models.ipynb #8e6d2380
+# %% ../nbs/05_models.ipynb #77d0a955
 BASE = assets()/'base' # the model that ships with the package
 
 def load(
@@ -34,6 +34,7 @@ def load(
     config = AutoConfig.from_pretrained(source, **hub)
     speaks = type(config) not in transformers.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING or type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     auto = AutoModelForImageTextToText if speaks else AutoModelForZeroShotImageClassification          # CLIP and SigLIP only compare
+    if getattr(config, 'connector', None): from mmkit.projector import ConnectedForConditionalGeneration as auto   # saved with a connector of its own: see chapter 10
     if quantize is not None: kw = dict(device_map={'': device()}) | kw | dict(quantization_config=quantizer(quantize, auto, config, kw))
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
@@ -367,7 +368,7 @@ def quantizer(
     compute = dict(bnb_4bit_compute_dtype=dtype) if 'load_in_4bit' in QUANTIZE[quantize] else {}
     return transformers.BitsAndBytesConfig(**QUANTIZE[quantize], **compute, llm_int8_skip_modules=keep)
 
-# %% ../nbs/05_models.ipynb #a8724475
+# %% ../nbs/05_models.ipynb #e10b5f5d
 def image_features(
     model, # any vision-language model
     pixel_values:torch.Tensor, # (N, 3, H, W)
@@ -381,7 +382,7 @@ def pool(
     patches:torch.Tensor, # (N, patches, Dv) out of the vision tower
 )->torch.Tensor: # (N, tokens, Dv)
     "Gemma 3's average pooling of patches, which comes before norm and projection: nothing here trains, so it may be cached."
-    p = inner(model).model.multi_modal_projector
+    p = model if hasattr(model, 'avg_pool') else inner(model).model.multi_modal_projector       # a projector alone will do
     N, P, Dv = patches.shape
     grid = patches.transpose(1, 2).reshape(N, Dv, p.patches_per_image, p.patches_per_image) # (N, Dv, rows, columns)
     return p.avg_pool(grid).flatten(2).transpose(1, 2)                                      # (N, tokens, Dv)
@@ -392,6 +393,7 @@ def project(
 )->torch.Tensor: # (N, tokens, D)
     "Norm and projection of pooled patches: with `pool`, the same as `image_features`."
     p = inner(model).model.multi_modal_projector
+    if hasattr(p, 'project'): return p.project(pooled)                                          # a `projector.Connector`
     return (p.mm_soft_emb_norm(pooled) @ p.mm_input_projection_weight).type_as(pooled)
 
 # %% ../nbs/05_models.ipynb #d9c1cece

@@ -28,7 +28,7 @@ def shuffled(n:int, # rows
     "The order of one epoch: drawn from seed and epoch alone, as transformers' Trainer draws it."
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch))
 
-# %% ../nbs/06_training.ipynb #6982ccd4
+# %% ../nbs/06_training.ipynb #e1b64a09
 def _image_bytes(ds):
     "The encoded images of a data set, or the pixels of a list of records, one at a time."
     if not hasattr(ds, 'cast_column'):
@@ -51,8 +51,8 @@ def _key(what, module, facts, pieces):
 
 def features_key(model, processor, ds)->str: # 40 letters
     "A fingerprint of all that the pooled patches depend on."
-    m = models.inner(model)
-    facts = m.config.vision_config.to_dict(), m.config.mm_tokens_per_image, processor.image_processor.to_dict()
+    m = models.inner(model); p = m.model.multi_modal_projector
+    facts = m.config.vision_config.to_dict(), (p.patches_per_image//p.avg_pool.kernel_size)**2, processor.image_processor.to_dict()
     return _key('pooled patches, 1', m.model.vision_tower, facts, _image_bytes(ds))
 
 def captions_key(model, processor, captions:list)->str: # 40 letters

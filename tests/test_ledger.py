@@ -16,7 +16,7 @@ def run():
     spec.loader.exec_module(m)
     yield m
     sys.path[:] = before
-    for name in ('run', 'world', 'contrast'): sys.modules.pop(name, None)
+    for name in ('run', 'world', 'contrast', 'ledger_order'): sys.modules.pop(name, None)
 
 def test_every_claim_has_its_file(): assert WANTED <= {f.stem for f in FILES}
 
