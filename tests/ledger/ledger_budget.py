@@ -71,7 +71,7 @@ def measure(cells, seeds, small=False):
             dict(says='a single token says as much that is right', a=[ONE, F1], b=[USUAL, F1], expect='not below'), *sound(USUAL)], (COMMON,), n, tuned_rate=rate, by_rate=by_rate,
         claim='Lower image resolution cuts latency (and a wrongly placed adapter blinds the model).',
         measured='Macro-F1 of captions against the number of image tokens and of pixels, with the operations of a training step and the time to the first word, as ratios to 36 tokens from 96 pixels.',
-        setup=f'The shipped projector\'s weights at every budget (averaging has none), LoRA of rank 8, both trained for {steps} steps of {batch} with the tower frozen, LoRA at {TEXT:g}, the projector at {rate[USUAL]:g}, the best of {", ".join(f"{r:g}" for r in SCREEN)} at 36 tokens by validation lesions of two seeds. Times are of 8 pictures, both budgets in turn in one process, '
+        setup=f'The shipped projector\'s weights at every budget (averaging has none), LoRA of rank 8, both trained for {steps} steps of {batch} with the tower frozen, LoRA at {TEXT:g}, the projector at {rate[USUAL]:g}, the best of {", ".join(f"{r:g}" for r in SCREEN)} at 36 tokens (further out where the best lay at the edge) by validation lesions of two seeds. Times are of 8 pictures, both budgets in turn in one process, '
               'the quickest of three, one thread; operations are torch\'s count with eager attention.',
         cannot='Times are a CPU\'s, at toy size, where the text of prompt and caption outweighs the picture: in a large model with hundreds of image tokens the share differs. The tower was trained at 96 pixels only. '
                'The placement of adapters, the second half of the claim, is measured in the chapter on adapters.')
