@@ -5,7 +5,7 @@ from mmkit.core import seed_everything
 from mmkit.projector import CrossAttention, MLPProjector, connect, fit_late, retrieve, step_flops
 from run import entry
 from world import fresh, pairs_of
-from ledger_order import BATCH, COMMON, HELD, SCREEN, STEPS, TEXT, commonest, rates, scored, tuned
+from ledger_order import BATCH, COMMON, HELD, SCREEN, STEPS, TEXT, gathered, rates, scored, sound, tuned
 
 IDS = ('C30',)
 EARLY, SHUT, OPEN, LATE, LONG = 'early', 'cross-attention, gates at 0', 'cross-attention, gates at 0.5', 'late, equal steps', 'late, equal operations in all'
@@ -36,19 +36,14 @@ def late(seed, small, lr, steps, batch, hidden=528):
             'GFLOPs a step': count.get_total_flops()/1e9, 'TFLOPs in all': steps*count.get_total_flops()/1e12, 'trained parameters': sum(p.numel() for p in net.parameters())}
 
 def measure(cells, seeds, small=False):
-    steps, batch, found = *((2, 4) if small else (STEPS, BATCH)), {}
+    steps, batch = (2, 4) if small else (STEPS, BATCH)
     budget = {LATE: (steps, batch), LONG: (3, 4) if small else (3*steps//2, 64)}
     def run(arm, s, lr):
         if arm in FUSIONS: return cells(arm, s, lambda **k: fused(s, small, arm, **k), lr=lr, steps=steps, batch=batch)
         return cells(arm, s, lambda **k: late(s, small, **k), lr=lr, steps=budget[arm][0], batch=budget[arm][1])
     rate, by_rate = tuned(run, [*FUSIONS, LATE, LONG], seeds, small)
-    for s in seeds:
-        got = {arm: run(arm, s, lr) for arm, lr in rate.items()}
-        for arm, measures in (got | {COMMON: cells(COMMON, s, lambda: commonest(pairs_of(s, small)))}).items():
-            for m, v in measures.items(): found.setdefault((arm, m), {})[s] = v
+    found = gathered(cells, seeds, small, run, rate)
     F1, STEP, n = 'macro-F1', 'GFLOPs a step', min(HELD, len(pairs_of(seeds[0], small)['test']))
-    sound = lambda a: [dict(says=f'{a}: beats the commonest answer', a=[a, F1], b=[COMMON, F1], expect='above', control=True),
-                       dict(says=f'{a}: what it says comes from the picture', a=[a, F1], b=[a, f'{F1}, shuffled pictures'], expect='above', control=True)]
     yield entry(cells, seeds, 'C30', found, [
             dict(says='early fusion beats cross-attention, gates shut at the start', a=[EARLY, F1], b=[SHUT, F1], expect='above'),
             dict(says='gates that start half open beat shut ones', a=[OPEN, F1], b=[SHUT, F1], expect='above'),

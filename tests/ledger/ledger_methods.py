@@ -111,10 +111,9 @@ def measure(cells, seeds, small=False):
            dict(says='and bottleneck adapters more than QLoRA', a=['Houlsby', B], b=['QLoRA', B], expect='above')]
     c17 = [dict(says='bottleneck adapters (Houlsby) keep more of generic captions than LoRA, at matched parameters', a=['Houlsby', A], b=['LoRA', A], expect='above'),
            dict(says='and at matched quality on lesions', a=['Houlsby', f'{A}, at equal quality'], b=['LoRA', f'{A}, at equal quality'], expect='above'),
-           dict(says='they keep more of the answers to questions, at matched parameters', a=['Houlsby', ASK], b=['LoRA', ASK], expect='above'),
-           dict(says='full fine-tuning keeps less than LoRA', a=['full', A], b=['LoRA', A], expect='below'),
-           dict(says='at matched quality too', a=['full', f'{A}, at equal quality'], b=['LoRA', f'{A}, at equal quality'], expect='below')]
+           dict(says='they keep more of the answers to questions, at matched parameters', a=['Houlsby', ASK], b=['LoRA', ASK], expect='above')]
+    sees = [dict(says='forgetting can be seen: full fine-tuning keeps fewer answers than the untrained base gives', a=['full', ASK], b=['untrained base', ASK], expect='below', control=True)]
     yield entry(cells, seeds, 'C15', part(B, IMP, 'trained', 'share'), have(c15) + sound, CONTROLS, n, claim='LoRA reaches 92.4%, QLoRA 87.2%, bottleneck adapters 89.1%.',
                 measured='Macro-F1 of what captions say of lesions of other patients, each method at a rate of its own, and its share of full fine-tuning.', **told)
-    yield entry(cells, seeds, 'C17', part(B, 'kept'), have(c17) + sound, CONTROLS, n, claim='Adapters forget 37.2% less than LoRA.',
+    yield entry(cells, seeds, 'C17', part(B, 'kept'), have(c17) + have(sees) + sound, CONTROLS, n, claim='Adapters forget 37.2% less than LoRA.',
                 measured='What is still right in captions of generic pictures (task A) and in answers to questions about them after training on lesions (task B): at matched trained parameters, and where all methods describe lesions equally well.', **told)

@@ -8,7 +8,7 @@ from world import WORLD, fresh
 
 IDS = ('C23',)
 SIZES, STEPS, BATCH = (50, 200, 800, 3200), 400, 8
-RATES = dict(head=1.5e-2, LoRA=5e-3, full=1e-3)      # chosen in ledger_methods.py, with a thousand pairs
+RATES = dict(head=1.5e-2, LoRA=5e-3, full=3e-3)      # chosen in ledger_methods.py, with a thousand pairs
 METHODS = tuple(RATES)
 
 @functools.lru_cache(1)
