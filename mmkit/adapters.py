@@ -46,15 +46,16 @@ def bottleneck(model,
     m.bottlenecks = dict(size=size, beside=beside, blocks=None if blocks is None else list(blocks))
     return model
 
-# %% ../nbs/11_adapters.ipynb #4202e846
+# %% ../nbs/11_adapters.ipynb #7cc755ea
 def save(model, folder,      # made where it is missing
          *parts:str):        # that were trained whole, such as 'projector'
     "Keep what was trained and nothing else: LoRA as peft writes it, bottlenecks and whole parts beside it in trained.safetensors."
-    folder, m = Path(folder), models.inner(model); folder.mkdir(parents=True, exist_ok=True)
+    folder, m = Path(folder), models.inner(model)
     names = [n for n, _ in m.named_parameters() if 'lora_' not in n and ('bottleneck' in n.split('.') or models.part_of(n) in parts)]
     for part in parts: models.own(model, part)                              # an error for what is no part, or holds codes
+    if not names and not hasattr(model, 'peft_config'): raise ValueError("nothing to keep: no LoRA, no bottlenecks; name the parts that were trained, such as save(model, folder, 'projector')")
+    folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model, 'peft_config'): model.save_pretrained(folder)
-    elif not names: raise ValueError("nothing to keep: no LoRA, no bottlenecks; name the parts that were trained, such as save(model, folder, 'projector')")
     by_name, part = dict(m.named_parameters()), folder/'trained.part'
     save_file({n.replace('.base_layer', ''): by_name[n].detach().cpu().contiguous() for n in names}, part, metadata=dict(bottlenecks=json.dumps(getattr(m, 'bottlenecks', None))))
     part.replace(folder/'trained.safetensors')
@@ -78,7 +79,7 @@ def load(model, folder, # that `save` wrote
         warnings.filterwarnings('ignore', message='.*is_gradient_checkpointing')           # peft asks by an older name
         return PeftModel.from_pretrained(model, folder, is_trainable=True).train(model.training)
 
-# %% ../nbs/11_adapters.ipynb #52cc7a67
+# %% ../nbs/11_adapters.ipynb #aea86cd3
 def _logits(model, batch):
     with torch.no_grad(): return model(**batch).logits[batch['attention_mask'].bool()].float()          # (tokens, V), padding left out
 
@@ -102,7 +103,7 @@ def merge(model,                # with LoRA
             if isinstance(k, BaseTunerLayer): k.merged_adapters.clear()
         model.train(was)
         raise ValueError(f"merged, the logits move by {told['moved']:.1%} of the largest (tolerance {tolerance:.1%}) and {1 - told['agree']:.1%} of the tokens choose another word; nothing was merged. "
-                         'A quantised base rounds what is added to it: put the adapter on the unquantised base, or keep it apart.')
+                         'A quantised base rounds what is added to it: unpack it into full precision first, or keep the adapter apart.')
     return model.unload().train(was), told
 
 # %% ../nbs/11_adapters.ipynb #6ab22ee1

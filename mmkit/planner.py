@@ -5,7 +5,7 @@ __all__ = ['SHAPES', 'FLOPS', 'METHODS', 'PRECISIONS', 'OPTIMISERS', 'CARDS', 'K
            'Live', 'constants', 'Packed', 'dressed', 'tally', 'kinds', 'few', 'shortened', 'stacks', 'image_tokens',
            'rehearse', 'unfold', 'levels', 'Plan', 'cache_bytes', 'plan', 'plot_step', 'plot_plans', 'mend', 'choose']
 
-# %% ../nbs/12_planner.ipynb #eb21fd0b
+# %% ../nbs/12_planner.ipynb #256a055b
 import contextlib, copy, inspect, os, sys, weakref
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.initialization import no_init_weights
 from transformers.loss.loss_utils import ForCausalLMLoss
 from . import losses, models, training
-from .core import PALETTE, table
+from .core import PALETTE, measured, table
 
 # %% ../nbs/12_planner.ipynb #4deccfd0
 def _gemma3(width, mlp, heads, kv, layers, head=256): return transformers.Gemma3Config(mm_tokens_per_image=256,
@@ -451,7 +451,7 @@ def _at_peak(segments, layers, held, rest, waiting):
     done = min(done, top[k])
     return top[k] - done, done, 0
 
-# %% ../nbs/12_planner.ipynb #24a3d6aa
+# %% ../nbs/12_planner.ipynb #d4154d4d
 STEP = tuple(k for k in inspect.signature(rehearse).parameters if k not in ('config', 'short', 'method', 'batch', 'length'))
 
 def plan(
@@ -472,7 +472,7 @@ def plan(
     for what, x, known in [('method', method, (*METHODS, 'generate')), ('optimiser', optimiser, OPTIMISERS), *(('argument', k, STEP) for k in step)]:
         if x not in known: raise ValueError(f'no {what} is called {x!r}.{models.nearest(x, known)}')
     if step.get('precision', 'bf16') not in PRECISIONS: raise ValueError(f"precision {step['precision']!r}?{models.nearest(step['precision'], PRECISIONS)}")
-    if length <= (seats := image_tokens(config, step.get('image'))): raise ValueError(f'{length} tokens a row, but the picture alone takes {seats}: give a larger length')
+    if length <= (taken := image_tokens(config, step.get('image'))): raise ValueError(f'{length} tokens a row, but the picture alone takes {taken}: give a larger length')
     knobs = dict(model=model, method=method, batch=batch, length=length, card=card, cards=cards, optimiser=optimiser, rows=rows, utilisation=utilisation, price=price, overhead=overhead, accumulate=1) | step
     if method == 'generate': return _answering(config, knobs)
     segments, held, rest, layers = _rehearsal(config, optimiser, dict(method=method, batch=batch, length=length, **step))
@@ -548,7 +548,7 @@ def mend(
     for n in (n for n in (2, 4, 8, 16, 32, 64) if k['cards'] < n <= upto): turn_to(f'{n} cards', cards=n)
     return table([(says, f'{q.peak/1e9:.1f} GB', f'{q.flops/1e12:.0f}', 'fits' if q.fits() else '–') for says, q in rows], ['change', 'on each card', 'TFLOP a step', f"{_card(p.knobs['card'])[0]/1e9:.0f} GB"])
 
-# %% ../nbs/12_planner.ipynb #6b7a78cc
+# %% ../nbs/12_planner.ipynb #6caee8c5
 def choose(
     model, data:int, # pairs that you have
     card='RTX 4090', tasks:int=1, # to be served from one base
@@ -556,16 +556,17 @@ def choose(
     **kw, # for `plan`
 )->'Table': # method, memory, fits, hours, bytes for each task, for and against
     "Every method on this card, with what speaks for it and against it; nothing is ranked that was not measured."
-    rows, kw = [], dict(tiled=True, checkpointing=True, length=600) | kw
+    rows, kw, c15, c17 = [], dict(tiled=True, checkpointing=True, length=600) | kw, measured('C15'), measured('C17')
+    arm = dict(projector='projector', lora='LoRA', qlora='QLoRA', adapters='Houlsby', full='full')                # in the ledger of chapter 11
     for method in ('projector', 'lora', 'qlora', 'adapters', 'full'):
         p = plan(model, method, card=card, rows=data, **kw); store = p.held['adapters'] or p.held['gradients']
         said = ['fits' if p.fits() else f'{(p.peak - _card(card)[0])/1e9:.0f} GB too much: see `mend`']
         if tasks > 1: said.append(f'{tasks} tasks are {tasks*store/1e9:.2f} GB beside one base')
-        if method == 'qlora': said.append('slower steps than LoRA: take it only where LoRA does not fit')
+        if method == 'qlora': said.append('unpacks its weights at every pass: take it where LoRA does not fit')
         if method == 'lora': said.append('merges into the weights: no cost when it answers')
-        if method == 'full' and drift: said.append('pictures change: features move most here; probe first (LP-FT)')
+        if method == 'full' and drift: said.append('pictures change: train a head first, then everything (LP-FT, Kumar et al. 2022)')
         if method == 'projector' and drift: said.append('pictures change: cheapest to train again')
-        rows.append((method, f'{p.peak/1e9:.1f} GB', f'{p.hours:.1f}', f'{store/1e6:,.0f} MB', '; '.join(said)))
+        rows.append((method, f'{p.peak/1e9:.1f} GB', f'{p.hours:.1f}', f'{store/1e6:,.0f} MB', c15.interval(arm[method], 'macro-F1'), c17.interval(arm[method], 'kept: generic answers'), '; '.join(said)))
     rule = 'API' if data < 5000 else 'PEFT' if data <= 100_000 else 'full fine-tuning'
-    rows.append(('data size', '', '', '', f'{data:,} pairs: the articles\' rule would say {rule} (C23: below 5,000, to 100,000, above). No measurement supports these thresholds yet'))
-    return table(rows, ['method', 'memory', 'hours', 'a task\'s file', 'for and against'])
+    rows.append(('data size', '', '', '', '', '', f'{data:,} pairs: the articles\' rule would say {rule} (C23: below 5,000, to 100,000, above). No measurement supports these thresholds yet'))
+    return table(rows, ['method', 'memory', 'hours', 'a task\'s file', 'learned (C15, toy base)', 'kept (C17, toy base)', 'for and against'])

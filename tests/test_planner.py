@@ -185,8 +185,12 @@ def test_generating_trains_nothing():
 def test_choose_says_where_nothing_was_measured():
     c = config_of('gemma3')
     for data, rule in ((100, 'API'), (20_000, 'PEFT'), (200_000, 'full fine-tuning')):
-        last = choose(c, data, tasks=3, drift=True, length=40).rows[-1][4]
+        last = choose(c, data, tasks=3, drift=True, length=40).rows[-1][-1]
         assert rule in last and 'C23' in last and 'No measurement' in last
+    from mmkit.core import measured
+    rows = {r[0]: r for r in choose(c, 100, length=40).rows}
+    for m, arm in (('lora', 'LoRA'), ('adapters', 'Houlsby'), ('full', 'full')):
+        assert rows[m][4:6] in ([measured('C15').interval(arm, 'macro-F1'), measured('C17').interval(arm, 'kept: generic answers')], (measured('C15').interval(arm, 'macro-F1'), measured('C17').interval(arm, 'kept: generic answers')))
 
 # --- refusals and pictures
 @pytest.mark.parametrize('kw,said', [(dict(method='lorra'), "'lora'"), (dict(optimiser='adam'), "'adamw'"), (dict(checkpoint=True), "'checkpointing'"), (dict(precision='fp16'), "'bf16'"),
