@@ -6,13 +6,13 @@ __all__ = ['WORDS', 'METHODS', 'WITHOUT', 'probabilities', 'attends', 'watch', '
            'look', 'lit', 'overlay', 'filmstrip', 'head_grid', 'beside', 'enlarged', 'judge', 'centre_prior',
            'shuffle_weights', 'pointing', 'plot_pointing', 'swapped', 'carried', 'deletion', 'gaze', 'supervise']
 
-# %% ../nbs/13_attention.ipynb #ca737372
+# %% ../nbs/13_attention.ipynb #7c9d0c98
 import contextlib, copy, sys
 from dataclasses import dataclass, field, replace
 import matplotlib.pyplot as plt, numpy as np, torch
 from matplotlib.colors import to_rgb
 from sklearn.metrics import roc_auc_score
-from transformers import AttentionInterface
+from transformers import AttentionInterface, get_cosine_schedule_with_warmup
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from PIL import Image
 from . import chat, evaluate, lesions, models, pairs
@@ -39,7 +39,7 @@ def probabilities(
         z = z.masked_fill(~m, -torch.inf) if m.dtype is torch.bool else z + m
     return z.softmax(-1).nan_to_num(0)
 
-# %% ../nbs/13_attention.ipynb #b1789522
+# %% ../nbs/13_attention.ipynb #63011479
 def _watched(module, *args, **kw): return module.config.watcher(module, *args, **kw)
 AttentionInterface.register('watched', _watched)
 
@@ -57,12 +57,12 @@ def watch(
     "See every attention module's weights while they are made. The model's own setting stays, outputs stay, nothing stays behind."
     held = []
     def watcher_of(name, how):
-        def watcher(module, query, key, value, mask, **kw):
+        def watcher(module, query, key, value, attention_mask=None, **kw):
             if not graph:
-                see(name, lambda rows=None: probabilities(module, query, key, mask, rows=rows, **kw))
+                see(name, lambda rows=None: probabilities(module, query, key, attention_mask, rows=rows, **kw))
                 own = ALL_ATTENTION_FUNCTIONS.get_interface(how, getattr(sys.modules[type(module).__module__], 'eager_attention_forward', None))
-                return own(module, query, key, value, mask, **kw)
-            A = probabilities(module, query, key, mask, **kw)
+                return own(module, query, key, value, attention_mask=attention_mask, **kw)
+            A = probabilities(module, query, key, attention_mask, **kw)
             if not A.requires_grad: A.requires_grad_()
             see(name, A)
             return (A.to(value.dtype) @ value.repeat_interleave(query.shape[1]//value.shape[1], 1)).transpose(1, 2).contiguous(), None
@@ -133,7 +133,7 @@ class Sight:
 
 WORDS = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids', 'image_grid_thw', 'aspect_ratio_ids', 'aspect_ratio_mask', 'cross_attention_mask')
 
-# %% ../nbs/13_attention.ipynb #66d308e7
+# %% ../nbs/13_attention.ipynb #8576acc2
 def _run(model, batch, **kw): return models.inner(model)(**{k: v for k, v in batch.items() if k in WORDS + ('pixel_values',)}, **kw)
 
 @contextlib.contextmanager
@@ -153,8 +153,9 @@ def attention(
     layers=None, # their numbers, such as range(2); None: all (Mllama: all that look at the picture)
 )->torch.Tensor: # (layers, heads, n, h, w), 0 to 1
     "Raw weights on the picture; for BLIP-2 passed on through what each query attended to (its layers' and heads' mean)."
-    s, rows, seen, bridge = Sight(model, batch), torch.as_tensor(at), [], []
+    s, seen, bridge = Sight(model, batch), [], []
     if s.family in ('clip', 'siglip'): raise ValueError(f'{s.family} only compares: no position of its text attends to the picture. Take relevancy, gradcam or occlusion')
+    rows = torch.as_tensor(at)
     def see(name, weights):
         if 'qformer' in name: bridge.extend([weights()[0].mean(0)] if 'crossattention' in name else [])
         elif s.family == 'mllama': seen.extend([weights(rows)[0]] if 'cross_attn' in name else [])
@@ -234,17 +235,17 @@ def relevancy(model, batch:dict, at, # (n,) positions; None for CLIP and SigLIP
         g = gradients(y, [A for _, A in tables], keep, not getattr(s.model, 'is_quantized', False) if batched is None else batched)
     return down(s, [(n, (gi[:, 0]*A[0].detach()).clamp(min=0).mean(1)) for (n, A), gi in zip(tables, g)], at, tower).detach()
 
-# %% ../nbs/13_attention.ipynb #67a508c4
+# %% ../nbs/13_attention.ipynb #8bb4caae
 def gradcam(model, batch:dict, at)->torch.Tensor: # (n, h, w) of the tower's patches, at least 0
     "Grad-CAM (Selvaraju et al. 2017) at the output of the vision tower's last layer."
     s, kept = Sight(model, batch), []
     last = [n for n, _ in attends(model) if models.part_of(n) == 'vision'][-1].rpartition('.')[0]
-    def keep(module, args, out): # the rest of the graph starts here
-        x = (out[0] if isinstance(out, tuple) else out).detach().requires_grad_(); kept.append(x)
-        return (x, *out[1:]) if isinstance(out, tuple) else x
+    def keep(module, args, out): kept.append(out[0] if isinstance(out, tuple) else out)
     hook = s.model.get_submodule(last).register_forward_hook(keep)
     try:
-        with still(model), torch.enable_grad(): g, = gradients(scores(s, _run(model, batch), at), kept, batched=not getattr(s.model, 'is_quantized', False))
+        with still(model), torch.enable_grad():
+            y = scores(s, _run(model, batch | dict(pixel_values=batch['pixel_values'].detach().clone().requires_grad_())), at)
+            g, = gradients(y, kept, batched=not getattr(s.model, 'is_quantized', False))
     finally: hook.remove()
     g, x = g.reshape(len(g), -1, g.shape[-1]), kept[0].detach().reshape(-1, kept[0].shape[-1])              # (n, patches, D), (patches, D)
     return s.grid((g.mean(1) @ x.T).clamp(min=0), patches=True)
@@ -505,7 +506,7 @@ def deletion(model, batch:dict, position:int, m:np.ndarray, # (h, w) of any grid
     for row, share in zip(keep, shares): row[torch.as_tensor(order[:round(share*h*w)].copy())] = float(insert)
     return shares, likely(model, batch, [position], keep.unflatten(1, (h, w)))[:, 0].numpy()
 
-# %% ../nbs/13_attention.ipynb #96051e52
+# %% ../nbs/13_attention.ipynb #12b0c330
 def gaze(weights:torch.Tensor, # (heads, n, image tokens): what n positions spend on the picture
          masks:torch.Tensor, # (n, image tokens) bool, each with a token at least
         )->torch.Tensor: # () nats; 0: all of it on the masks
@@ -531,7 +532,7 @@ def supervise(model, processor, records, # drawn, with captions
         marks.append(([groups[k][0] - 1 for k, m in small.items() if m.any()], [m for m in small.values() if m.any()]))
     model = training.lora(model, rank=rank); m = models.inner(model); told = dict(caption=[], gaze=[])
     with models.train_only(model, 'projector', 'text'):
-        opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr); plan = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=.1)
+        opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr); plan = get_cosine_schedule_with_warmup(opt, steps//10, steps)
         for _ in range(steps):
             pick = rng.choice(len(rows), min(batch, len(rows)), replace=False); b = chat.pad(processor, [rows[i] for i in pick]); there = b['input_ids'] == m.config.image_token_id
             e = m.get_input_embeddings()(b['input_ids']).masked_scatter(there[..., None], models.project(model, pooled.features[torch.as_tensor(pick)]))
