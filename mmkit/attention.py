@@ -461,7 +461,7 @@ def plot_pointing(found:dict, # name -> what `pointing` gave
         if what in ('inside', 'auc'): ax.axvline(.5, color='0.6', lw=1, ls=':')
     return fig
 
-# %% ../nbs/13_attention.ipynb #6863e9eb
+# %% ../nbs/13_attention.ipynb #bce93f8b
 @torch.no_grad()
 def swapped(model, batch:dict, # of one row
             other:torch.Tensor, # pixel_values of another picture
@@ -481,19 +481,23 @@ def swapped(model, batch:dict, # of one row
 
 WITHOUT = dict(network='absent', dots=False, globules=False, streaks=False, veil=False, structureless=False, regression=False)
 
-def carried(model, processor, records)->list: # a dict a word: structure, record, loss (nats), on, off (nats), share of tokens on it
-    "For each structure that a caption names: what its mention loses without it, and how much of that the tokens on it, and the others, carry."
+def carried(model, processor, records, draws:int=4)->list: # a dict a structure: structure, record, and nats: loss, on, lesion, off; tokens: the share that lies on it
+    "What a mention loses when its structure is not drawn (`loss`), and when only some image tokens are exchanged: those on it, as many anywhere in the lesion (mean of some draws), all but those on it."
     out = []
     for i, r in enumerate(records):
-        seen, drawn = look(model, processor, r, r['caption'], (), 'named'), pairs.truth(r)
+        seen, drawn, rng = look(model, processor, r, r['caption'], (), 'named'), pairs.truth(r), np.random.default_rng(i)
         batch = {k: v for k, v in chat.encode(processor, r['image'], r.get('prompt') or chat.PROMPT, r['caption']).items() if k != 'labels'}
         s, groups = Sight(model, batch), words_of(processor, batch['input_ids'][0])
+        small = lambda mask: np.asarray(Image.fromarray(mask).convert('F').resize(s.tokens[::-1], Image.BOX))/255                # each token's share
         for structure in (a for a in dict.fromkeys(seen.names.values()) if a in WITHOUT):
             less = lesions.render(replace(drawn.lesion, **{structure: WITHOUT[structure]}), drawn.image.shape[0]).image
             said = [k for w, n in seen.names.items() if n == structure for k in groups[w]]                   # the mention's tokens, and the one before: its 'a' says much
-            on = torch.as_tensor(np.asarray(Image.fromarray(drawn.structures[structure]).convert('F').resize(s.tokens[::-1], Image.BOX)) > .02*255)
-            whole, none, only, rest = swapped(model, batch, chat.pixels(processor, [less]), range(said[0] - 2, said[-1]), torch.stack([torch.ones_like(on), torch.zeros_like(on), ~on, on])).sum(1).tolist()
-            out.append(dict(structure=structure, record=i, loss=whole - none, on=whole - only, off=whole - rest, tokens=float(on.float().mean())))
+            on, body = small(drawn.structures[structure]) > .02, np.flatnonzero(small(drawn.mask) > .02)
+            some = np.zeros((draws, on.size), bool)
+            for row in some: row[rng.permutation(body)[:on.sum()]] = True
+            own = torch.as_tensor(np.stack([np.ones_like(on), np.zeros_like(on), ~on, on, *~some.reshape(draws, *on.shape)]))
+            lp = swapped(model, batch, chat.pixels(processor, [less]), range(said[0] - 2, said[-1]), own).sum(1); fall = (lp[0] - lp).tolist()
+            out.append(dict(structure=structure, record=i, loss=fall[1], on=fall[2], off=fall[3], lesion=float(np.mean(fall[4:])), tokens=float(on.mean())))
     return out
 
 # %% ../nbs/13_attention.ipynb #ccf09b02

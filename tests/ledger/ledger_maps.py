@@ -33,7 +33,7 @@ def one(seed, small, weight):
         blank = attention.shuffle_weights(model, seed); none = [look(blank, processor, r, r['caption'], ('attention', 'relevancy'), 'named') for r in test]
         for m, arm in zip(('attention', 'relevancy'), SHUFFLED): out |= {f'{arm}|{k}': v for k, v in mapped(none, m).items()}
         lost = [r for r in attention.carried(model, processor, test)]
-        out |= {f'exchange|{k}': float(np.mean([r[k] for r in lost])) for k in ('loss', 'on', 'off', 'tokens')}
+        out |= {f'exchange|{k}': float(np.mean([r[k] for r in lost])) for k in ('loss', 'on', 'lesion', 'off', 'tokens')}
     return out
 
 def commonest(seed, small):
@@ -47,7 +47,7 @@ def measure(cells, seeds, small=False):
         for key, v in got[0.].items():
             arm, what = key.split('|')
             if arm not in ('captions', 'exchange'): at(found, arm, what)[s] = v
-        for what, says in (('loss', 'nats lost without the structure'), ('on', 'nats carried by the tokens on it'), ('off', 'nats carried by all other tokens')): at(found, 'exchange', says)[s] = got[0.][f'exchange|{what}']
+        for what, says in (('loss', 'nats lost without the structure'), ('on', 'nats carried by the tokens on it'), ('lesion', 'nats carried by as many in the lesion'), ('off', 'nats carried by all other tokens')): at(found, 'exchange', says)[s] = got[0.][f'exchange|{what}']
         for w, arm in ((0., 'captions alone'), (WEIGHT, 'captions and gaze')):
             at(taught, arm, 'macro-F1')[s] = got[w]['captions|macro-F1']
             for m in ('attention', 'relevancy'):
@@ -69,6 +69,7 @@ def measure(cells, seeds, small=False):
         *(dict(says=f'{a} ranks inside the lesion better than chance', a=[a, inside], b=.5, expect='above') for a in arms),
         dict(says='relevancy points at the structure better than attention', a=['relevancy', hit], b=['attention', hit], expect='above'),
         dict(says='relevancy ranks inside the lesion better than attention', a=['relevancy', inside], b=['attention', inside], expect='above'),
+        dict(says='the tokens on a structure carry more of its mention than as many anywhere in the lesion', a=['exchange', 'nats carried by the tokens on it'], b=['exchange', 'nats carried by as many in the lesion'], expect='above'),
         dict(says='relevancy points better than with shuffled weights', a=['relevancy', hit], b=[SHUFFLED[1], hit], expect='above'),
         dict(says='attention finds the lesion better than with shuffled weights', a=['attention', on], b=[SHUFFLED[0], on], expect='above'),
         *([] if small else [dict(says='the centre finds the lesion better than a random point', a=['centre', on], b=['random', on], expect='above', control=True)])],
