@@ -116,7 +116,7 @@ def sharpest(maps, answered)->int: # number of a word
     score = np.array([sharpness(x) if k else -1 for x, k in zip(m, ok)]) + np.asarray(answered, float)*2*ok
     return int(score.argmax())
 
-# %% ../nbs/14_viewer.ipynb #e366683a
+# %% ../nbs/14_viewer.ipynb #fd28e4b8
 COLOURS = (colormaps['viridis'](np.arange(256))[:, :3]*255).round().astype(np.uint8)   # (256, 3)
 
 def spread(m, # (h, w)
@@ -140,7 +140,7 @@ def overlay(look, state, side:int=480)->Image.Image: # the picture alone, where 
     img = np.asarray(picture(look, side), np.float64); m = shown(look, state)
     if m is not None:
         t = np.minimum(spread(m, img.shape[:2], state.smooth)/full(look, state), 1)[..., None]
-        img = (1 - state.opacity*t)*img + state.opacity*t*COLOURS[np.round(255*t[..., 0]).astype(int)]
+        a = state.opacity*np.sqrt(t); img = (1 - a)*img + a*COLOURS[np.round(255*t[..., 0]).astype(int)]
     img, truth = np.round(img).astype(np.uint8), look.truth.get(state.word)
     if truth is not None and state.outline:
         mask = Image.fromarray(np.asarray(truth, bool)).convert('L').resize(img.shape[1::-1], Image.Resampling.NEAREST)
@@ -148,7 +148,7 @@ def overlay(look, state, side:int=480)->Image.Image: # the picture alone, where 
         img = np.where((grown[2] & ~grown[0])[..., None], 255, img); img = np.where((grown[1] & ~grown[0])[..., None], 34, img)
     return Image.fromarray(img.astype(np.uint8))
 
-# %% ../nbs/14_viewer.ipynb #8f7d2978
+# %% ../nbs/14_viewer.ipynb #95693006
 def inside(look, state): # (share of the map, share of the picture), or None: no map, or no truth
     "How much of the shown map lies inside the word's structure, and how much of the picture does."
     m, truth = shown(look, state), look.truth.get(state.word)
@@ -161,9 +161,9 @@ def said(look, state)->str:
     m, found = shown(look, state), inside(look, state)
     if m is None: return 'no map for this word'
     line = f'peak {m.max():.2g} on a {m.shape[0]} × {m.shape[1]} grid'
-    return line + (f'; {found[0]:.0%} of it inside the outline, which holds {found[1]:.0%} of the picture' if found else '')
+    return line + (f'; {found[0]:.0%} of it inside the outline, {found[1]:.0%} of the picture is' if found else '')
 
-# %% ../nbs/14_viewer.ipynb #53873653
+# %% ../nbs/14_viewer.ipynb #66ac639a
 def strip_words(look, state, n:int=5)->list: # numbers of words, in the text's order
     "The state's word, and the words with the sharpest maps that have a letter in them."
     m = reduced(look.maps[state.method], state.layer, state.head); ok = np.isfinite(m).all((1, 2)) & (peaks(look, state) > 0)
@@ -191,7 +191,8 @@ def still(state, n:int=5, side:int=200)->str: # HTML that needs nothing from out
         rows.append(f'<div style="margin:6px 0 2px"><b>{html_escape(look.label)}</b></div><div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(cells)}</div>')
     scale = f'one scale for all words, full colour at {full(look, state):.2g}' if state.scale == 'common' else 'every word on a scale of its own: brightness cannot be compared between pictures'
     ramp = ', '.join('#%02x%02x%02x' % tuple(COLOURS[c]) for c in range(0, 256, 51))
-    foot = f'{html_escape(state.method)}; layer {state.layer}, head {state.head}; the chosen word and the {len(words) - 1} with the sharpest maps; {scale}.'
+    which = ''.join(f', {name} {getattr(state, name)}' for name in ('layer', 'head') if state.size(name) > 1)
+    foot = f'{html_escape(state.method)}{which}; the chosen word and the {len(words) - 1} with the sharpest maps; {scale}.'
     return (f'<div style="max-width:1080px"><div style="white-space:pre-wrap">{text}</div>{"".join(rows)}<div style="font-size:12px;color:#555;margin-top:4px">'
             f'<span style="display:inline-block;width:90px;height:8px;background:linear-gradient(to right, {ramp})"></span> {foot}</div></div>')
 

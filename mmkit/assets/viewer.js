@@ -66,7 +66,7 @@ function overlay(canvas, panel, s, lut, full) {   // the picture under the word'
   if (v) {
     const [, , , h, w] = panel.maps[s.method].shape, big = spread(v, h, w, H, W, s.smooth)
     for (let k = 0; k < H*W; k++) {
-      const t = Math.min(big[k]/full, 1), c = 3*Math.round(255*t), a = s.opacity*t
+      const t = Math.min(big[k]/full, 1), c = 3*Math.round(255*t), a = s.opacity*Math.sqrt(t)
       for (let j = 0; j < 3; j++) out.data[4*k + j] = Math.round((1 - a)*out.data[4*k + j] + a*lut[c + j])
     }
   }
@@ -138,7 +138,7 @@ function text(words, answered, panels) {          // the words as a list to choo
     option.bars = panels.map((_, k) => make('i', {class: `mmkit-bar mmkit-of${k}`, 'aria-hidden': 'true'}))
     option.append(make('span', {class: 'mmkit-bars', 'aria-hidden': 'true'}, ...option.bars))
     options.push(option)
-    group.append(rest ? blank : '', option, rest ? '' : blank)
+    group.append(rest && group.childNodes.length > 1 ? blank : '', option, rest ? '' : blank)
   })
   return {list, options}
 }
@@ -172,7 +172,7 @@ async function render({model, el}) {
     const held = row.contains(document.activeElement) ? document.activeElement.dataset.name : null
     controls = [methods.length > 1 && pick('method', methods.map(m => [m, m])), size(1) > 1 && pick('layer', numbered(1)), size(2) > 1 && pick('head', numbered(2)),
       slider('opacity', () => model.get('opacity'), v => set('opacity', v)),
-      pick('scale', [['common', 'one for all words'], ['word', 'each word its own']]),
+      pick('scale', [['common', 'same for all words'], ['word', 'each word its own']]),
       ticked('smooth', 'smooth', () => model.get('smooth'), v => set('smooth', v)),
       panels.some(p => Object.keys(p.truth).length) && ticked('outline', 'outline', () => model.get('outline'), v => set('outline', v))].filter(Boolean)
     row.replaceChildren(...controls.map(c => c.node))
@@ -226,7 +226,7 @@ async function render({model, el}) {
       full.textContent = ' ' + figure(at)
       const peak = v ? `peak ${figure(peaks(p, s)[s.word])} on a ${h} × ${w} grid` : 'no map for this word'
       const share = v && p.truth[s.word] ? inside(v, h, w, p.truth[s.word]) : null
-      const more = share ? `${Math.round(100*share[0])}% of it inside the outline, which holds ${Math.round(100*share[1])}% of the picture` : ''
+      const more = share ? `${Math.round(100*share[0])}% of it inside the outline, ${Math.round(100*share[1])}% of the picture is` : ''
       said.replaceChildren(make('b', {}, words[s.word].trim() || 'blank'), `: ${peak}`, ...(more ? [make('br'), more] : []))
       canvas.setAttribute('aria-label', `${p.label}: ${said.textContent}`)
       return `${p.label}: ${peak}${more ? ', ' + more : ''}`
