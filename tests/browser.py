@@ -38,6 +38,7 @@ def watched_tab(browser, **kw):
     local = re.compile(r'(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|data:|blob:|about:')
     def gate(route):
         if local.match(route.request.url): return route.continue_()
+        if 'fontawesome' in route.request.url: return route.fulfill(content_type='text/css', body='')   # Voilà's own page asks a CDN for icons
         tab.troubles.append(f'asked for {route.request.url}'); route.abort()
     context.route('**/*', gate)
     tab.on('pageerror', lambda e: tab.troubles.append(f'error: {e}'))
@@ -116,4 +117,4 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope='session')
 def voila(tmp_path_factory):
     "A Voilà server."
-    with Server(tmp_path_factory.mktemp('voila'), 'voila', '{folder}', '--no-browser', '--Voila.ip=127.0.0.1', '--port={port}', ready='/', path='/voila/render/{name}.ipynb') as server: yield server
+    with Server(tmp_path_factory.mktemp('voila'), 'voila', '{folder}', '--no-browser', '--Voila.ip=127.0.0.1', '--port={port}', '--VoilaConfiguration.extension_denylist=jupyterlab-jupytext', ready='/', path='/voila/render/{name}.ipynb') as server: yield server

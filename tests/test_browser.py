@@ -33,8 +33,8 @@ def followed(v, name):
 one, two = panel('base', 0), panel('tuned', 1)
 '''
 CELLS = [PANELS, "a = TokenViewer(one, word=1); followed(a, 'alone')", "b = TokenViewer(one, two, word=6, layer=1); followed(b, 'both')",
-         "button = Button(description='set'); button.add_class('setter')\nbutton.on_click(lambda _: (setattr(a, 'word', 12), setattr(a, 'scale', 'word')))\nbutton"]
-STATE = ('word', 'method', 'layer', 'head', 'opacity', 'scale', 'smooth', 'outline', 'held')
+         "button = Button(description='set'); button.add_class('setter')\nbutton.on_click(lambda _: (setattr(b, 'word', 12), setattr(b, 'scale', 'word')))\nbutton",
+         "TokenViewer(two, word=2)"]
 
 class Viewer:
     "A viewer on a page: its parts, what it shows, and what Python says that it should."
@@ -73,8 +73,89 @@ def page(browser, lab):
         yield tab
         assert not tab.troubles, '\n'.join(tab.troubles)
 
-def test_first(page):
+def test_page_and_python_agree(page):
     v = Viewer(page, 'alone')
     v.agrees(word=1)
-    v.root.scroll_into_view_if_needed(); shoot(page, 'lab_one')
-    v = Viewer(page, 'both'); v.root.scroll_into_view_if_needed(); shoot(page, 'lab_two')
+    for word in (6, 3, 5, 12):                                    # plain; no heat; no number in one head; a structure
+        v.word(word).hover(); v.agrees(word=word)
+    for name, value in (('head', 2), ('layer', 1), ('head', 'max'), ('layer', 'max'), ('scale', 'word'), ('method', 'rollout'), ('method', 'relevancy'), ('layer', 0)):
+        v.control(name).select_option(json.dumps(value)); v.agrees(**{name: value})
+    v.control('smooth').check(); v.agrees(smooth=True)
+    v.control('opacity').fill('0.35'); v.agrees(opacity=.35)
+    v.control('outline').uncheck(); v.agrees(outline=False)
+    v.control('method').select_option('"raw"'); v.control('layer').select_option('2'); v.agrees(layer=2)
+    v.control('method').select_option('"relevancy"'); py, _ = v.agrees(method='relevancy', layer='mean')   # it has two layers: no third
+
+def test_numbers_under_the_picture(page):
+    v = Viewer(page, 'both'); v.word(6).hover()
+    py, js = v.agrees(word=6)
+    for line, (hit, area) in zip(js['said'], py['inside']): assert line.endswith(f'{100*hit:.0f}% of it inside the outline, {100*area:.0f}% of the picture is'), line
+    v.word(3).hover(); py, js = v.agrees(word=3)
+    assert py['maps'] == [None, None] and js['said'] == ['.: no map for this word']*2
+    assert 'mmkit-none' in v.word(3).get_attribute('class') and 'mmkit-none' not in v.word(4).get_attribute('class')
+
+def test_one_pointing_moves_both(page):
+    v = Viewer(page, 'both'); v.word(8).hover(); before = v.agrees(word=8)[1]['pixels']
+    v.word(6).hover(); after = v.agrees(word=6)[1]['pixels']
+    assert all(a != b for a, b in zip(before, after)) and after[0] != after[1]
+    v.root.scroll_into_view_if_needed(); shoot(page, 'lab_two')
+    box = v.root.bounding_box(); assert box['height'] < 560 and box['width'] < 900, box    # at 1280×720 it is seen whole
+
+def test_a_held_word_stays(page):
+    v = Viewer(page, 'both')
+    v.word(10).click(); v.python(word=10, held=True)
+    v.word(4).hover(); assert v.selected() == 10
+    page.keyboard.press('Escape'); v.python(held=False)
+    v.word(5).hover(); v.python(word=5)
+    v.word(4).click(); v.python(held=True); v.word(4).click(); v.python(held=False)
+
+def test_by_keyboard_alone(page):
+    v = Viewer(page, 'both'); cells = lambda: page.evaluate('jupyterapp.shell.currentWidget.content.widgets.map(w => w.model.type + w.model.id)'); before = cells()
+    v.word(1).hover(); page.mouse.move(5, 5); v.control('outline').focus()
+    page.keyboard.press('Tab'); assert v.focused() == '1'                              # one stop for all words: the chosen one
+    assert v.root.locator('[role=option][tabindex="0"]').count() == 1
+    ring = page.evaluate("() => { const s = getComputedStyle(document.activeElement); return [s.outlineStyle, parseFloat(s.outlineWidth)] }")
+    assert ring[0] == 'solid' and ring[1] >= 2
+    for key, word in (('ArrowRight', 2), ('ArrowRight', 3), ('ArrowLeft', 2), ('End', 18), ('ArrowRight', 18), ('Home', 0), ('ArrowLeft', 0)):
+        page.keyboard.press(key); assert v.focused() == str(word) == str(v.selected()), key
+    page.keyboard.press('ArrowDown'); below = v.selected(); y = lambda i: v.word(i).bounding_box()['y']
+    assert below > 3 and y(below) > y(0); page.keyboard.press('ArrowUp'); assert y(v.selected()) == y(0)
+    page.keyboard.press('Enter'); v.python(held=True); page.keyboard.press('ArrowRight'); page.keyboard.press('Escape'); v.agrees(held=False)
+    for key in 'bmdd': page.keyboard.press(key)                                       # JupyterLab's own keys: a cell below, to Markdown, delete
+    page.keyboard.press('End'); v.agrees(word=18); assert cells() == before and v.focused() == '18'
+    for _ in range(4): page.keyboard.press('Shift+Tab')                               # back through outline, smooth, scale to the slider
+    assert page.evaluate('document.activeElement.dataset.name') == 'opacity'
+    before = v.python()['opacity']; page.keyboard.press('ArrowLeft'); v.agrees(opacity=round(before - .05, 2))
+    page.keyboard.press('Shift+Tab'); assert page.evaluate('document.activeElement.dataset.name') == 'head'
+    page.keyboard.press('ArrowDown'); v.agrees(head='max')
+    page.keyboard.press('ArrowUp'); v.agrees(head='mean')
+
+def test_said_to_screen_readers(page):
+    v = Viewer(page, 'both'); v.word(6).hover(); v.python(word=6)
+    assert v.root.locator('[role=listbox]').get_attribute('aria-label') and v.root.locator('[role=group][aria-label=answer] [role=option]').count() == 15
+    status = v.root.locator('[role=status]').inner_text()
+    assert status.startswith('network. base: peak') and 'tuned: peak' in status
+    assert [c.get_attribute('aria-label').split(':')[0] for c in v.root.locator('canvas').all()] == ['base', 'tuned']
+    for c in v.root.locator('select, input').all(): assert c.evaluate('e => e.labels.length') == 1
+
+def test_words_are_text(page):
+    v = Viewer(page, 'alone')
+    assert not v.root.locator('[role=option] b').count() and v.word(8).inner_text() == '<b>streaks</b>' and v.word(10).get_attribute('aria-label') == 'blank'
+
+def test_python_moves_the_page(page):
+    v = Viewer(page, 'both'); page.locator('.setter').click()
+    v.agrees(word=12, scale='word'); assert v.selected() == 12
+    v.control('scale').select_option('"common"'); v.agrees(scale='common')
+
+def test_shown_itself_it_is_the_widget_not_the_still(page):
+    out = page.locator('.jp-OutputArea-output').last
+    assert out.locator('.mmkit-viewer canvas').count() == 1 and not out.locator('img').count()
+
+def test_in_voila(voila, tab):
+    tab.goto(voila.write('viewer', CELLS)); tab.wait_for_selector('.both .mmkit-viewer canvas')
+    v = Viewer(tab, 'both'); v.agrees(word=6)
+    v.word(6).hover(); v.root.scroll_into_view_if_needed(); shoot(tab, 'voila_two')
+    v.word(12).hover(); v.agrees(word=12)
+    v.word(12).focus(); tab.keyboard.press('ArrowLeft'); v.agrees(word=11)
+    v.control('method').select_option('"rollout"'); v.agrees(method='rollout')
+    assert tab.locator('.mmkit-viewer').count() == 3

@@ -97,6 +97,8 @@ async function opened(p) {                   // a panel as it was sent -> what d
 
 // ---- the page: words come from data, so they enter as text only ------------------------------------------------------------
 
+const own = {'data-lm-suppress-shortcuts': 'true'}   // on what can have the focus: else JupyterLab takes the keys (dd deletes the cell)
+
 function make(tag, attributes = {}, ...children) {
   const e = document.createElement(tag)
   for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v)
@@ -105,19 +107,19 @@ function make(tag, attributes = {}, ...children) {
 }
 
 function chooser(name, choices, get, set) {
-  const select = make('select', {'data-name': name}, ...choices.map(([value, text]) => make('option', {value: JSON.stringify(value)}, text)))
+  const select = make('select', {'data-name': name, ...own}, ...choices.map(([value, text]) => make('option', {value: JSON.stringify(value)}, text)))
   select.addEventListener('change', () => set(JSON.parse(select.value)))
   return {node: make('label', {}, name + ' ', select), draw: () => { select.value = JSON.stringify(get()) }}
 }
 
 function ticked(name, text, get, set) {
-  const box = make('input', {type: 'checkbox', 'data-name': name})
+  const box = make('input', {type: 'checkbox', 'data-name': name, ...own})
   box.addEventListener('change', () => set(box.checked))
   return {node: make('label', {}, box, ' ' + text), draw: () => { box.checked = get() }}
 }
 
 function slider(name, get, set) {
-  const range = make('input', {type: 'range', min: 0, max: 1, step: .05, 'data-name': name})
+  const range = make('input', {type: 'range', min: 0, max: 1, step: .05, 'data-name': name, ...own})
   range.addEventListener('input', () => set(Number(range.value)))
   return {node: make('label', {}, name + ' ', range), draw: () => { range.value = get() }}
 }
@@ -132,7 +134,7 @@ function text(words, answered, panels) {          // the words as a list to choo
       list.append(group)
     }
     const [, blank, rest] = /^(\s*)([^]*)$/.exec(word)
-    const option = make('span', {role: 'option', 'data-i': i, class: 'mmkit-word'}, rest || (blank.includes('\n') ? '⏎' : '␣'))
+    const option = make('span', {role: 'option', 'data-i': i, class: 'mmkit-word', ...own}, rest || (blank.includes('\n') ? '⏎' : '␣'))
     if (!rest) option.setAttribute('aria-label', 'blank')
     if (panels.some(p => p.truth[i])) option.classList.add('mmkit-known')
     option.bars = panels.map((_, k) => make('i', {class: `mmkit-bar mmkit-of${k}`, 'aria-hidden': 'true'}))
@@ -235,7 +237,7 @@ async function render({model, el}) {
     hint.textContent = s.held ? 'held: Esc, or the word again, lets it go' : 'point at a word, or ← → ↑ ↓ Home End; Enter or a click holds it'
   }
 
-  const root = make('div', {class: 'mmkit-viewer', role: 'group', 'aria-label': 'token viewer', 'data-lm-suppress-shortcuts': 'true'}, row,
+  const root = make('div', {class: 'mmkit-viewer', role: 'group', 'aria-label': 'token viewer'}, row,
     make('div', {class: 'mmkit-body'}, make('div', {class: 'mmkit-figures'}, ...figures.map(f => f.node)), make('div', {class: 'mmkit-text'}, list, hint)), live)
   root.look = () => { const s = state(); return panels.map(p => ({map: shown(p, s), top: top(panels, p, s)})) }   // for tests, and for the curious
   lay(); el.append(root); draw()
