@@ -216,7 +216,7 @@ def attended()->bool: # False in a script, a test, or a notebook executed by a p
     "Is a person there to see a widget? In Voilà too."
     return live() or os.environ.get('SERVER_SOFTWARE', '').startswith('voila')
 
-# %% ../nbs/14_viewer.ipynb #54609a56
+# %% ../nbs/14_viewer.ipynb #79c456ab
 class TokenViewer(ViewState, anywidget.AnyWidget):
     "Point at a word and see where it looked, on one model or two: `TokenViewer(look, other, word=7, method='raw')`."
     _esm, _css = [(assets()/f'viewer.{kind}').read_text(encoding='utf-8') for kind in ('js', 'css')]
@@ -226,8 +226,8 @@ class TokenViewer(ViewState, anywidget.AnyWidget):
         look = self.looks[0]
         return dict(words=list(look.words), answered=[bool(a) for a in look.answered], methods=self.methods, lut=COLOURS.tobytes(), panels=[packed(l, self.methods) for l in self.looks])
     def __init__(self, look, other=None, **state): # state: the settings of `ViewState`
-        size = {m: sum(np.size(l.maps[m]) for l in check_looks(look, other) if m in l.maps) for m in look.maps}
-        big = max(size, key=size.get)
+        looks = check_looks(look, other)
+        size = {m: sum(np.size(l.maps[m]) for l in looks if m in l.maps) for m in look.maps}; big = max(size, key=size.get)
         if sum(size.values()) > LIMIT:
             raise ValueError(f'the maps hold {sum(size.values())/1e6:.0f} million values, {size[big]/1e6:.0f} of them in {big!r} of shape {np.shape(look.maps[big])}; a page holds {LIMIT/1e6:.0f}. '
                              f'Give fewer layers (maps[{big!r}][:, ::4]), the mean of the heads (maps[{big!r}].mean(2, keepdims=True)), or fewer words')

@@ -174,7 +174,7 @@ async function render({model, el}) {
     const held = row.contains(document.activeElement) ? document.activeElement.dataset.name : null
     controls = [methods.length > 1 && pick('method', methods.map(m => [m, m])), size(1) > 1 && pick('layer', numbered(1)), size(2) > 1 && pick('head', numbered(2)),
       slider('opacity', () => model.get('opacity'), v => set('opacity', v)),
-      pick('scale', [['common', 'same for all words'], ['word', 'each word its own']]),
+      pick('scale', [['common', 'all words'], ['word', 'each word']]),
       ticked('smooth', 'smooth', () => model.get('smooth'), v => set('smooth', v)),
       panels.some(p => Object.keys(p.truth).length) && ticked('outline', 'outline', () => model.get('outline'), v => set('outline', v))].filter(Boolean)
     row.replaceChildren(...controls.map(c => c.node))
@@ -217,7 +217,7 @@ async function render({model, el}) {
       o.setAttribute('aria-selected', chosen); o.tabIndex = chosen ? 0 : -1
       o.classList.toggle('mmkit-held', chosen && s.held)
       o.classList.toggle('mmkit-none', panels.every(p => !(peaks(p, s)[i] > 0)))
-      o.bars.forEach((b, k) => { b.style.height = `${Math.ceil(10*peaks(panels[k], s)[i]/(common || 1))}px` })
+      o.bars.forEach((b, k) => { b.style.height = `${Math.ceil(7*peaks(panels[k], s)[i]/(common || 1))}px` })
     })
     const chosen = options[s.word], [a, b] = [chosen.getBoundingClientRect(), list.getBoundingClientRect()]
     if (a.top < b.top) list.scrollTop -= b.top - a.top + 6
@@ -238,7 +238,7 @@ async function render({model, el}) {
   }
 
   const root = make('div', {class: 'mmkit-viewer', role: 'group', 'aria-label': 'token viewer'}, row,
-    make('div', {class: 'mmkit-body'}, make('div', {class: 'mmkit-figures'}, ...figures.map(f => f.node)), make('div', {class: 'mmkit-text'}, list, hint)), live)
+    make('div', {class: 'mmkit-body'}, make('div', {class: `mmkit-figures mmkit-${panels.length}`}, ...figures.map(f => f.node)), make('div', {class: 'mmkit-text'}, list, hint)), live)
   root.look = () => { const s = state(); return panels.map(p => ({map: shown(p, s), top: top(panels, p, s)})) }   // for tests, and for the curious
   lay(); el.append(root); draw()
   const changed = () => draw(), relaid = () => { fit(); lay(); draw() }
