@@ -112,7 +112,7 @@ def lab(tmp_path_factory):
     "A JupyterLab server: no token, no news, no language servers, only this machine."
     with Server(tmp_path_factory.mktemp('lab'), 'jupyter', 'lab', '--no-browser', '--allow-root', '--ServerApp.ip=127.0.0.1', '--ServerApp.port={port}', '--ServerApp.port_retries=0',
                 '--ServerApp.root_dir={folder}', '--IdentityProvider.token=mmkit', '--LabApp.expose_app_in_browser=True', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate',
-                ready='/api?token=mmkit', path='/lab/tree/{name}.ipynb?token=mmkit') as server: yield server
+                ready='/api?token=mmkit', path='/lab/tree/{name}.ipynb?token=mmkit&reset') as server: yield server
 
 @pytest.fixture(scope='session')
 def voila(tmp_path_factory):

@@ -89,9 +89,9 @@ def test_page_and_python_agree(page):
 def test_numbers_under_the_picture(page):
     v = Viewer(page, 'both'); v.word(6).hover()
     py, js = v.agrees(word=6)
-    for line, (hit, area) in zip(js['said'], py['inside']): assert line.endswith(f'{100*hit:.0f}% of it inside the outline, {100*area:.0f}% of the picture is'), line
+    for line, (hit, area) in zip(js['said'], py['inside']): assert line.endswith(f'inside the outline: {100*hit:.0f}% of the map, {100*area:.0f}% of the picture'), line
     v.word(3).hover(); py, js = v.agrees(word=3)
-    assert py['maps'] == [None, None] and js['said'] == ['.: no map for this word']*2
+    assert py['maps'] == [None, None] and js['said'] == ['.no map for this word']*2
     assert 'mmkit-none' in v.word(3).get_attribute('class') and 'mmkit-none' not in v.word(4).get_attribute('class')
 
 def test_one_pointing_moves_both(page):
@@ -135,7 +135,7 @@ def test_said_to_screen_readers(page):
     assert v.root.locator('[role=listbox]').get_attribute('aria-label') and v.root.locator('[role=group][aria-label=answer] [role=option]').count() == 15
     status = v.root.locator('[role=status]').inner_text()
     assert status.startswith('network. base: peak') and 'tuned: peak' in status
-    assert [c.get_attribute('aria-label').split(':')[0] for c in v.root.locator('canvas').all()] == ['base', 'tuned']
+    assert [c.get_attribute('aria-label').split(':')[0] for c in v.root.locator('canvas').all()] == ['base, network', 'tuned, network']
     for c in v.root.locator('select, input').all(): assert c.evaluate('e => e.labels.length') == 1
 
 def test_words_are_text(page):

@@ -5,48 +5,59 @@ const bytes = v => new Uint8Array(v.buffer, v.byteOffset, v.byteLength)
 const floats = v => new Float32Array(v.buffer.slice(v.byteOffset, v.byteOffset + v.byteLength))
 const figure = x => x === 0 ? '0' : String(Number(x.toPrecision(2)))
 
-// ---- arithmetic: reduced, peaks, top, shown, spread, inside; a word's map is null where it has none ----------------------------
+// ---- arithmetic: reduced, peaks, full, shown, spread, inside; a word's map is null where it has none ----------------------------
 
-function gather(n, which, part) {                 // part(k) gives an array for each of n; one of them, their mean, or their largest, place by place
-  const ks = typeof which === 'number' ? [n === 1 ? 0 : which] : [...Array(n).keys()]
-  let out = null
-  for (const k of ks) {
+function gather(n, which, part, cells) {          // part(k) gives an array for each of n: one of them, their mean, or their largest, place by place
+  if (typeof which === 'number' || n === 1) return part(n === 1 ? 0 : which)
+  const out = new Float64Array(cells).fill(which === 'max' ? -Infinity : 0)
+  for (let k = 0; k < n; k++) {
     const v = part(k)
-    if (!out) out = new Float64Array(v.length).fill(which === 'max' ? -Infinity : 0)
-    for (let c = 0; c < v.length; c++) out[c] = which !== 'max' ? out[c] + v[c]/ks.length : v[c] > out[c] || v[c] !== v[c] ? v[c] : out[c]
+    if (which === 'max') for (let c = 0; c < cells; c++) out[c] = v[c] > out[c] || v[c] !== v[c] ? v[c] : out[c]
+    else for (let c = 0; c < cells; c++) out[c] += v[c]/n
   }
   return out
 }
 
 function reduced(m, i, layer, head) {             // word i of one method's maps -> (h*w): over heads, then over layers
   const [, L, H, h, w] = m.shape, cells = h*w
-  return gather(L, layer, l => gather(H, head, k => { const at = (i*L + l)*H + k; return Float64Array.from(m.q.subarray(at*cells, (at + 1)*cells), q => q/255*m.max[at]) }))
+  function one(at) { const v = new Float64Array(cells), unit = m.max[at]/255, from = at*cells; for (let c = 0; c < cells; c++) v[c] = m.q[from + c]*unit; return v }
+  return gather(L, layer, l => gather(H, head, k => one((i*L + l)*H + k), cells), cells)
 }
 
 const largest = v => v.reduce((a, b) => b > a || b !== b ? b : a, 0)
 
-function peaks(panel, s) {                        // every word's largest value, 0 where it has no map; kept until the choice changes
+function choice(panel, s) {                       // every word's map and its peak, kept until method, layer or head change; a map that is no number peaks at 0
   const m = panel.maps[s.method], key = [s.method, s.layer, s.head].join()
   if (panel.key !== key) {
     panel.key = key
-    panel.peaks = Float32Array.from({length: m.shape[0]}, (_, i) => { const p = largest(reduced(m, i, s.layer, s.head)); return isFinite(p) ? p : 0 })
+    panel.each = Array.from({length: m.shape[0]}, (_, i) => reduced(m, i, s.layer, s.head))
+    panel.peaks = Float64Array.from(panel.each, v => { const p = largest(v); return isFinite(p) ? p : 0 })
+    panel.top = largest(panel.peaks)
   }
-  return panel.peaks
+  return panel
 }
 
-const top = (panels, panel, s) => s.scale === 'common' ? Math.max(...panels.map(p => largest(peaks(p, s)))) : peaks(panel, s)[s.word]
-const shown = (panel, s) => peaks(panel, s)[s.word] > 0 ? reduced(panel.maps[s.method], s.word, s.layer, s.head) : null
+const peaks = (panel, s) => choice(panel, s).peaks
+const full = (panels, panel, s) => s.scale === 'common' ? Math.max(...panels.map(p => choice(p, s).top)) : peaks(panel, s)[s.word]
+const shown = (panel, s) => peaks(panel, s)[s.word] > 0 ? panel.each[s.word] : null
 
 function spread(v, h, w, H, W, smooth) {          // (h*w) -> (H*W): each cell a block, or blended between cells' middles
-  const out = new Float32Array(H*W)
-  const line = (N, n) => Array.from({length: N}, (_, k) => {
-    const x = Math.min(Math.max((k + .5)*n/N - .5, 0), n - 1), lo = Math.floor(x)
-    return smooth ? [lo, Math.min(lo + 1, n - 1), x - lo] : [Math.floor((k + .5)*n/N), 0, 0]
-  })
+  const out = new Float64Array(H*W)
+  function line(N, n) {
+    const lo = new Int32Array(N), hi = new Int32Array(N), t = new Float64Array(N)
+    for (let k = 0; k < N; k++) {
+      const x = Math.min(Math.max((k + .5)*n/N - .5, 0), n - 1)
+      lo[k] = smooth ? Math.floor(x) : Math.floor((k + .5)*n/N); hi[k] = smooth ? Math.min(lo[k] + 1, n - 1) : lo[k]; t[k] = smooth ? x - lo[k] : 0
+    }
+    return {lo, hi, t}
+  }
   const ys = line(H, h), xs = line(W, w)
-  for (let y = 0; y < H; y++) for (let x = 0; x < W; x++) {
-    const [a, b, t] = ys[y], [c, d, u] = xs[x]
-    out[y*W + x] = smooth ? (1 - t)*((1 - u)*v[a*w + c] + u*v[a*w + d]) + t*((1 - u)*v[b*w + c] + u*v[b*w + d]) : v[a*w + c]
+  for (let y = 0; y < H; y++) {
+    const a = ys.lo[y]*w, b = ys.hi[y]*w, t = ys.t[y]
+    for (let x = 0; x < W; x++) {
+      const c = xs.lo[x], d = xs.hi[x], u = xs.t[x]
+      out[y*W + x] = smooth ? (1 - t)*((1 - u)*v[a + c] + u*v[a + d]) + t*((1 - u)*v[b + c] + u*v[b + d]) : v[a + c]
+    }
   }
   return out
 }
@@ -60,17 +71,17 @@ function inside(v, h, w, truth) {                 // share of the map within the
 
 // ---- drawing ------------------------------------------------------------------------------------------------------------
 
-function overlay(canvas, panel, s, lut, full) {   // the picture under the word's heat, pixel by pixel
+function overlay(canvas, panel, s, lut, top) {   // the picture under the word's heat, pixel by pixel
   const {width: W, height: H} = canvas, ctx = canvas.getContext('2d', {willReadFrequently: true})
-  const v = shown(panel, s), out = new ImageData(new Uint8ClampedArray(panel.pixels.data), W, H)
+  const v = shown(panel, s), px = new Uint8ClampedArray(panel.pixels.data)
   if (v) {
     const [, , , h, w] = panel.maps[s.method].shape, big = spread(v, h, w, H, W, s.smooth)
     for (let k = 0; k < H*W; k++) {
-      const t = Math.min(big[k]/full, 1), c = 3*Math.round(255*t), a = s.opacity*Math.sqrt(t)
-      for (let j = 0; j < 3; j++) out.data[4*k + j] = Math.round((1 - a)*out.data[4*k + j] + a*lut[c + j])
+      const t = Math.min(big[k]/top, 1), c = 3*Math.round(255*t), a = s.opacity*Math.sqrt(t), o = 4*k
+      px[o] = (1 - a)*px[o] + a*lut[c]; px[o + 1] = (1 - a)*px[o + 1] + a*lut[c + 1]; px[o + 2] = (1 - a)*px[o + 2] + a*lut[c + 2]   // rounds by itself
     }
   }
-  ctx.putImageData(out, 0, 0)
+  ctx.putImageData(new ImageData(px, W, H), 0, 0)
   const truth = panel.truth[s.word]
   if (truth && s.outline) contour(ctx, truth, W, H)
 }
@@ -184,10 +195,10 @@ async function render({model, el}) {
   // pictures
   const figures = panels.map((p, k) => {
     const canvas = make('canvas', {width: p.pixels.width, height: p.pixels.height, role: 'img'})
-    const bar = make('span', {class: 'mmkit-scale', 'aria-hidden': 'true'}), full = make('span'), said = make('div', {class: 'mmkit-said'})
+    const bar = make('span', {class: 'mmkit-scale', 'aria-hidden': 'true'}), limit = make('span'), said = make('div', {class: 'mmkit-said'})
     bar.style.background = `linear-gradient(to right, ${[0, 51, 102, 153, 204, 255].map(c => `rgb(${lut.slice(3*c, 3*c + 3)})`)})`
-    const node = make('figure', {}, make('figcaption', {}, make('i', {class: `mmkit-chip mmkit-of${k}`}), p.label), canvas, make('div', {class: 'mmkit-legend'}, '0 ', bar, full), said)
-    return {node, canvas, full, said}
+    const node = make('figure', {}, make('figcaption', {}, make('i', {class: `mmkit-chip mmkit-of${k}`}), p.label), canvas, make('div', {class: 'mmkit-legend'}, '0 ', bar, limit), said)
+    return {node, canvas, limit, said}
   })
 
   // words
@@ -210,7 +221,7 @@ async function render({model, el}) {
   })
 
   function draw() {
-    const s = state(), common = Math.max(...panels.map(p => largest(peaks(p, s))))
+    const s = state(), common = Math.max(...panels.map(p => choice(p, s).top))
     for (const c of controls) c.draw()
     options.forEach((o, i) => {
       const chosen = i === s.word
@@ -223,14 +234,14 @@ async function render({model, el}) {
     if (a.top < b.top) list.scrollTop -= b.top - a.top + 6
     if (a.bottom > b.bottom) list.scrollTop += a.bottom - b.bottom + 6
     const told = panels.map((p, k) => {
-      const {canvas, full, said} = figures[k], v = shown(p, s), at = top(panels, p, s), [, , , h, w] = p.maps[s.method].shape
-      overlay(canvas, p, s, lut, at)
-      full.textContent = ' ' + figure(at)
+      const {canvas, limit, said} = figures[k], v = shown(p, s), top = full(panels, p, s), [, , , h, w] = p.maps[s.method].shape
+      overlay(canvas, p, s, lut, top)
+      limit.textContent = ' ' + figure(top)
       const peak = v ? `peak ${figure(peaks(p, s)[s.word])} on a ${h} × ${w} grid` : 'no map for this word'
       const share = v && p.truth[s.word] ? inside(v, h, w, p.truth[s.word]) : null
-      const more = share ? `${Math.round(100*share[0])}% of it inside the outline, ${Math.round(100*share[1])}% of the picture is` : ''
-      said.replaceChildren(make('b', {}, words[s.word].trim() || 'blank'), `: ${peak}`, ...(more ? [make('br'), more] : []))
-      canvas.setAttribute('aria-label', `${p.label}: ${said.textContent}`)
+      const more = share ? `inside the outline: ${Math.round(100*share[0])}% of the map, ${Math.round(100*share[1])}% of the picture` : ''
+      said.replaceChildren(make('b', {}, words[s.word].trim() || 'blank'), make('br'), peak, ...(more ? [make('br'), more] : []))
+      canvas.setAttribute('aria-label', `${p.label}, ${words[s.word].trim() || 'blank'}: ${peak}; ${more}`)
       return `${p.label}: ${peak}${more ? ', ' + more : ''}`
     })
     live.textContent = `${words[s.word].trim() || 'blank'}. ${told.join('. ')}`
@@ -239,7 +250,7 @@ async function render({model, el}) {
 
   const root = make('div', {class: 'mmkit-viewer', role: 'group', 'aria-label': 'token viewer'}, row,
     make('div', {class: 'mmkit-body'}, make('div', {class: `mmkit-figures mmkit-${panels.length}`}, ...figures.map(f => f.node)), make('div', {class: 'mmkit-text'}, list, hint)), live)
-  root.look = () => { const s = state(); return panels.map(p => ({map: shown(p, s), top: top(panels, p, s)})) }   // for tests, and for the curious
+  root.look = () => { const s = state(); return panels.map(p => ({map: shown(p, s), top: full(panels, p, s)})) }   // for tests, and for the curious
   lay(); el.append(root); draw()
   const changed = () => draw(), relaid = () => { fit(); lay(); draw() }
   for (const n of names) model.on(`change:${n}`, n === 'method' ? relaid : changed)
