@@ -148,7 +148,7 @@ def overlay(look, state, side:int=480)->Image.Image: # the picture alone, where 
         img = np.where((grown[2] & ~grown[0])[..., None], 255, img); img = np.where((grown[1] & ~grown[0])[..., None], 34, img)
     return Image.fromarray(img.astype(np.uint8))
 
-# %% ../nbs/14_viewer.ipynb #95693006
+# %% ../nbs/14_viewer.ipynb #0327fb2b
 def inside(look, state): # (share of the map, share of the picture), or None: no map, or no truth
     "How much of the shown map lies inside the word's structure, and how much of the picture does."
     m, truth = shown(look, state), look.truth.get(state.word)
@@ -161,7 +161,7 @@ def said(look, state)->str:
     m, found = shown(look, state), inside(look, state)
     if m is None: return 'no map for this word'
     line = f'peak {m.max():.2g} on a {m.shape[0]} × {m.shape[1]} grid'
-    return line + (f'; {found[0]:.0%} of it inside the outline, {found[1]:.0%} of the picture is' if found else '')
+    return line + (f'; inside the outline: {found[0]:.0%} of the map, {found[1]:.0%} of the picture' if found else '')
 
 # %% ../nbs/14_viewer.ipynb #66ac639a
 def strip_words(look, state, n:int=5)->list: # numbers of words, in the text's order
