@@ -40,7 +40,7 @@ def _same_text(look, other=None):
     if len(look.words) != len(other.words): raise ValueError(f'{len(look.words)} words in {look.label!r}, {len(other.words)} in {other.label!r}; let both read the same prompt and answer')
     if not set(look.maps) & set(other.maps): raise ValueError(f'no method in common: {list(look.maps)} and {list(other.maps)}; give both the same one')
 
-# %% ../nbs/14_viewer.ipynb #b37e5806
+# %% ../nbs/14_viewer.ipynb #6f3d3cbe
 class _Whole(T.Int):
     "A whole number, numpy's as well."
     def validate(self, obj, value): return super().validate(obj, int(value) if isinstance(value, np.integer) else value)
@@ -52,7 +52,7 @@ class ViewState(T.HasTraits):
     layer = T.Union([_Whole(), T.Enum(['mean', 'max'])], default_value='mean', help="one layer, or 'mean' or 'max' over all").tag(sync=True)
     head = T.Union([_Whole(), T.Enum(['mean', 'max'])], default_value='mean', help="one head, or 'mean' or 'max' over all; taken before the layers").tag(sync=True)
     opacity = T.Float(.8, min=0, max=1).tag(sync=True)
-    scale = T.Enum(['common', 'word'], 'common', help='full colour is the largest value of all words, or of each word').tag(sync=True)
+    scale = T.Enum(['common', 'model', 'word'], 'common', help='full colour is the largest value of all, of each model, or of each word').tag(sync=True)
     smooth = T.Bool(False, help='blend between cells').tag(sync=True)
     outline = T.Bool(True, help='draw the true structure').tag(sync=True)
     held = T.Bool(False, help='the mouse no longer chooses the word').tag(sync=True)
@@ -79,7 +79,7 @@ class ViewState(T.HasTraits):
         for name in ('layer', 'head'):
             if not isinstance(getattr(self, name), str) and getattr(self, name) >= self.size(name): setattr(self, name, 'mean')
 
-# %% ../nbs/14_viewer.ipynb #6d8f4aa3
+# %% ../nbs/14_viewer.ipynb #d6408cc1
 def reduced(maps, # (N, h, w), or (N, L, H, h, w)
             layer='mean', head='mean', # a number, 'mean' or 'max'
            )->np.ndarray: # (N, h, w)
@@ -101,20 +101,21 @@ def shown(look, state): # (h, w), or None: no map
     return m if np.isfinite(m).all() and m.max() > 0 else None
 
 def full(look, state)->float:
-    "The value that gets full colour: the largest of all words and looks, or of this word."
-    return float(peaks(look, state)[state.word]) if state.scale == 'word' else max(float(peaks(l, state).max()) for l in state.looks)
+    "The value that gets full colour: the largest of all words and looks, of this look's words, or of this word."
+    if state.scale == 'word': return float(peaks(look, state)[state.word])
+    return max(float(peaks(l, state).max()) for l in (state.looks if state.scale == 'common' else [look]))
 
-# %% ../nbs/14_viewer.ipynb #3bc7826b
+# %% ../nbs/14_viewer.ipynb #15391866
 def sharpness(m)->float: # 0: everywhere alike; 1: all in one cell
     "How far a map is from even: one minus its entropy's share of what it could be."
     p = np.ravel(m)/max(np.sum(m), 1e-300); p = p[p > 0]
     return float(1 + (p*np.log(p)).sum()/np.log(np.size(m))) if np.size(m) > 1 and len(p) else 0.
 
 def sharpest(maps, answered)->int: # number of a word
-    "The word of the answer (of all, where there is no answer) whose mean map is sharpest."
-    m = reduced(maps); ok = np.isfinite(m).all((1, 2))
-    score = np.array([sharpness(x) if k else -1 for x, k in zip(m, ok)]) + np.asarray(answered, float)*2*ok
-    return int(score.argmax())
+    "The word of the answer (of all, where there is no answer) whose mean map is sharpest, of those that reach a tenth of the strongest."
+    m = reduced(maps); top = np.where(np.isfinite(m).all((1, 2)), m.max((1, 2)), 0)
+    if (top*answered).any(): top = top*answered
+    return int(np.argmax([sharpness(x) if t > 0 and t >= top.max()/10 else -1 for x, t in zip(m, top)]))
 
 # %% ../nbs/14_viewer.ipynb #fd28e4b8
 COLOURS = (colormaps['viridis'](np.arange(256))[:, :3]*255).round().astype(np.uint8)   # (256, 3)
@@ -163,10 +164,10 @@ def said(look, state)->str:
     line = f'peak {m.max():.2g} on a {m.shape[0]} × {m.shape[1]} grid'
     return line + (f'; inside the outline: {found[0]:.0%} of the map, {found[1]:.0%} of the picture' if found else '')
 
-# %% ../nbs/14_viewer.ipynb #66ac639a
+# %% ../nbs/14_viewer.ipynb #1bacffe5
 def strip_words(look, state, n:int=5)->list: # numbers of words, in the text's order
-    "The state's word, and the words with the sharpest maps that have a letter in them."
-    m = reduced(look.maps[state.method], state.layer, state.head); ok = np.isfinite(m).all((1, 2)) & (peaks(look, state) > 0)
+    "The state's word, and the sharpest maps of words with a letter in them that reach a tenth of the strongest."
+    m, top = reduced(look.maps[state.method], state.layer, state.head), peaks(look, state); ok = (top > 0) & (top >= top.max()/10)
     score = [sharpness(x) if k and any(c.isalnum() for c in w) else -1 for x, k, w in zip(m, ok, look.words)]
     best = [i for i in np.argsort(score, kind='stable')[::-1] if score[i] >= 0 and i != state.word]
     return sorted([state.word, *map(int, best[:n - 1])])
@@ -189,10 +190,12 @@ def still(state, n:int=5, side:int=200)->str: # HTML that needs nothing from out
             cells.append(f'<figure style="margin:0;width:{side}px;max-width:19%;min-width:110px;flex:1 1 110px"><img style="width:100%" alt="{word}: {line}" src="data:image/jpeg;base64,'
                          f'{base64.b64encode(out.getvalue()).decode()}"><figcaption style="font-size:12px;line-height:1.3"><b>{word}</b><br>{line}</figcaption></figure>')
         rows.append(f'<div style="margin:6px 0 2px"><b>{html_escape(look.label)}</b></div><div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(cells)}</div>')
-    scale = f'one scale for all words, full colour at {full(look, state):.2g}' if state.scale == 'common' else 'every word on a scale of its own: brightness cannot be compared between pictures'
+    scale = {'common': f'one scale for all words, full colour at {full(look, state):.2g}', 'word': 'every word on a scale of its own: brightness cannot be compared between pictures',
+             'model': 'every model on a scale of its own, full colour at ' + ' and '.join(f'{full(l, state):.2g}' for l in state.looks)}[state.scale]
+    of = f' in {html_escape(state.looks[0].label)}' if len(state.looks) > 1 else ''
     ramp = ', '.join('#%02x%02x%02x' % tuple(COLOURS[c]) for c in range(0, 256, 51))
     which = ''.join(f', {name} {getattr(state, name)}' for name in ('layer', 'head') if state.size(name) > 1)
-    foot = f'{html_escape(state.method)}{which}; the chosen word and the {len(words) - 1} with the sharpest maps; {scale}.'
+    foot = f'{html_escape(state.method)}{which}; the chosen word and the {len(words) - 1} sharpest of those that reach a tenth of the strongest{of}; {scale}.'
     return (f'<div style="max-width:1080px"><div style="white-space:pre-wrap">{text}</div>{"".join(rows)}<div style="font-size:12px;color:#555;margin-top:4px">'
             f'<span style="display:inline-block;width:90px;height:8px;background:linear-gradient(to right, {ramp})"></span> {foot}</div></div>')
 

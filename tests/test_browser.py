@@ -145,6 +145,7 @@ def test_words_are_text(page):
 def test_python_moves_the_page(page):
     v = Viewer(page, 'both'); page.locator('.setter').click()
     v.agrees(word=12, scale='word'); assert v.selected() == 12
+    v.control('scale').select_option('"model"'); py, _ = v.agrees(scale='model'); assert py['full'][0] != py['full'][1]
     v.control('scale').select_option('"common"'); v.agrees(scale='common')
 
 def test_shown_itself_it_is_the_widget_not_the_still(page):

@@ -46,6 +46,7 @@ def test_sharpness_and_the_first_word():
     assert sharpness(np.ones((3, 3))) == pytest.approx(0) and sharpness(np.eye(9)[:1]) == pytest.approx(1) and sharpness(np.zeros((3, 3))) == 0
     m = np.ones((4, 2, 2)); m[0] = [[1, 0], [0, 0]]; m[2] = [[3, 1], [1, 1]]; m[3] = np.nan
     assert sharpest(m, [False, False, True, True]) == 2 and sharpest(m, [False]*4) == 0
+    m[0] /= 100; assert sharpest(m, [False]*4) == 2 and sharpest(m*0, [True]*4) == 0       # sharp, and too faint to be a finding
 
 # ---- what the state shows -----------------------------------------------------------------------------------------------
 
@@ -54,6 +55,8 @@ def test_shown_full_and_scales():
     s = ViewState(a, b, word=4, layer=1, head='max')
     np.testing.assert_array_equal(shown(a, s), a.maps['raw'][4, 1].max(0))
     assert full(a, s) == full(b, s) == max(peaks(a, s).max(), peaks(b, s).max())
+    s.scale = 'model'
+    assert full(a, s) == peaks(a, s).max() != full(b, s) == peaks(b, s).max()
     s.scale = 'word'
     assert full(a, s) == shown(a, s).max() and full(b, s) == shown(b, s).max() and full(a, s) != full(b, s)
 
@@ -147,7 +150,7 @@ def test_still_shows_what_the_state_says():
     words = strip_words(v.looks[0], v); assert 0 in words and len(words) == 5 and words == sorted(words) and 2 not in words       # not the full stop
     assert len(page.sources) == 10 and 'base' in page.text and 'tuned' in page.text and 'one scale for all words' in page.text
     pictures = [Image.open(io.BytesIO(base64.b64decode(s.split(',')[1]))) for s in page.sources]; assert {p.size for p in pictures} == {(200, 133)}
-    v.scale = 'word'; assert 'scale of its own' in v._repr_html_() and v._repr_html_() != html
+    for scale in ('word', 'model'): v.scale = scale; assert f'every {scale} on a scale of its own' in v._repr_html_() and v._repr_html_() != html
     assert 'layer mean, head mean' in html and 'layer' not in TokenViewer(look(), method='rollout')._repr_html_()
 
 def test_a_person_gets_the_widget_and_a_program_the_still(monkeypatch):

@@ -38,7 +38,7 @@ function choice(panel, s) {                       // every word's map and its pe
 }
 
 const peaks = (panel, s) => choice(panel, s).peaks
-const full = (panels, panel, s) => s.scale === 'common' ? Math.max(...panels.map(p => choice(p, s).top)) : peaks(panel, s)[s.word]
+const full = (panels, panel, s) => s.scale === 'common' ? Math.max(...panels.map(p => choice(p, s).top)) : s.scale === 'model' ? choice(panel, s).top : peaks(panel, s)[s.word]
 const shown = (panel, s) => peaks(panel, s)[s.word] > 0 ? panel.each[s.word] : null
 
 function spread(v, h, w, H, W, smooth) {          // (h*w) -> (H*W): each cell a block, or blended between cells' middles
@@ -185,7 +185,7 @@ async function render({model, el}) {
     const held = row.contains(document.activeElement) ? document.activeElement.dataset.name : null
     controls = [methods.length > 1 && pick('method', methods.map(m => [m, m])), size(1) > 1 && pick('layer', numbered(1)), size(2) > 1 && pick('head', numbered(2)),
       slider('opacity', () => model.get('opacity'), v => set('opacity', v)),
-      pick('scale', [['common', 'all words'], ['word', 'each word']]),
+      pick('scale', [['common', 'one for all'], ...(panels.length > 1 || model.get('scale') === 'model' ? [['model', 'by model']] : []), ['word', 'by word']]),
       ticked('smooth', 'smooth', () => model.get('smooth'), v => set('smooth', v)),
       panels.some(p => Object.keys(p.truth).length) && ticked('outline', 'outline', () => model.get('outline'), v => set('outline', v))].filter(Boolean)
     row.replaceChildren(...controls.map(c => c.node))
