@@ -78,13 +78,14 @@ def test_page_and_python_agree(page):
     v.agrees(word=1)
     for word in (6, 3, 5, 12):                                    # plain; no heat; no number in one head; a structure
         v.word(word).hover(); v.agrees(word=word)
-    for name, value in (('head', 2), ('layer', 1), ('head', 'max'), ('layer', 'max'), ('scale', 'word'), ('method', 'rollout'), ('method', 'relevancy'), ('layer', 0)):
+    for name, value in (('head', 2), ('layer', 1), ('layer', 'max'), ('head', 'mean'), ('head', 'max'), ('layer', 'mean'), ('scale', 'word'), ('method', 'rollout'), ('method', 'relevancy'), ('layer', 0)):
         v.control(name).select_option(json.dumps(value)); v.agrees(**{name: value})
     v.control('smooth').check(); v.agrees(smooth=True)
     v.control('opacity').fill('0.35'); v.agrees(opacity=.35)
     v.control('outline').uncheck(); v.agrees(outline=False)
     v.control('method').select_option('"raw"'); v.control('layer').select_option('2'); v.agrees(layer=2)
-    v.control('method').select_option('"relevancy"'); py, _ = v.agrees(method='relevancy', layer='mean')   # it has two layers: no third
+    v.control('method').select_option('"relevancy"')                    # it has two layers, no third: the page knows by itself, a busy kernel or not
+    assert v.face()['maps'][0] and v.control('layer').input_value() == '"mean"'; v.agrees(method='relevancy', layer='mean')
 
 def test_numbers_under_the_picture(page):
     v = Viewer(page, 'both'); v.word(6).hover()
