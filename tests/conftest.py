@@ -1,7 +1,9 @@
-"Where things are, for every test; nothing here reaches the network or opens a window."
+"Where things are, for every test; nothing here reaches the network."
 import os
 from pathlib import Path
 import pytest
+
+pytest_plugins = ['browser']   # `tab`, `lab`, `voila`: see browser.py
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
