@@ -351,7 +351,7 @@ def look(
         found[m] = maps
     return Look(Image.fromarray(chat.pictures(batch, processor)[0]), words, answered, found, masks, names, label or type(models.inner(model)).__name__)
 
-# %% ../nbs/13_attention.ipynb #453275a8
+# %% ../nbs/13_attention.ipynb #2055968c
 def lit(image, m:np.ndarray)->np.ndarray: # (H, W, 3) 0 to 1
     "A pale grey picture, coloured where the map (h, w) is high."
     rgb = .5*np.asarray(image.convert('L').convert('RGB'))/255 + .5
@@ -360,7 +360,7 @@ def lit(image, m:np.ndarray)->np.ndarray: # (H, W, 3) 0 to 1
     return rgb*(1 - on) + np.array(to_rgb(PALETTE.vermilion))*on
 
 def _frame(ax, picture, title, mask=None):
-    ax.imshow(picture); ax.axis('off'); ax.set_title(title.replace('$', r'\$'), fontsize=9, loc='center')
+    ax.imshow(picture); ax.axis('off'); ax.set_title(title.replace('$', r'\$'), fontsize=8, loc='center')
     if mask is not None and 0 < mask.mean() < 1: ax.contour(mask, [.5], colors=PALETTE.black, linewidths=1)
 
 def overlay(seen:Look, word, # its number, or how it reads
@@ -376,7 +376,7 @@ def filmstrip(seen:Look, method:str='relevancy', words=None, # numbers; None: th
     "The whole answer, one frame a word."
     words = [k for k, a in enumerate(seen.answered) if a and any(c.isalnum() for c in seen.words[k])] if words is None else list(words)
     if not words: raise ValueError('no words to show: the answer is empty, or `words` is')
-    lines = -(-len(words)//columns); fig, axes = plt.subplots(lines, columns, figsize=(1.15*columns, 1.35*lines), squeeze=False)
+    lines = -(-len(words)//columns); fig, axes = plt.subplots(lines, columns, figsize=(.86*columns, 1.06*lines), squeeze=False)
     for ax in axes.flat: ax.axis('off')
     for ax, k in zip(axes.flat, words): overlay(seen, k, method, ax)
     fig.suptitle(f'{seen.label}: {method}', fontsize=10, x=.01, ha='left')
@@ -399,7 +399,7 @@ def beside(before:Look, after:Look, words, method:str='relevancy'):
     "Two models' maps of the same words, and what the second looks at more (orange) or less (purple)."
     if before.words != after.words: raise ValueError('the two say different words; give both the same answer: look(…, answer=…)')
     words = [before.at(w)[0] if isinstance(w, str) else w for w in words]
-    fig, axes = plt.subplots(3, len(words), figsize=(1.5*len(words) + .8, 4.6), squeeze=False)
+    fig, axes = plt.subplots(3, len(words), figsize=(1.2*len(words) + .6, 3.8), squeeze=False)
     share = lambda seen, k: np.nan_to_num(seen.flat(method)[k]/max(np.nansum(seen.flat(method)[k]), 1e-12))
     for j, k in enumerate(words):
         overlay(before, k, method, axes[0, j]); overlay(after, k, method, axes[1, j]); axes[1, j].set_title('')

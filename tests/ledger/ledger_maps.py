@@ -49,15 +49,17 @@ def measure(cells, seeds, small=False):
             if arm not in ('captions', 'exchange'): at(found, arm, what)[s] = v
         for what, says in (('loss', 'nats lost without the structure'), ('on', 'nats carried by the tokens on it'), ('lesion', 'nats carried by as many in the lesion'), ('off', 'nats carried by all other tokens')): at(found, 'exchange', says)[s] = got[0.][f'exchange|{what}']
         for w, arm in ((0., 'captions alone'), (WEIGHT, 'captions and gaze')):
-            at(taught, arm, 'macro-F1')[s] = got[w]['captions|macro-F1']
+            at(taught, arm, 'macro-F1')[s] = got[w]['captions|macro-F1']; at(taught, arm, 'gaze in training, nats')[s] = got[w]['captions|gaze']
             for m in ('attention', 'relevancy'):
-                for k in ('hit', 'inside'): at(taught, arm, f'{m}: {MEASURES[k]}')[s] = got[w][f'{m}|{MEASURES[k]}']
+                for k in ('lesion', 'hit', 'inside'): at(taught, arm, f'{m}: {MEASURES[k]}')[s] = got[w][f'{m}|{MEASURES[k]}']
         at(taught, 'always the commonest', 'macro-F1')[s] = cells('always the commonest', s, lambda **k: commonest(s, small, **k))['macro-F1']
     hit, inside, on = MEASURES['hit'], MEASURES['inside'], MEASURES['lesion']
     yield entry(cells, seeds, 'C31', taught, [
         dict(says='teaching the gaze improves the captions', a=['captions and gaze', 'macro-F1'], b=['captions alone', 'macro-F1'], expect='above'),
+        dict(says='teaching the gaze brings attention onto the lesion', a=['captions and gaze', f'attention: {on}'], b=['captions alone', f'attention: {on}'], expect='above'),
         dict(says='teaching the gaze improves attention as a map', a=['captions and gaze', f'attention: {inside}'], b=['captions alone', f'attention: {inside}'], expect='above'),
         dict(says='teaching the gaze improves relevancy as a map', a=['captions and gaze', f'relevancy: {inside}'], b=['captions alone', f'relevancy: {inside}'], expect='above'),
+        dict(says='the term is learnt', a=['captions and gaze', 'gaze in training, nats'], b=['captions alone', 'gaze in training, nats'], expect='below', control=True),
         *([] if small else [dict(says='captions alone: above the commonest answer', a=['captions alone', 'macro-F1'], b=['always the commonest', 'macro-F1'], expect='above', control=True)])],
         ('always the commonest',), MAPS, claim='Axolotl has a loss that supervises cross-attention (not found in its documentation). Our own: a term that draws the words\' attention onto what they name.',
         measured=f'Captions (macro-F1 of {HELD} held-out lesions) and maps ({MAPS} held-out lesions, words that name a structure that is there), with and without the term, weight {WEIGHT}.',
