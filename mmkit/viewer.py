@@ -40,17 +40,13 @@ def _same_text(look, other=None):
     if len(look.words) != len(other.words): raise ValueError(f'{len(look.words)} words in {look.label!r}, {len(other.words)} in {other.label!r}; let both read the same prompt and answer')
     if not set(look.maps) & set(other.maps): raise ValueError(f'no method in common: {list(look.maps)} and {list(other.maps)}; give both the same one')
 
-# %% ../nbs/14_viewer.ipynb #6f3d3cbe
-class _Whole(T.Int):
-    "A whole number, numpy's as well."
-    def validate(self, obj, value): return super().validate(obj, int(value) if isinstance(value, np.integer) else value)
-
+# %% ../nbs/14_viewer.ipynb #32b639ae
 class ViewState(T.HasTraits):
     "What is shown, without a screen: set any of it, `observe` any of it."
-    word = _Whole(help='number of the word').tag(sync=True)
+    word = T.Int(help='number of the word').tag(sync=True)
     method = T.Unicode(help='a key of `maps`').tag(sync=True)
-    layer = T.Union([_Whole(), T.Enum(['mean', 'max'])], default_value='mean', help="one layer, or 'mean' or 'max' over all").tag(sync=True)
-    head = T.Union([_Whole(), T.Enum(['mean', 'max'])], default_value='mean', help="one head, or 'mean' or 'max' over all; taken before the layers").tag(sync=True)
+    layer = T.Union([T.Int(), T.Enum(['mean', 'max'])], default_value='mean', help="one layer, or 'mean' or 'max' over all").tag(sync=True)
+    head = T.Union([T.Int(), T.Enum(['mean', 'max'])], default_value='mean', help="one head, or 'mean' or 'max' over all; taken before the layers").tag(sync=True)
     opacity = T.Float(.8, min=0, max=1).tag(sync=True)
     scale = T.Enum(['common', 'model', 'word'], 'common', help='full colour is the largest value of all, of each model, or of each word').tag(sync=True)
     smooth = T.Bool(False, help='blend between cells').tag(sync=True)
@@ -164,7 +160,7 @@ def said(look, state)->str:
     line = f'peak {m.max():.2g} on a {m.shape[0]} × {m.shape[1]} grid'
     return line + (f'; inside the outline: {found[0]:.0%} of the map, {found[1]:.0%} of the picture' if found else '')
 
-# %% ../nbs/14_viewer.ipynb #1bacffe5
+# %% ../nbs/14_viewer.ipynb #6f1f7169
 def strip_words(look, state, n:int=5)->list: # numbers of words, in the text's order
     "The state's word, and the sharpest maps of words with a letter in them that reach a tenth of the strongest."
     m, top = reduced(look.maps[state.method], state.layer, state.head), peaks(look, state); ok = (top > 0) & (top >= top.max()/10)
@@ -180,7 +176,7 @@ class _At:
 def still(state, n:int=5, side:int=200)->str: # HTML that needs nothing from outside
     "A state as a strip of pictures, for a page without a kernel."
     words = strip_words(state.looks[0], state, n)
-    mark = lambda i, w: f'<b style="border-bottom:2px solid {PALETTE.blue}">{html_escape(w.strip())}</b>' if i in words and w.strip() else html_escape(w.lstrip())
+    mark = lambda i, w: f'<b style="border-bottom:2px solid {PALETTE.blue}">{html_escape(w.lstrip())}</b>' if i in words and w.strip() else html_escape(w.lstrip())
     text = ''.join(html_escape(w[:len(w) - len(w.lstrip())]) + mark(i, w) for i, w in enumerate(state.looks[0].words))
     rows = []
     for look in state.looks:

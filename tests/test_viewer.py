@@ -32,6 +32,7 @@ def test_spread_makes_no_heat(h, w, H, W, smooth, seed):
     m = np.random.default_rng(seed).random((h, w)); big = spread(m, (H, W), smooth)
     assert big.shape == (H, W) and m.min() - 1e-12 <= big.min() and big.max() <= m.max() + 1e-12
     if not smooth: assert np.isin(big, m).all()
+    np.testing.assert_allclose(spread(np.array([[0., 1.]]), (1, 4), True), [[0, .25, .75, 1]])     # cells' middles keep their value
     np.testing.assert_allclose(spread(m, (4*h, 4*w)), np.kron(m, np.ones((4, 4))))
 
 @given(arrays(np.float32, (3, 2, 2, 4, 4), elements=st.floats(0, 1e4, width=32) | st.just(np.nan)))
@@ -139,7 +140,7 @@ class Seen(HTMLParser):
 
 nasty = st.lists(st.text(st.characters(codec='utf-8', categories=('L', 'N', 'P', 'S', 'Zs')), min_size=1, max_size=8) | st.sampled_from(['<script>alert(1)</script>', ' <img src=x onerror=y>', '"\'&amp;', '\n', ' ']), min_size=3, max_size=7)
 @settings(deadline=None, max_examples=40)
-@given(nasty, st.text(max_size=9))
+@given(nasty, st.text(max_size=9) | st.sampled_from(['<i>a</i>', '"><script>']))
 def test_words_cannot_leave_their_place(words, label):
     page = Seen(); page.feed(still(ViewState(look(words, label=label, truth={0: np.eye(9) > 0}), word=0), n=2, side=20)); page.close()
     assert set(page.tags) <= {'div', 'b', 'figure', 'figcaption', 'img', 'br', 'span'} and all(s.startswith('data:image/jpeg;base64,') for s in page.sources)
