@@ -149,10 +149,10 @@ def plain_hidden(family, cell): # the 32 × 32 picture with an 8 × 8 patch at 0
 @pytest.mark.parametrize('family', ALL)
 def test_hiding_a_patch_hides_its_pixels_and_occlusion_is_the_fall(family):
     m, b, at = case(family); s = Sight(m, b); keep = torch.ones(16, 4, 4); keep[torch.arange(16), torch.arange(16)//4, torch.arange(16) % 4] = 0
-    hidden = s.hide(b['pixel_values'], keep)
+    hid = a.hidden(s, b['pixel_values'], keep)
     for k in (0, 6, 11):
         want = plain_hidden(family, divmod(k, 4))['pixel_values']
-        assert torch.equal(hidden[16*k:16*k + 16] if family == 'qwen2_vl' else hidden[k:k + 1], want)
+        assert torch.equal(hid[16*k:16*k + 16] if family == 'qwen2_vl' else hid[k:k + 1], want)
     said = lambda b: a.scores(s, m(**b), at).detach()
     got = a.occlusion(m, b, at, cells=(4, 4), rows=5)
     for k in (0, 6, 11): torch.testing.assert_close(got[:, k//4, k % 4], said(b) - said(plain_hidden(family, divmod(k, 4))), atol=2e-5, rtol=1e-4)
@@ -168,7 +168,7 @@ def test_tiles_stand_where_they_were_cut():
         v = torch.zeros(4, 17); v[tile, inner] = 1
         assert divmod(int(s.grid(v.flatten()).argmax()), 8) == (y, x)
         keep = torch.zeros(1, 8, 8); keep[0, y, x] = 1
-        light, shown = b['pixel_values'].max(), s.hide(b['pixel_values'], keep)
+        light, shown = b['pixel_values'].max(), a.hidden(s, b['pixel_values'], keep)
         assert (shown == light).sum() == 3*64 and (shown != 0).sum() == 3*64
 
 def test_refusals():
