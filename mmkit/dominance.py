@@ -4,7 +4,7 @@
 __all__ = ['TASKS', 'ASIDE', 'SEEN', 'HOW', 'known_task', 'Fusion', 'fused', 'lost', 'at_rest', 'compares', 'logits', 'answers',
            'own_score', 'right', 'choose', 'swap', 'perceptual_score', 'ablate', 'words_of', 'silence', 'shapley',
            'shapley_exact', 'Shares', 'hide', 'mm_shap', 'cross', 'emap', 'divergence', 'told_by_image', 'loss_of',
-           'gradient_shares', 'update_shares', 'two_players', 'share', 'verdicts']
+           'gradient_shares', 'update_shares', 'two_players', 'share', 'verdicts', 'Probe', 'DominanceCallback']
 
 # %% ../nbs/15_dominance.ipynb #d1a76bd5
 import contextlib, html, itertools, math, warnings
@@ -444,3 +444,76 @@ def verdicts(
     out['gradient norm'] = share(g['image']['ce'][0], g['text']['ce'][0])
     m = min(n, 256); S = told(words[:m].repeat_interleave(m, 0), patches[:m].repeat(m, 1, 1)).reshape(m, m, 2).numpy()
     return out, {'own': float(own), "another's picture": float(own - image), "another's words": float(own - text), 'EMAP': float((emap(S).argmax(1) == y[:m].numpy()).mean())}
+
+# %% ../nbs/15_dominance.ipynb #328c02f9
+class Probe:
+    "A fixed set of records, and what picture and prompt each bring to a model's answers to them."
+    def __init__(self, processor,
+                 records,            # that are not trained on; 16 will do
+                 prompt:str=PROMPT, notes:bool=False, # as `fit` is told
+                 least:float=.05,    # nats an answer: when both bring less, there is no share yet
+                 seed:int=0):        # of who gets whose
+        self.processor, self.records, self.least, collate = processor, list(records), least, chat.Collator(processor, prompt, notes=notes)
+        n, self.features = len(self.records), None
+        self.other = torch.as_tensor(derangement(n, seed))
+        said = [dict(prompt=collate.ask(r), answer=r.get('answer') or r.get('caption')) for r in self.records]
+        strange = [dict(s, prompt=said[k]['prompt']) for s, k in zip(said, derangement(n, seed + 1))]
+        self.rows = {'text': collate.rows(said), 'none': collate.rows(strange)}
+
+    def see(self, m)->torch.Tensor: # (n, P, D)
+        "The pooled patches of its pictures, computed again only where the tower trains."
+        if self.features is None or any(p.requires_grad for p in m.model.vision_tower.parameters()):
+            px = chat.pixels(self.processor, [r['image'] for r in self.records])
+            self.features = models.pool(m, m.model.vision_tower(pixel_values=px.to(m.device, m.dtype)).last_hidden_state)
+        return self.features
+
+    def look(self, model)->dict: # 'image gain', 'text gain' (nats an answer), 'image share' (0–1)
+        "Four passes: picture and prompt, each one's own or another's."
+        with at_rest(model) as m:
+            seen, v = self.see(m), {}
+            for text, rows in self.rows.items():
+                b = {k: x.to(m.device) for k, x in chat.pad(self.processor, rows).items()}
+                words = int((b['labels'][:, 1:] != -100).sum())/len(rows)
+                for image, order in (('image', slice(None)), ('none', self.other)):
+                    v[image, text] = -words*float(training.terms(m, b | dict(features=seen[order]), losses.Weights())['ce'])
+        image, text = two_players(v['none', 'none'], v['image', 'none'], v['none', 'text'], v['image', 'text'])
+        return {'image gain': image, 'text gain': text, 'image share': share(image, text, self.least)}
+
+# %% ../nbs/15_dominance.ipynb #86de0d60
+class DominanceCallback(TrainerCallback):
+    "Looks at a model every few steps while it trains, and changes nothing by looking: `looks` (step -> what it saw), which `fit` puts beside the losses."
+    def __init__(self, processor, records, # a `Probe` is made of them; they should be like those that are trained on
+                 every:int=25,       # steps between looks; there is one after the first step as well
+                 floor:float=None,   # warn when the image's share is below it …
+                 patience:int=2,     # … at so many looks in succession …
+                 stop:bool=False,    # … and end the run?
+                 **probe):           # prompt, notes, least, seed of the `Probe`
+        if every < 1: raise ValueError(f'every={every}: look every so many steps, at least 1')
+        if floor is not None and not 0 < floor < 1: raise ValueError(f"floor={floor}: the image's share is between 0 and 1; .2 warns below a fifth")
+        self.probe, self.every, self.floor, self.patience, self.stop = Probe(processor, records, **probe), every, floor, patience, stop
+        self.looks, self.below, self.alarmed = {}, 0, None
+
+    def due(self, step): return step == 1 or step % self.every == 0
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kw):
+        if not self.due(state.global_step + 1): return
+        on = {n: p for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+        self.before, norms = {n: p.detach().clone() for n, p in on.items()}, dict.fromkeys(('vision', 'projector', 'text'), 0.)
+        for n, p in on.items(): norms[models.part_of(n)] += float(p.grad.float().square().sum())
+        self.pulled = _shares({k: v**.5 for k, v in norms.items()})
+
+    def on_optimizer_step(self, args, state, control, model=None, **kw):
+        if self.due(state.global_step + 1): self.moved, self.before = update_shares(model, self.before), None
+
+    def on_step_end(self, args, state, control, model=None, **kw):
+        if not self.due(state.global_step): return
+        told = self.probe.look(model)
+        for name, by in (('gradient', self.pulled), ('update', self.moved)): told |= {f'{name} share, {part}': s for part, (_, s) in by.items()}
+        self.looks[state.global_step] = told
+        self.below = self.below + 1 if self.floor is not None and told['image share'] < self.floor else 0
+        if self.below == self.patience and self.alarmed is None:
+            self.alarmed = state.global_step
+            warnings.warn(f"step {state.global_step}: the image's share of the answers is {told['image share']:.0%}, below {self.floor:.0%} at {self.patience} looks running "
+                          f"(the picture brings {told['image gain']:.2f} nats an answer, the prompt {told['text gain']:.2f}): the model answers from the text. "
+                          'Is the answer in the prompt or the notes? Drop notes at random, train on pictures alone first, or raise the rates of projector and vision.')
+            if self.stop: control.should_training_stop = True
