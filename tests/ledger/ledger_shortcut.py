@@ -10,7 +10,7 @@ from world import fresh
 IDS = ('C21', 'C22')
 PAIRS, TEST, SIDE, STEPS, BATCH = 400, 200, 32, 60, 8       # pictures of 32 × 32 pixels, from a cheap lens: the image can be read, with effort
 HELPED = {'told before': ('Clinical impression: melanoma.', 'Clinical impression: benign.'), 'seldom told': ('The spot has changed.', 'The spot has not changed.')}
-G = (2e-4*2e-3)**.5                                         # geometric mean of vision's and text's rates, as in C5
+G = (8e-4*2e-3)**.5                                         # geometric mean of vision's and text's rates: with slower ones LoRA learns nothing in so few steps (C5)
 def rates(r): return dict(vision=G/r**.5, projector=1e-2, text=G*r**.5)
 
 @functools.lru_cache(16)
