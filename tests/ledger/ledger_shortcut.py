@@ -1,32 +1,19 @@
 "C21 and C22: a shortcut in the notes that silences the image, with what helps against it; and a shortcut inside the image, darkness, found by recolouring alone."
-import functools, tempfile
+import contextlib, tempfile
 import numpy as np, torch
-from mmkit import chat, dominance, evaluate, lesions, losses, models, training
-from mmkit.pairs import YESNO_PROMPT, caption
-from PIL import Image
+from mmkit import chat, dominance, evaluate, losses, models, training
+from mmkit.pairs import YESNO_PROMPT
 from run import entry
 from world import fresh
 
 IDS = ('C21', 'C22')
 PAIRS, TEST, SIDE, STEPS, BATCH = 400, 200, 32, 60, 8       # pictures of 32 × 32 pixels, from a cheap lens: the image can be read, with effort
-HELPED = {'told before': ('Clinical impression: melanoma.', 'Clinical impression: benign.'), 'seldom told': ('The spot has changed.', 'The spot has not changed.')}
 G = (8e-4*2e-3)**.5                                         # geometric mean of vision's and text's rates: with slower ones LoRA learns nothing in so few steps (C5)
+SEEN = tempfile.TemporaryDirectory()                         # what the frozen tower saw, for all arms
 def rates(r): return dict(vision=G/r**.5, projector=1e-2, text=G*r**.5)
 
-@functools.lru_cache(16)
-def people(seed, n, what, **knobs): # lesions and pictures; what: which part of the world, so that no two meet
-    "n lesions of a seed's own world."
-    w = lesions.World(seed=8000 + 100*what + seed, n=n, prevalence=.5, difficulty=1., **knobs)
-    return [(w.lesion(i), Image.fromarray(w.render(i, SIDE).image)) for i in range(n)]
-
-def records(people, agree, words, seed): # agree: share of notes that agree with the label; None: no notes
-    "Yes or no questions, with a note that agrees with the label as often as it is told to."
-    rng, out = np.random.default_rng((seed, 99)), []
-    for k, (l, image) in enumerate(people):
-        yes, good = l.label == 'melanoma', rng.random() < (.5 if agree is None else agree)
-        out.append(dict(id=str(k), image=image, prompt=YESNO_PROMPT, label=l.label, caption=caption(l.attributes(), l.colours, l.label),
-                        answer='Yes, this is a melanoma.' if yes else 'No, this is benign.', notes=None if agree is None else words[0 if yes == good else 1]))
-    return out
+def patients(seed, n, what, *how, **knobs): # what: which part of the seed's world, so that no two meet
+    return dominance.clinic(n, *how, seed=8000 + 100*what + seed, side=SIDE, **knobs)
 
 def says_yes(model, processor, ds, folder, pictures=None, notes=None, chunk=100): # (N,) bool
     "What the model answers, with these or others' pictures and notes."
@@ -43,7 +30,7 @@ def balanced(hit, yes, on=None): # mean of both classes' rates, of the records t
 
 def scores(model, processor, test, same, folder):
     "Right answers where notes agree by chance, where they mislead, and where they agree as in training; what other pictures and other notes cost."
-    yes, told = np.array([r['label'] == 'melanoma' for r in test]), np.array(['melanoma' in (r['notes'] or '') or r['notes'] == HELPED['seldom told'][0] for r in test])
+    yes, told = np.array([r['label'] == 'melanoma' for r in test]), np.array(['melanoma' in (r['notes'] or '') or r['notes'] == dominance.NOTES['seldom told'][0] for r in test])
     own, other = says_yes(model, processor, test, folder), evaluate.derangement(len(test))
     acc, wrong = balanced(own == yes, yes), told != yes
     out = {'accuracy': acc, 'perceptual score': acc - balanced(says_yes(model, processor, test, folder, pictures=other) == yes, yes)}
@@ -72,42 +59,41 @@ class Balance(dominance.DominanceCallback):
 def run_of(seed, small, agree, words, cure, steps):
     "Train with notes that agree so often, and a cure or none."
     n, t = (60, 40) if small else (PAIRS, TEST)
-    train, test, same, probe = (records(people(seed, m, k), a, HELPED[words], 10*seed + k) for m, k, a in ((n, 0, agree), (t, 1, agree and .5), (t, 2, agree), (16, 3, agree)))
-    with tempfile.TemporaryDirectory() as folder:
+    train, test, same, probe = (patients(seed, m, k, a, words) for m, k, a in ((n, 0, agree), (t, 1, agree and .5), (t, 2, agree), (16, 3, agree)))
+    with tempfile.TemporaryDirectory() if cure.startswith('vision') else contextlib.nullcontext(SEEN.name) as folder:
         model, processor = fresh(); first = 0
         how = dict(train=('projector',), lora=8, batch=BATCH, prompt=YESNO_PROMPT, notes=True, seed=seed, bar=False, folder=folder)
         look = dominance.DominanceCallback(processor, probe, every=steps, prompt=YESNO_PROMPT, notes=True, least=0.)
         if cure == 'note dropout': rng = np.random.default_rng((seed, 5)); train = [dict(r, notes=r['notes'] if rng.random() < .5 else None) for r in train]
         if cure == 'contrastive': how['weights'] = losses.Weights(contrastive=.3)
-        if cure.startswith('vision : text'): how.update(train=('vision', 'projector'), lr=rates(dict(zip(('2e-4 : 5e-4', '5e-4 : 2e-4', '1 : 1'), (2.5, .4, 1)))[cure.partition(' = ')[2]]))
+        if cure.startswith('vision : text'): how.update(train=('vision', 'projector'), lr=rates(dict(zip(('2e-4 : 5e-4', '5e-4 : 2e-4'), (2.5, .4)))[cure.partition(' = ')[2]]))
         if cure.startswith('modulated'): look = Balance(processor, probe, every=5 if steps > 5 else 1, prompt=YESNO_PROMPT, notes=True, least=0., by=cure.partition(' ')[2])
         if cure == 'image first':
             first = steps//2; model = training.fit(model, processor, [dict(r, notes=None) for r in train], **how, steps=first).model; how.update(train=('projector', 'text'), lora=None)
         run = training.fit(model, processor, train, **how, steps=steps - first, callbacks=[look])
-        last = list(look.looks.values())[-1] if look.looks else look.probe.look(run.model)
+        last = look.probe.look(run.model)
         return scores(run.model, processor, test, same, folder) | {'training loss': float(run.smooth(width=10)[-1]), 'image gain, nats': last['image gain'], 'text gain, nats': last['text gain'],
             'image share': dominance.share(last['image gain'], last['text gain']) if last['image gain'] > 0 or last['text gain'] > 0 else .5}
 
 def recoloured(seed, n): # the same lesions, light and dark
     "Each lesion twice, with nothing else moved than its pigment."
-    by_label = [people(seed, n, 4, dark_benign=share) for share in (0., 1.)]        # in one world melanomas are dark, in the other benign lesions are
-    pair = [(a, b) if 'dark brown' == b[0].colours[0] else (b, a) for a, b in zip(*by_label)]
-    assert all(a.colours[0] == 'light brown' and b.colours[0] == 'dark brown' and a.label == b.label for (a, _), (b, _) in pair)
-    return [a for a, _ in pair], [b for _, b in pair]
+    worlds = [patients(seed, n, 8, dark_benign=share) for share in (0., 1.)]        # in one world melanomas are dark, in the other benign lesions are
+    assert [r['label'] for r in worlds[0]] == [r['label'] for r in worlds[1]] and [r['attributes'] for r in worlds[0]] == [r['attributes'] for r in worlds[1]]
+    return [list(x) for x in zip(*((a, b) if a['label'] == 'benign' else (b, a) for a, b in zip(*worlds)))]
 
 def dark(seed, small, share, steps):
     "Train where dark goes with benign so often; ask of lesions where it does not, and of the same lesions recoloured."
     n, t = (60, 40) if small else (PAIRS, TEST)
-    with tempfile.TemporaryDirectory() as folder:
-        model, processor = fresh(); train, test, same = (records(people(seed, m, k, dark_benign=s), None, None, 10*seed + k) for m, k, s in ((n, 5, share), (t, 6, .5), (t, 7, share)))
-        run = training.fit(model, processor, train, train=('projector',), lora=8, steps=steps, batch=BATCH, prompt=YESNO_PROMPT, seed=seed, bar=False, folder=folder)
-        out = scores(run.model, processor, test, None, folder); yes_s = np.array([r['label'] == 'melanoma' for r in same])
-        light, deep = (says_yes(run.model, processor, records(x, None, None, 0), folder) for x in recoloured(seed, t))
-        return out | {'accuracy where dark goes with benign as in training': balanced(says_yes(run.model, processor, same, folder) == yes_s, yes_s), 'answers that flip when recoloured': (light != deep).mean(),
-                      'called melanoma less often when dark': light.mean() - deep.mean(), 'training loss': float(run.smooth(width=10)[-1])}
+    folder = SEEN.name
+    model, processor = fresh(); train, test, same = (patients(seed, m, k, dark_benign=s) for m, k, s in ((n, 5, share), (t, 6, .5), (t, 7, share)))
+    run = training.fit(model, processor, train, train=('projector',), lora=8, steps=steps, batch=BATCH, prompt=YESNO_PROMPT, seed=seed, bar=False, folder=folder)
+    out = scores(run.model, processor, test, None, folder); yes_s = np.array([r['label'] == 'melanoma' for r in same])
+    light, deep = (says_yes(run.model, processor, x, folder) for x in recoloured(seed, t))
+    return out | {'accuracy where dark goes with benign as in training': balanced(says_yes(run.model, processor, same, folder) == yes_s, yes_s), 'answers that flip when recoloured': (light != deep).mean(),
+                  'called melanoma less often when dark': light.mean() - deep.mean(), 'training loss': float(run.smooth(width=10)[-1])}
 
-DIAL = (50, 70, 90, 95, 99)
-CURES = ('note dropout', 'image first', 'contrastive', 'modulated gradient', 'modulated step', 'vision : text = 1 : 1', 'vision : text = 2e-4 : 5e-4', 'vision : text = 5e-4 : 2e-4')
+DIAL = (50, 70, 90, 99)
+CURES = ('note dropout', 'image first', 'contrastive', 'modulated gradient', 'modulated step', 'vision : text = 2e-4 : 5e-4', 'vision : text = 5e-4 : 2e-4')
 
 def measure(cells, seeds, small=False):
     steps, found, seen = 3 if small else STEPS, {}, {}
