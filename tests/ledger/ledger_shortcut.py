@@ -93,7 +93,7 @@ def dark(seed, small, share, steps):
                   'called melanoma less often when dark': light.mean() - deep.mean(), 'training loss': float(run.smooth(width=10)[-1])}
 
 DIAL = (50, 70, 90, 99)
-CURES = ('note dropout', 'image first', 'contrastive', 'modulated gradient', 'modulated step', 'vision : text = 2e-4 : 5e-4', 'vision : text = 5e-4 : 2e-4')
+CURES = ('note dropout', 'image first', 'contrastive', 'modulated step', 'vision : text = 2e-4 : 5e-4', 'vision : text = 5e-4 : 2e-4')
 
 def measure(cells, seeds, small=False):
     steps, found, seen = 3 if small else STEPS, {}, {}

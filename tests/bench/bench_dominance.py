@@ -1,0 +1,46 @@
+"""MM-SHAP in batches against one coalition a forward pass; DominanceCallback's part of a run's steps.
+
+mm-shap: seconds a coalition, the same coalitions of one record of the shipped base: `mm_shap`'s batches of 64, against a batch of one each. Best of the rounds.
+callback: the time spent inside the callback at its defaults (16 records, every 25 steps), as a share of all the rest of the same run, from step 1 on: batch 16, projector and LoRA.
+"""
+import os, tempfile, time
+
+SEED, ROUNDS = int(os.environ.get('MMKIT_SEED', 0)), int(os.environ.get('MMKIT_ROUNDS', 3))
+
+def mm_shap():
+    import numpy as np
+    from mmkit import chat, dominance as d, models
+    from mmkit.pairs import melanoma_pairs
+    model, processor = models.load('base'); record = melanoma_pairs(4, seed=SEED, masks=False)[0]
+    one = chat.Collator(processor, 'Describe this lesion, its border and its colours.')([record])
+    at = d.words_of(one, processor)[0].nonzero()[:, 0].numpy(); W, T, side = len(at), one['input_ids'].shape[1], 3
+    def value(there):
+        words = np.zeros((len(there), T), bool); words[:, at] = ~there[:, :W]
+        return d.own_score(model, d.hide(one, words, ~there[:, W:].reshape(-1, side, side), d._pad(processor)))
+    S = np.random.default_rng(SEED).random((64, W + side*side)) < .5
+    took = dict(batched=[], alone=[])
+    for _ in range(ROUNDS):                      # in turn, so that a busy moment does not fall on one side alone
+        t = time.perf_counter(); together = value(S); took['batched'].append((time.perf_counter() - t)/64)
+        t = time.perf_counter(); each = np.concatenate([value(S[k:k + 1]) for k in range(16)]); took['alone'].append((time.perf_counter() - t)/16)
+    assert np.allclose(together[:16], each, atol=1e-4)
+    b, a = min(took['batched']), min(took['alone'])
+    print(f'  mm-shap   {b/a:.2f}× the time of an unbatched forward for each coalition ({1e3*b:.1f} ms, {1e3*a:.1f} ms), {W} words and {side*side} regions, seed {SEED}; wanted: 0.3×')
+
+def callback():
+    from mmkit import dominance as d, models, training
+    from mmkit.pairs import YESNO_PROMPT
+    class Timed(d.DominanceCallback):
+        spent = 0.
+        def _timed(name):
+            def f(self, *a, **kw): t = time.perf_counter(); getattr(d.DominanceCallback, name)(self, *a, **kw); self.spent += time.perf_counter() - t
+            return f
+        on_pre_optimizer_step, on_optimizer_step, on_step_end = _timed('on_pre_optimizer_step'), _timed('on_optimizer_step'), _timed('on_step_end')
+    shares = []
+    for _ in range(ROUNDS):
+        model, processor = models.load('base'); eye = Timed(processor, d.clinic(16, .9, seed=SEED + 1), prompt=YESNO_PROMPT, notes=True)
+        with tempfile.TemporaryDirectory() as folder:
+            run = training.fit(model, processor, d.clinic(200, .9, seed=SEED), train=('projector',), lora=8, steps=75, batch=16, prompt=YESNO_PROMPT, notes=True, seed=SEED, callbacks=[eye], bar=False, folder=folder)
+        shares.append(eye.spent/(run.seconds - eye.spent))
+    print(f'  callback  {min(shares):.1%} of step time at the default, best of {ROUNDS} ({", ".join(f"{s:.1%}" for s in shares)}), 75 steps of 16, seed {SEED}; wanted: 10% or less')
+
+if __name__ == '__main__': mm_shap(); callback()
