@@ -5,7 +5,7 @@ __all__ = ['TASKS', 'ASIDE', 'SEEN', 'HOW', 'BARS', 'NOTES', 'known_task', 'Fusi
            'logits', 'answers', 'own_score', 'right', 'choose', 'swap', 'perceptual_score', 'ablate', 'words_of',
            'silence', 'shapley', 'shapley_exact', 'Shares', 'hide', 'mm_shap', 'cross', 'emap', 'divergence',
            'told_by_image', 'loss_of', 'gradient_shares', 'update_shares', 'two_players', 'share', 'verdicts', 'shade',
-           'Told', 'tell', 'clinic', 'Probe', 'DominanceCallback', 'plot_timeline']
+           'Told', 'tell', 'clinic', 'strangers', 'Probe', 'DominanceCallback', 'plot_timeline']
 
 # %% ../nbs/15_dominance.ipynb #d1c26d7f
 import contextlib, itertools, math, warnings
@@ -72,7 +72,7 @@ def lost(
     other = np.mean([np.asarray(score(derangement(n, seed + k)), float) for k in range(permutations)], 0)
     return bootstrap(lambda d: d.mean(), own - other, groups=groups, seed=seed)
 
-# %% ../nbs/15_dominance.ipynb #5778afc9
+# %% ../nbs/15_dominance.ipynb #90fac2f2
 @contextlib.contextmanager
 def at_rest(
     model, # any vision-language model
@@ -89,9 +89,11 @@ ASIDE = ('labels', 'row', 'text_ids', 'text_mask', 'caption_id', 'read', 'featur
 
 def compares(model)->bool: # CLIP and SigLIP
     "Does the model only compare, and never speak?"
+    if not hasattr(getattr(models.inner(model), 'config', None), 'vision_config'): raise ValueError(
+        f'{type(model).__name__} is not a vision-language model that is known here: its configuration names no vision tower. Families that are tested: {", ".join(models.TINY)}.')
     return hasattr(models.inner(model), 'logit_scale')
 
-# %% ../nbs/15_dominance.ipynb #fdac3822
+# %% ../nbs/15_dominance.ipynb #cc9cec57
 def logits(
     model, # any vision-language model
     batch:dict, # B records, as `chat.Collator` or `training.Rows.batch` make them
@@ -108,11 +110,13 @@ def answers(model, batch)->tuple: # (B, T-1) log-probabilities of the words, whe
     "How likely the model finds each graded word, teacher-forced."
     if compares(model): raise ValueError(f'{type(models.inner(model)).__name__} compares and never speaks: it has no words to grade. Use `own_score` or `cross`.')
     if 'labels' not in batch: raise ValueError('the batch has no labels, so no answer is graded; make it with chat.Collator(processor), answers and all')
-    lg, want = logits(model, batch)[:, :-1], batch['labels'][:, 1:].cpu()                     # (B, T-1, V), (B, T-1)
-    on = want != -100; want = want.clamp(min=0)
-    return lg.log_softmax(-1).gather(2, want[..., None])[..., 0], lg.argmax(-1) == want, on
+    want = batch['labels'][:, 1:].cpu(); on = want != -100                                   # (B, T-1)
+    graded = logits(model, batch)[:, :-1][on]                                               # (graded, V): nothing is spent on the rest
+    logp, hit = torch.zeros(want.shape), torch.zeros(want.shape, dtype=torch.bool)
+    logp[on] = graded.gather(1, want[on][:, None])[:, 0] - graded.logsumexp(1); hit[on] = graded.argmax(1) == want[on]
+    return logp, hit, on
 
-# %% ../nbs/15_dominance.ipynb #8e7101da
+# %% ../nbs/15_dominance.ipynb #220e15d9
 def own_score(
     model, # any vision-language model
     batch:dict, # B records with answers
@@ -120,7 +124,7 @@ def own_score(
     "How well each record's picture and words fit, to the model: mean log-probability of the answer's words; of CLIP and SigLIP the pair's logit."
     if compares(model): return logits(model, batch).diagonal().numpy()
     logp, _, on = answers(model, batch)
-    return ((logp*on).sum(1)/on.sum(1)).numpy()
+    return (logp.sum(1)/on.sum(1)).numpy()
 
 def right(
     model, # any vision-language model
@@ -129,7 +133,7 @@ def right(
     "What of each record is right: the share of the answer's words that it would say, teacher-forced; of CLIP and SigLIP whether a text finds its own picture."
     if compares(model): return (logits(model, batch).argmax(1) == torch.arange(len(batch['input_ids']))).float().numpy()
     _, hit, on = answers(model, batch)
-    return ((hit & on).sum(1)/on.sum(1)).numpy()
+    return (hit.sum(1)/on.sum(1)).numpy()
 
 def choose(
     model, # any vision-language model that speaks
@@ -302,7 +306,19 @@ def hide(
         out[key] = x*m.reshape(K, *[1]*(x.ndim - 3), *x.shape[-2:]).to(x.dtype)
     return out
 
-# %% ../nbs/15_dominance.ipynb #c8681aca
+# %% ../nbs/15_dominance.ipynb #2e32065c
+def _seer(model, one): # hidden regions (K, R, C) -> pooled patches (K, P, D)
+    "Gemma's tower, asked once for each way in which the picture is covered: in a walk, most steps reveal a word. None for other families."
+    m, known = models.inner(model), {}
+    if getattr(getattr(m, 'config', None), 'model_type', '') != 'gemma3' or 'pixel_values' not in one: return None
+    def see(regions):
+        new = {r.tobytes(): r for r in regions if r.tobytes() not in known}
+        if new:
+            px = hide(one, np.zeros((len(new), one['input_ids'].shape[1]), bool), np.stack(list(new.values())))['pixel_values']
+            with at_rest(m): known.update(zip(new, models.pool(m, m.model.vision_tower(pixel_values=px.to(m.device, m.dtype)).last_hidden_state)))
+        return torch.stack([known[r.tobytes()] for r in regions])
+    return see
+
 def mm_shap(
     model, # any vision-language model
     batch:dict, # records of any family, one picture each
@@ -317,9 +333,13 @@ def mm_shap(
     at = words_of(one, source)[0].nonzero()[:, 0].numpy()                                                            # (W,)
     if not len(at): raise ValueError('the record has no words beside its picture and its answer: nothing to share with')
     side = grid or math.ceil(len(at)**.5); W, T = len(at), one['input_ids'].shape[1]
+    see = _seer(model, one)
     def value(there):
         words = np.zeros((len(there), T), bool); words[:, at] = ~there[:, :W]
-        return own_score(model, hide(one, words, ~there[:, W:].reshape(-1, side, side), _pad(source)))
+        regions = ~there[:, W:].reshape(-1, side, side)
+        if see is None: return own_score(model, hide(one, words, regions, _pad(source)))
+        x = hide({k: v for k, v in one.items() if k != 'pixel_values'} | dict(features=see(regions[:1])), words, np.zeros_like(regions), _pad(source))
+        return own_score(model, x | dict(features=see(regions)))
     phi, error = shapley(value, W + side*side, permutations, seed, chunk)
     tok = getattr(source, 'tokenizer', None)
     said = [tok.decode([i]) if tok else str(k) for k, i in zip(at, one['input_ids'][0, at].tolist())]
@@ -533,20 +553,29 @@ def clinic(
                         answer='Yes, this is a melanoma.' if yes else 'No, this is benign.', notes=None if agree is None else NOTES[words][yes != good]))
     return out
 
-# %% ../nbs/15_dominance.ipynb #328c02f9
+# %% ../nbs/15_dominance.ipynb #aa86fea7
+def strangers(answers:list, # N texts
+              times:int=1, seed:int=0)->np.ndarray: # (times, N): each a derangement
+    "Who gets whose: nobody their own, and a stranger's answer is another one wherever half of the records or more answer otherwise."
+    n = len(answers); derangement(n)                                         # refuses a single record
+    by = sorted(np.random.default_rng(seed).permutation(n), key=lambda k: str(answers[k]))
+    most = max(list(answers).count(a) for a in set(answers)); shift = min(max(most, 1), n - 1) if 2*most <= n else n//2
+    out = np.empty((times, n), int)
+    for t in range(times): out[t, by] = np.roll(by, shift + t if shift + t < n else 1 + (shift + t) % n)
+    return out
+
+# %% ../nbs/15_dominance.ipynb #d27db312
 class Probe:
     "A fixed set of records, and what picture and prompt each bring to a model's answers to them."
     def __init__(self, processor,
                  records,            # that are not trained on; 16 will do
                  prompt:str=PROMPT, notes:bool=False, # as `fit` is told
-                 least:float=.05,    # nats an answer: when both bring less, there is no share yet
+                 least:float=.02,    # words an answer: when both bring less, there is no share yet
                  seed:int=0):        # of who gets whose
         self.processor, self.records, self.least, collate = processor, list(records), least, chat.Collator(processor, prompt, notes=notes)
-        n, self.features = len(self.records), None
-        self.other = torch.as_tensor(derangement(n, seed))
-        said = [dict(prompt=collate.ask(r), answer=r.get('answer') or r.get('caption')) for r in self.records]
-        strange = [dict(s, prompt=said[k]['prompt']) for s, k in zip(said, derangement(n, seed + 1))]
-        self.rows = {'text': collate.rows(said), 'none': collate.rows(strange)}
+        said, self.features = [dict(prompt=collate.ask(r), answer=r.get('answer') or r.get('caption')) for r in self.records], None
+        self.other, strange = strangers([s['answer'] for s in said], 2, seed)
+        self.rows = {'text': collate.rows(said), 'none': collate.rows([dict(s, prompt=said[k]['prompt']) for s, k in zip(said, strange)])}
 
     def see(self, m)->torch.Tensor: # (n, P, D)
         "The pooled patches of its pictures, computed again only where the tower trains."
@@ -555,19 +584,21 @@ class Probe:
             self.features = models.pool(m, m.model.vision_tower(pixel_values=px.to(m.device, m.dtype)).last_hidden_state)
         return self.features
 
-    def look(self, model)->dict: # 'image gain', 'text gain' (nats an answer), 'image share' (0–1)
-        "Four passes: picture and prompt, each one's own or another's."
+    def look(self, model)->dict: # 'image gain', 'text gain' (right words an answer), 'image share' (0–1)
+        "Four passes: picture and prompt, each one's own or another's; how many of the answer's words would be right, by their probabilities."
         with at_rest(model) as m:
             seen, v = self.see(m), {}
             for text, rows in self.rows.items():
                 b = {k: x.to(m.device) for k, x in chat.pad(self.processor, rows).items()}
-                words = int((b['labels'][:, 1:] != -100).sum())/len(rows)
+                want, given = b.pop('labels')[:, 1:], models.project(m, seen)                                  # (n, T-1), (n, P, W)
                 for image, order in (('image', slice(None)), ('none', self.other)):
-                    v[image, text] = -words*float(training.terms(m, b | dict(features=seen[order]), losses.Weights())['ce'])
+                    h = m.model(**b, mm_encoder_outputs={'image': BaseModelOutputWithPooling(pooler_output=given[order])}, use_cache=False).last_hidden_state
+                    p = m.lm_head(h[:, :-1][want != -100]).float().softmax(-1)                                  # (graded, V): nothing else is asked
+                    v[image, text] = float(p.gather(1, want[want != -100][:, None]).sum())/len(rows)
         image, text = two_players(v['none', 'none'], v['image', 'none'], v['none', 'text'], v['image', 'text'])
         return {'image gain': image, 'text gain': text, 'image share': share(image, text, self.least)}
 
-# %% ../nbs/15_dominance.ipynb #86de0d60
+# %% ../nbs/15_dominance.ipynb #f463c0d8
 class DominanceCallback(TrainerCallback):
     "Looks at a model every few steps while it trains, and changes nothing by looking: `looks` (step -> what it saw), which `fit` puts beside the losses."
     def __init__(self, processor, records, # a `Probe` is made of them; they should be like those that are trained on
@@ -602,11 +633,11 @@ class DominanceCallback(TrainerCallback):
         if self.below == self.patience and self.alarmed is None:
             self.alarmed = state.global_step
             warnings.warn(f"step {state.global_step}: the image's share of the answers is {told['image share']:.0%}, below {self.floor:.0%} at {self.patience} looks running "
-                          f"(the picture brings {told['image gain']:.2f} nats an answer, the prompt {told['text gain']:.2f}): the model answers from the text. "
+                          f"(the picture brings {told['image gain']:.2f} right words an answer, the prompt {told['text gain']:.2f}): the model answers from the text. "
                           'Is the answer in the prompt or the notes? Drop notes at random, train on pictures alone first, or raise the rates of projector and vision.')
             if self.stop: control.should_training_stop = True
 
-# %% ../nbs/15_dominance.ipynb #e525b87d
+# %% ../nbs/15_dominance.ipynb #1e0be7a7
 def plot_timeline(
     run, # a `training.Run` with a `DominanceCallback` among its callbacks
     floor:float=None, # of the alarm
@@ -619,7 +650,7 @@ def plot_timeline(
     axs = plt.subplots(2, 1, figsize=(7, 3.8), sharex=True, height_ratios=(1, 1.4))[1] if axs is None else axs
     at = np.isfinite(h['image gain']); x, share_, image, text = h['step'][at], h['image share'][at], np.clip(h['image gain'][at], 0, None), np.clip(h['text gain'][at], 0, None)
     axs[0].plot(h['step'], h['loss'], color='0.8', lw=.8); axs[0].plot(h['step'], run.smooth(), color=PALETTE.black); axs[0].set(yscale='log', ylabel='loss (log)', title=title)
-    axs[1].stackplot(x, image, text, colors=(PALETTE.sky, PALETTE.orange), alpha=.55, labels=('picture', 'prompt')); axs[1].set(xlabel='step', ylabel='nats an answer')
+    axs[1].stackplot(x, image, text, colors=(PALETTE.sky, PALETTE.orange), alpha=.55, labels=('picture', 'prompt')); axs[1].set(xlabel='step', ylabel='right words\nan answer')
     right = axs[1].twinx(); right.plot(x, share_, 'o-', color=PALETTE.blue, ms=4, lw=2, label="image's share"); right.set(ylim=(0, 1.05), ylabel="image's share"); right.spines['right'].set_visible(True)
     if floor is not None:
         right.axhline(floor, color=PALETTE.vermilion, ls='--', lw=1.2); low = share_ < floor

@@ -214,12 +214,20 @@ def test_two_players():
 
 def test_a_look_is_what_four_passes_say(base):
     model, processor = base; rs = d.clinic(6, .9, seed=9); probe = d.Probe(processor, rs, prompt=YESNO_PROMPT, notes=True, least=0.); got = probe.look(model)
-    def v(image, text): # by the plain way: records, pixels, the model's own loss
-        other, strange = derangement(6, 0), derangement(6, 1)
+    other, strange = d.strangers([r['answer'] for r in rs], 2)
+    def v(image, text): # by the plain way: records and pixels
         b = chat.Collator(processor, YESNO_PROMPT, notes=True)([dict(r, image=r['image'] if image else rs[other[k]]['image'], notes=r['notes'] if text else rs[strange[k]]['notes']) for k, r in enumerate(rs)])
-        with torch.no_grad(): return -float(model(**b).loss)*int((b['labels'] != -100).sum())/6
+        logp, _, on = d.answers(model, b); return float(logp.exp()[on].sum())/6
     image, text = d.two_players(v(0, 0), v(1, 0), v(0, 1), v(1, 1))
     assert got['image gain'] == pytest.approx(image, abs=1e-3) and got['text gain'] == pytest.approx(text, abs=1e-3)
+
+def test_strangers_answer_otherwise_where_they_can():
+    for answers in (['a', 'b']*4, ['a', 'b', 'c', 'a', 'b', 'c', 'd'], list('abcdefgh'), ['a']*5, ['a']*6 + ['b'], ['a', 'b']):
+        for order in d.strangers(answers, 2, seed=1):
+            n = len(answers); assert sorted(order) == list(range(n)) and all(k != i for i, k in enumerate(order))
+        first = d.strangers(answers, 1, seed=1)[0]
+        if 2*max(answers.count(a) for a in answers) <= len(answers): assert all(answers[k] != answers[i] for i, k in enumerate(first))
+    with pytest.raises(ValueError, match='at least 2'): d.strangers(['a'])
 
 def test_the_alarm(base, cache):
     with warnings.catch_warnings(record=True) as heard:
