@@ -140,7 +140,7 @@ def test_mm_shap_is_exact_where_it_can_be_enumerated(all_made, f):
     def value(there):
         words = np.zeros((len(there), one['input_ids'].shape[1]), bool); words[:, at] = ~there[:, :W]
         return d.own_score(m, d.hide(one, words, ~there[:, W:].reshape(-1, 2, 2), d._pad(source)))
-    exact, s = d.shapley_exact(value, W + 4), d.mm_shap(m, b, p, grid=2, permutations=60)
+    exact, s = d.shapley_exact(value, W + 4), d.mm_shap(m, b, p, grid=2, permutations=300)
     assert np.abs(np.concatenate([s.text, s.picture.ravel()]) - exact).max() < .1*np.abs(exact).max()
 
 def test_hidden_regions_are_where_they_should_be(all_made):
