@@ -7,20 +7,20 @@ __all__ = ['TASKS', 'ASIDE', 'SEEN', 'HOW', 'BARS', 'NOTES', 'known_task', 'Fusi
            'told_by_image', 'loss_of', 'gradient_shares', 'update_shares', 'two_players', 'share', 'verdicts', 'shade',
            'Told', 'tell', 'clinic', 'strangers', 'Probe', 'DominanceCallback', 'plot_timeline']
 
-# %% ../nbs/15_dominance.ipynb #d1c26d7f
+# %% ../nbs/15_dominance.ipynb #547611ee
 import contextlib, itertools, math, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 import matplotlib.pyplot as plt, numpy as np, torch
 from torch.nn import functional as F
-from transformers import TrainerCallback
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from PIL import Image
-from . import chat, losses, models, training
+from . import chat, losses, models, training                              # before Trainer, which imports bitsandbytes: models asks it to be quiet
 from .core import PALETTE, Interval, bootstrap, html_escape
 from .evaluate import derangement
 from .lesions import World
 from .pairs import PROMPT, YESNO_PROMPT, caption
+from transformers import TrainerCallback
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 # %% ../nbs/15_dominance.ipynb #c3989c61
 TASKS = {'text only': 0., 'image only': 1., 'redundant': .5, 'XOR': .5}   # -> the image's share of the truth
@@ -598,11 +598,11 @@ class Probe:
         image, text = two_players(v['none', 'none'], v['image', 'none'], v['none', 'text'], v['image', 'text'])
         return {'image gain': image, 'text gain': text, 'image share': share(image, text, self.least)}
 
-# %% ../nbs/15_dominance.ipynb #f463c0d8
+# %% ../nbs/15_dominance.ipynb #4bbbfdc6
 class DominanceCallback(TrainerCallback):
     "Looks at a model every few steps while it trains, and changes nothing by looking: `looks` (step -> what it saw), which `fit` puts beside the losses."
     def __init__(self, processor, records, # a `Probe` is made of them; they should be like those that are trained on
-                 every:int=25,       # steps between looks; there is one after the first step as well
+                 every:int=50,       # steps between looks; there is one after the first step as well
                  floor:float=None,   # warn when the image's share is below it …
                  patience:int=2,     # … at so many looks in succession …
                  stop:bool=False,    # … and end the run?
