@@ -464,7 +464,7 @@ class AlignmentTrainer(Checkpoints, Trainer):
                 logs |= {k: float(told[0]), f'weighted_{k}': float(told[1])}
         super().log(logs, *args, **kw)
 
-# %% ../nbs/06_training.ipynb #ade37589
+# %% ../nbs/06_training.ipynb #55b64285
 @dataclass
 class Run:
     "A finished run: the model, and what happened at every step."
@@ -492,7 +492,7 @@ class Run:
         smooth = {k: self.smooth(k) for k in self.history if k not in ('step', 'seconds', 'lr')}
         h = self.history
         return table([dict(step=int(h['step'][i]), seconds=f"{h['seconds'][i]:.1f}", lr=f"{h['lr'][i]:.1e}",
-                           **{k: f'{v[i]:.3f}' for k, v in smooth.items()}) for i in at])
+                           **{k: f'{v[i]:.3f}' if np.isfinite(v[i]) else None for k, v in smooth.items()}) for i in at])
     def plot(self, ax=None, label=None, terms=('loss',)):
         "Curves over time; pale lines are single steps, dots are held-out pairs."
         import matplotlib.pyplot as plt
@@ -544,7 +544,7 @@ def learning(model, train, lora=None)->tuple: # names of parts
         raise ValueError("train=() and no LoRA: nothing would learn; name a part, such as train=('projector',), or give lora=8")
     return names
 
-# %% ../nbs/06_training.ipynb #1ab0a631
+# %% ../nbs/06_training.ipynb #408aa628
 def _history(trainer, batch):
     "What the trainer saw, one entry a step: history, weights, evaluations, rows."
     clock, seen, n = trainer.clock, trainer.seen, len(trainer.clock.times)
@@ -555,6 +555,8 @@ def _history(trainer, batch):
     history = dict(step=np.arange(1, n + 1), seconds=np.array(clock.times), lr=np.array([max(r) for r in clock.rates]))
     history |= {k: mean([s.get(k, math.nan) for s in seen]) for k in names}
     weights = {k: mean([s['weights'][k] for s in seen]) for k in seen[0]['weights']}
+    for step, told in (look for c in trainer.callback_handler.callbacks for look in getattr(c, 'looks', {}).items()):   # what callbacks saw, where they looked
+        for k, v in told.items(): history.setdefault(k, np.full(n, np.nan))[step - 1] = v
     held = [e for e in trainer.state.log_history if 'eval_loss' in e and e['step']]
     keys = ['loss', *getattr(trainer, 'measured', ())] if held else []
     evals = {k: np.array([e.get(f'eval_{k}', math.nan) for e in held]) for k in keys}
