@@ -168,7 +168,7 @@ def attention(
     A = torch.stack(seen if layers is None else [seen[k] for k in layers])
     return s.grid(A @ torch.stack(bridge).mean(0) if bridge else A)
 
-# %% ../nbs/13_attention.ipynb #ce02890c
+# %% ../nbs/13_attention.ipynb #c77425d8
 def gradients(
     y:torch.Tensor, # (n,) scores
     xs:list, # tensors of y's graph
@@ -183,6 +183,7 @@ def gradients(
         out.append(g)
     return [torch.cat(g) for g in zip(*out)]
 
+# %% ../nbs/13_attention.ipynb #626a8804
 def scores(s:Sight, out, at)->torch.Tensor: # (n,) log-probability of what comes next; () similarity of CLIP's and SigLIP's pair
     "What is explained: the log-probability of the token after each position."
     if s.family in ('clip', 'siglip'): return out.logits_per_image.diagonal()[:1]
