@@ -356,7 +356,7 @@ def look(
         found[m] = maps
     return Look(Image.fromarray(chat.pictures(batch, processor)[0]), words, answered, found, masks, names, label or type(models.inner(model)).__name__)
 
-# %% ../nbs/13_attention.ipynb #2055968c
+# %% ../nbs/13_attention.ipynb #7abe0338
 def lit(image, m:np.ndarray)->np.ndarray: # (H, W, 3) 0 to 1
     "A pale grey picture, coloured where the map (h, w) is high."
     rgb = .5*np.asarray(image.convert('L').convert('RGB'))/255 + .5
@@ -387,6 +387,7 @@ def filmstrip(seen:Look, method:str='relevancy', words=None, # numbers; None: th
     fig.suptitle(f'{seen.label}: {method}', fontsize=10, x=.01, ha='left')
     return fig
 
+# %% ../nbs/13_attention.ipynb #49426aa5
 def head_grid(seen:Look, word):
     "One word's raw attention, a row for each layer and a column for each head, all on one scale."
     k = seen.at(word)[0] if isinstance(word, str) else word
@@ -412,7 +413,7 @@ def beside(before:Look, after:Look, words, method:str='relevancy'):
     for ax, t in zip(axes[:, 0], (before.label, after.label, 'difference')): ax.text(-.08, .5, t, rotation=90, va='center', ha='right', transform=ax.transAxes, fontsize=9)
     return fig
 
-# %% ../nbs/13_attention.ipynb #682e04a3
+# %% ../nbs/13_attention.ipynb #8a8e28ef
 def enlarged(m:np.ndarray, shape)->np.ndarray: # (h, w) -> (H, W), bilinear
     return torch.nn.functional.interpolate(torch.as_tensor(np.ascontiguousarray(m), dtype=torch.float32)[None, None], size=tuple(shape), mode='bilinear', align_corners=False)[0, 0].numpy()
 
@@ -440,6 +441,7 @@ def shuffle_weights(model, seed:int=0, parts=('projector', 'text')):
             if models.part_of(n) in parts: p.copy_(p.flatten()[torch.randperm(p.numel(), generator=g).to(p.device)].view_as(p))
     return m
 
+# %% ../nbs/13_attention.ipynb #2fe12f7c
 def pointing(looks:list, # of records that were drawn, made with only='named'
              method:str, # of the looks' methods; 'centre' or 'random': a control
              seed:int=0)->list: # one dict a word: structure, hit, auc, iou, inside, record

@@ -5,16 +5,16 @@ __all__ = ['TASKS', 'ASIDE', 'SEEN', 'HOW', 'BARS', 'NOTES', 'known_task', 'Fusi
            'logits', 'answers', 'own_score', 'right', 'choose', 'swap', 'perceptual_score', 'ablate', 'words_of',
            'silence', 'shapley', 'shapley_exact', 'Shares', 'hide', 'mm_shap', 'cross', 'emap', 'divergence',
            'told_by_image', 'loss_of', 'gradient_shares', 'update_shares', 'two_players', 'share', 'verdicts', 'shade',
-           'Told', 'tell', 'clinic', 'strangers', 'Probe', 'DominanceCallback', 'plot_timeline']
+           'Told', 'tell', 'clinic', 'strangers', 'Probe', 'DominanceCallback', 'plot_timeline', 'attention_mass']
 
-# %% ../nbs/15_dominance.ipynb #547611ee
+# %% ../nbs/15_dominance.ipynb #97e780d7
 import contextlib, itertools, math, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 import matplotlib.pyplot as plt, numpy as np, torch
 from torch.nn import functional as F
 from PIL import Image
-from . import chat, losses, models, training                              # before Trainer, which imports bitsandbytes: models asks it to be quiet
+from . import attention, chat, losses, models, training                              # before Trainer, which imports bitsandbytes: models asks it to be quiet
 from .core import PALETTE, Interval, bootstrap, html_escape
 from .evaluate import derangement
 from .lesions import World
@@ -658,3 +658,10 @@ def plot_timeline(
     lines = [*axs[1].get_legend_handles_labels()]; more = right.get_legend_handles_labels()
     axs[1].legend(lines[0] + more[0], lines[1] + more[1], ncols=4, fontsize=8, loc='lower center', bbox_to_anchor=(.5, 1.0))
     return axs
+
+# %% ../nbs/15_dominance.ipynb #51464f2c
+def attention_mass(model, batch:dict, # of one row
+                   at, # positions that are about to speak
+                  )->torch.Tensor: # (layers,), 0 to 1
+    "The share of attention that goes to the picture, heads and positions averaged. Llama 3.2 Vision's cross-attention has nothing else to attend to: near 1, whatever its gates let through."
+    return attention.attention(model, batch, at).sum((-1, -2)).mean((1, 2))

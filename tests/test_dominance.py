@@ -276,3 +276,21 @@ def test_refusals(all_made):
     with pytest.raises(ValueError, match='not a vision-language model|no vision'): d.own_score(torch.nn.Linear(2, 2), b)
     q, bq, pq = all_made['qwen2_vl']; uneven = dict(bq, image_grid_thw=torch.tensor([[1, 4, 4], [1, 4, 4], [1, 2, 8], [1, 4, 4]]))
     with pytest.raises(ValueError, match='bring them to one size'): d.swap(uneven, [1, 2, 3, 0])
+
+@pytest.mark.parametrize('family', ['gemma3', 'llava', 'qwen2_vl', 'blip2', 'mllama'])
+def test_attention_mass_is_what_the_words_leave_over(family):
+    "Against every other token of the row; Llama's cross-attention has only the picture, less its class token."
+    from mmkit import attention
+    from mmkit.dominance import attention_mass
+    from test_models import picture_inputs
+    m, b = models.tiny(family), picture_inputs(family, torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))); at = [b['input_ids'].shape[1] - 2]
+    got, left, s = attention_mass(m, b, at), [], attention.Sight(m, b)
+    def see(name, w):
+        if 'qformer' in name: return
+        A = w(torch.tensor(at))[0]                                             # (heads, 1, keys)
+        if family == 'mllama': left.extend([1 - A[..., 0].mean()] if 'cross_attn' in name else [])
+        else: left.append(1 - A[..., (b['input_ids'][0] != 3).nonzero().flatten()].sum(-1).mean())
+    with torch.no_grad(), attention.watch(m, see): m(**b)
+    assert len(got) == len(left) and (got <= torch.stack(left) + 1e-5).all() and (got > 0).all()
+    if family != 'blip2': torch.testing.assert_close(got, torch.stack(left), atol=.02 if family == 'mllama' else 1e-5, rtol=0)   # BLIP-2's queries look at a class token as well
+    with pytest.raises(ValueError, match='only compares'): attention_mass(models.tiny('clip'), picture_inputs('clip', torch.randn(3, 32, 32)), at)
