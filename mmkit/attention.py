@@ -76,11 +76,11 @@ def watch(
     finally:
         for m, config in held: m.config = config
 
-# %% ../nbs/13_attention.ipynb #f8b3e9eb
+# %% ../nbs/13_attention.ipynb #ea6492e7
 class Sight:
     "Where the picture stands in a batch of one row: its tokens in the text, its patches in the tower, and the grids they form."
     def __init__(self, model, batch:dict):
-        self.model, self.ids = models.inner(model), batch['input_ids'][0]
+        self.model = models.inner(model); self.ids = batch['input_ids'][0].to(self.model.device)
         c, v = self.model.config, self.model.config.vision_config
         self.family = c.model_type.replace('-', '')
         if len(batch['input_ids']) != 1: raise ValueError(f"{len(batch['input_ids'])} rows: maps are made for one conversation at a time")
@@ -116,12 +116,12 @@ class Sight:
         if self.family == 'qwen2_vl': return x.repeat_interleave(k*k, -1)/k**2
         return torch.nn.functional.pad(x, (1, 0)) if self.family == 'llava' else x
 
-# %% ../nbs/13_attention.ipynb #50124856
+# %% ../nbs/13_attention.ipynb #fbe6fa0f
 def hidden(s:Sight, px, # pixel_values
            keep:torch.Tensor, # (n, h, w) of the tower's patches: 1 stays, 0 is grey (the normaliser's mean)
           )->torch.Tensor: # pixel_values of n pictures, in the family's layout
     "The picture with patches turned grey."
-    n, (h, w), p, keep = len(keep), s.patches, s.patch, keep.to(px.dtype)
+    n, (h, w), p, keep = len(keep), s.patches, s.patch, keep.to(px)
     if s.family == 'qwen2_vl':
         k = h//s.tokens[0]; order = keep.unflatten(1, (-1, k)).unflatten(3, (-1, k)).movedim(3, 2).flatten(1)             # (n, patches)
         return (px[None]*order[..., None]).flatten(0, 1)
@@ -137,8 +137,8 @@ def times(batch:dict, n:int)->dict: # n rows, for n pictures
     "The same words n times."
     return {k: v.repeat(n, *[1]*(v.ndim - 1)) for k, v in batch.items() if k in WORDS}
 
-# %% ../nbs/13_attention.ipynb #8576acc2
-def _run(model, batch, **kw): return models.inner(model)(**{k: v for k, v in batch.items() if k in WORDS + ('pixel_values',)}, **kw)
+# %% ../nbs/13_attention.ipynb #a6e78ecd
+def _run(model, batch): m = models.inner(model); return m(**{k: v.to(m.device) for k, v in batch.items() if k in WORDS + ('pixel_values',)})
 
 @contextlib.contextmanager
 def still(model):
@@ -183,8 +183,8 @@ def gradients(
         out.append(g)
     return [torch.cat(g) for g in zip(*out)]
 
-# %% ../nbs/13_attention.ipynb #626a8804
-def scores(s:Sight, out, at)->torch.Tensor: # (n,) log-probability of what comes next; () similarity of CLIP's and SigLIP's pair
+# %% ../nbs/13_attention.ipynb #aa51f855
+def scores(s:Sight, out, at)->torch.Tensor: # (n,) log-probability of what comes next; (1,) similarity of CLIP's and SigLIP's pair
     "What is explained: the log-probability of the token after each position."
     if s.family in ('clip', 'siglip'): return out.logits_per_image.diagonal()[:1]
     at = torch.as_tensor(at)
@@ -278,7 +278,7 @@ def likely(model, batch:dict, at, keep, # (N, h, w) of patches: 1 stays, 0 is gr
 
 METHODS = dict(attention=attention, rollout=rollout, relevancy=relevancy, gradcam=gradcam, occlusion=lambda *a: occlusion(*a).clamp(min=0))
 
-# %% ../nbs/13_attention.ipynb #26a16e53
+# %% ../nbs/13_attention.ipynb #d047e3ed
 @dataclass
 class Look:
     "Where a model looked for each word."
@@ -300,22 +300,25 @@ class Look:
         if not found: raise ValueError(f"none of {', '.join(map(repr, said))} is among the words: {''.join(self.words).strip()!r}")
         return found
 
-def words_of(processor, ids)->list: # lists of positions in one row
-    "Tokens of prompt and answer, joined to words; control tokens are none."
-    out, last, control = [], '', chat.control_tokens(processor.tokenizer)
-    for k, t in enumerate(chat.tokens(processor, ids)):
+def words_of(processor, ids)->tuple: # (positions of each word, words, is it in the answer?, (start, stop) in the answer's text)
+    "Tokens of prompt and answer in one row, joined to words; control tokens are none."
+    toks, groups, last, control = chat.tokens(processor, ids), [], '', chat.control_tokens(processor.tokenizer)
+    for k, t in enumerate(toks):
         if t.role not in ('prompt', 'answer') or t.text in control: last = ''; continue
-        if last and t.role == last[0] and t.text[:1].isalnum() and last[1][-1:].isalnum(): out[-1].append(k)
-        else: out.append([k])
+        if last and t.role == last[0] and t.text[:1].isalnum() and last[1][-1:].isalnum(): groups[-1].append(k)
+        else: groups.append([k])
         last = (t.role, t.text)
-    return out
+    words, answered = [''.join(toks[k].text for k in g) for g in groups], [toks[g[0]].role == 'answer' for g in groups]
+    stops = np.cumsum([len(w)*a for w, a in zip(words, answered)]).tolist()
+    return groups, words, answered, [(e - len(w), e) if a else (0, 0) for w, a, e in zip(words, answered, stops)]
 
-# %% ../nbs/13_attention.ipynb #89fd6e5f
-def named(words:list, spans:list, text:str, record:dict)->tuple: # ({word: mask}, {word: name})
+# %% ../nbs/13_attention.ipynb #25b014e2
+def named(words:list, answered:list, spans:list, # as `words_of` gives them
+          record:dict)->tuple: # ({word: mask}, {word: name})
     "Which words of a drawn record's answer name a structure that is there, and where it is."
-    drawn, at, masks, names = pairs.truth(record), 0, {}, {}
+    drawn, masks, names = pairs.truth(record), {}, {}
     places = {**drawn.structures, **dict.fromkeys(('asymmetry', 'border', 'colours'), drawn.mask)}
-    for start, stop, attribute, level in evaluate.mentions(text):
+    for start, stop, attribute, level in evaluate.mentions(''.join(w for w, a in zip(words, answered) if a)):
         if not np.any(places.get(attribute, False)) or level == 'absent': continue
         for k, (a, b) in enumerate(spans):
             if a < stop and b > start and words[k].strip(' .,'): masks[k], names[k] = places[attribute], attribute
@@ -336,14 +339,11 @@ def look(
     picture, prompt = record.get('image', what), record.get('prompt') or prompt
     if answer is None:
         ask = chat.encode(processor, picture, prompt)
-        with torch.no_grad(), still(model): said = models.inner(model).generate(**ask, max_new_tokens=max_new_tokens, do_sample=False)[0, ask['input_ids'].shape[1]:]
+        with torch.no_grad(), still(model): said = models.inner(model).generate(**{k: v.to(models.inner(model).device) for k, v in ask.items()}, max_new_tokens=max_new_tokens, do_sample=False)[0, ask['input_ids'].shape[1]:]
         answer = processor.tokenizer.decode(said, skip_special_tokens=True).strip() or '…'
-    batch = {k: v.to(models.inner(model).device) for k, v in chat.encode(processor, picture, prompt, answer).items() if k != 'labels'}
-    toks, groups = chat.tokens(processor, batch['input_ids'][0]), words_of(processor, batch['input_ids'][0])
-    words, answered = [''.join(toks[k].text for k in g) for g in groups], [toks[g[0]].role == 'answer' for g in groups]
-    spans, at, said = [], 0, ''.join(w for w, a in zip(words, answered) if a)
-    for w, a in zip(words, answered): spans.append((at, at + len(w)) if a else (0, 0)); at += len(w)*a
-    masks, names = named(words, spans, said, record) if (record.get('provenance') or '').find('"index"') > 0 else ({}, {})
+    batch = chat.encode(processor, picture, prompt, answer)
+    groups, words, answered, spans = words_of(processor, batch['input_ids'][0])
+    masks, names = named(words, answered, spans, record) if '"index"' in (record.get('provenance') or '') else ({}, {})
     want = [k for k in range(len(words)) if only is None or (answered[k] if only == 'answer' else k in masks)]
     found, flat = {}, [k - 1 for w in want for k in groups[w] if k]
     for m in methods:
@@ -468,7 +468,7 @@ def plot_pointing(found:dict, # name -> what `pointing` gave
         if what in ('inside', 'auc'): ax.axvline(.5, color='0.6', lw=1, ls=':')
     return fig
 
-# %% ../nbs/13_attention.ipynb #ddd6847d
+# %% ../nbs/13_attention.ipynb #87c03e60
 @torch.no_grad()
 def swapped(model, batch:dict, # of one row
             other:torch.Tensor, # pixel_values of another picture
@@ -479,10 +479,10 @@ def swapped(model, batch:dict, # of one row
     s, m = Sight(model, batch), models.inner(model)
     if s.family not in ('gemma3', 'llava'): raise ValueError(f'tokens are exchanged in families that put them into the text, one for each place: gemma3 and llava, not {s.family}')
     with still(model):
-        mine, theirs = (models.image_features(m, px).reshape(len(s.at), -1) for px in (batch['pixel_values'], other))
-        e, N, t = m.get_input_embeddings()(batch['input_ids']), len(own), torch.as_tensor(at)
-        e = e.repeat(N, 1, 1); e[:, s.at] = torch.where(own.flatten(1)[..., None].bool(), mine, theirs).to(e.dtype)
-        words = {k: v for k, v in times(batch, N).items() if k != 'input_ids'}
+        mine, theirs = (models.image_features(m, px.to(m.device)).reshape(len(s.at), -1) for px in (batch['pixel_values'], other))
+        e, N, t = m.get_input_embeddings()(s.ids[None]), len(own), torch.as_tensor(at)
+        e = e.repeat(N, 1, 1); e[:, s.at] = torch.where(own.flatten(1)[..., None].bool().to(e.device), mine, theirs).to(e.dtype)
+        words = {k: v.to(e.device) for k, v in times(batch, N).items() if k != 'input_ids'}
         lp = m(inputs_embeds=e, **words).logits[:, t].float().log_softmax(-1)
     return lp.gather(2, s.ids[t + 1][None, :, None].expand(N, -1, 1))[..., 0]
 
@@ -493,8 +493,7 @@ def carried(model, processor, records, draws:int=4)->list: # a dict a structure:
     out = []
     for i, r in enumerate(records):
         seen, drawn, rng = look(model, processor, r, r['caption'], (), 'named'), pairs.truth(r), np.random.default_rng(i)
-        batch = {k: v for k, v in chat.encode(processor, r['image'], r.get('prompt') or chat.PROMPT, r['caption']).items() if k != 'labels'}
-        s, groups = Sight(model, batch), words_of(processor, batch['input_ids'][0])
+        batch = chat.encode(processor, r['image'], r.get('prompt') or chat.PROMPT, r['caption']); s, (groups, *_) = Sight(model, batch), words_of(processor, batch['input_ids'][0])
         small = lambda mask: np.asarray(Image.fromarray(mask).convert('F').resize(s.tokens[::-1], Image.BOX))/255                # each token's share
         for structure in (a for a in dict.fromkeys(seen.names.values()) if a in WITHOUT):
             less = lesions.render(replace(drawn.lesion, **{structure: WITHOUT[structure]}), drawn.image.shape[0]).image
@@ -517,7 +516,7 @@ def deletion(model, batch:dict, position:int, m:np.ndarray, # (h, w) of any grid
     for row, share in zip(keep, shares): row[torch.as_tensor(order[:round(share*h*w)].copy())] = float(insert)
     return shares, likely(model, batch, [position], keep.unflatten(1, (h, w)))[:, 0].numpy()
 
-# %% ../nbs/13_attention.ipynb #2a3d8b7d
+# %% ../nbs/13_attention.ipynb #f089d0f1
 def gaze(weights:torch.Tensor, # (heads, n, image tokens): what n positions spend on the picture
          masks:torch.Tensor, # (n, image tokens) bool, each with a token at least
         )->torch.Tensor: # () nats; 0: all of it on the masks
@@ -535,10 +534,8 @@ def supervise(model, processor, records, # drawn, with captions
     rng, rows, marks = seed_everything(seed), [], []
     pooled = training.cache_features(model, processor, records, bar=False)
     for r in records:
-        b = chat.encode(processor, r['image'], r.get('prompt') or chat.PROMPT, r['caption']); toks, groups = chat.tokens(processor, b['input_ids'][0]), words_of(processor, b['input_ids'][0])
-        words = [''.join(toks[k].text for k in g) for g in groups]; said = [toks[g[0]].role == 'answer' for g in groups]; ends = np.cumsum([len(w)*a for w, a in zip(words, said)])
-        masks, names = named(words, [(e - len(w), e) if a else (0, 0) for w, a, e in zip(words, said, ends)], ''.join(w for w, a in zip(words, said) if a), r)
-        side = round(sum(t.role == 'image' for t in toks)**.5)
+        b = chat.encode(processor, r['image'], r.get('prompt') or chat.PROMPT, r['caption']); groups, words, answered, spans = words_of(processor, b['input_ids'][0])
+        (masks, names), side = named(words, answered, spans, r), round(int((b['input_ids'] == models.inner(model).config.image_token_id).sum())**.5)
         small = {k: np.asarray(Image.fromarray(m).convert('F').resize((side, side), Image.BOX)).ravel() > .02*255 for k, m in masks.items() if names[k] in lesions.STRUCTURES}
         rows.append(dict(input_ids=b['input_ids'][0].tolist(), labels=b['labels'][0].tolist()))
         marks.append(([groups[k][0] - 1 for k, m in small.items() if m.any()], [m for m in small.values() if m.any()]))
@@ -546,12 +543,12 @@ def supervise(model, processor, records, # drawn, with captions
     with models.train_only(model, 'projector', 'text'):
         opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr); plan = get_cosine_schedule_with_warmup(opt, steps//10, steps)
         for _ in range(steps):
-            pick = rng.choice(len(rows), min(batch, len(rows)), replace=False); b = chat.pad(processor, [rows[i] for i in pick]); there = b['input_ids'] == m.config.image_token_id
-            e = m.get_input_embeddings()(b['input_ids']).masked_scatter(there[..., None], models.project(model, pooled.features[torch.as_tensor(pick)]))
+            pick = rng.choice(len(rows), min(batch, len(rows)), replace=False); b = {k: v.to(m.device) for k, v in chat.pad(processor, [rows[i] for i in pick]).items()}; there = b['input_ids'] == m.config.image_token_id
+            e = m.get_input_embeddings()(b['input_ids']).masked_scatter(there[..., None], models.project(model, pooled.features[torch.as_tensor(pick)].to(m.device)))
             tables = []
             with watch(model, lambda name, A: tables.append(A), ('text',), graph=True): out = m(inputs_embeds=e, **{k: v for k, v in b.items() if k not in ('input_ids', 'labels')})
             ce = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), b['labels'][:, 1:].flatten())
-            off = [gaze(tables[l][j][:, marks[i][0]][..., there[j]], torch.as_tensor(np.stack(marks[i][1]))) for l in layers for j, i in enumerate(pick) if marks[i][0]]
+            off = [gaze(tables[l][j][:, marks[i][0]][..., there[j]], torch.as_tensor(np.stack(marks[i][1]), device=m.device)) for l in layers for j, i in enumerate(pick) if marks[i][0]]
             far = torch.stack(off).mean() if off else ce.new_zeros(())
             opt.zero_grad(); (ce + weight*far).backward(); opt.step(); plan.step()
             told['caption'].append(ce.item()); told['gaze'].append(far.item())

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'ASIDE', 'SEEN', 'HOW', 'BARS', 'NOTES', 'known_task', 'Fusion', 'fused', 'lost', 'at_rest', 'compares',
-           'logits', 'answers', 'own_score', 'right', 'choose', 'swap', 'perceptual_score', 'ablate', 'words_of',
+           'logits', 'answers', 'own_score', 'right', 'choose', 'swap', 'perceptual_score', 'ablate', 'prompt_mask',
            'silence', 'shapley', 'shapley_exact', 'Shares', 'hide', 'mm_shap', 'cross', 'emap', 'divergence',
            'told_by_image', 'loss_of', 'gradient_shares', 'update_shares', 'two_players', 'share', 'verdicts', 'shade',
            'Told', 'tell', 'clinic', 'strangers', 'Probe', 'DominanceCallback', 'plot_timeline', 'attention_mass']
@@ -199,8 +199,8 @@ def ablate(
                mean=lambda: each.mean(0, keepdim=True).expand_as(each).reshape(x.shape))[how]()
     return dict(batch, **{key: new})
 
-# %% ../nbs/15_dominance.ipynb #58c904f5
-def words_of(
+# %% ../nbs/15_dominance.ipynb #677837c1
+def prompt_mask(
     batch:dict, # B records of any family
     source, # the processor, which knows the prompt's words from the template's, or the model
 )->torch.Tensor: # (B, T) True on the words that the model is given, not on pictures, the answer, padding or control tokens
@@ -227,7 +227,7 @@ def silence(
     source, # the processor or the model
 )->dict: # a batch
     "The same pictures without the question: its words become padding, in their places."
-    said = words_of(batch, source).to(batch['input_ids'].device)
+    said = prompt_mask(batch, source).to(batch['input_ids'].device)
     return dict(batch, input_ids=batch['input_ids'].masked_fill(said, _pad(source)))
 
 # %% ../nbs/15_dominance.ipynb #4b826e16
@@ -306,7 +306,7 @@ def hide(
         out[key] = x*m.reshape(K, *[1]*(x.ndim - 3), *x.shape[-2:]).to(x.dtype)
     return out
 
-# %% ../nbs/15_dominance.ipynb #2e32065c
+# %% ../nbs/15_dominance.ipynb #28cec140
 def _seer(model, one): # hidden regions (K, R, C) -> pooled patches (K, P, D)
     "Gemma's tower, asked once for each way in which the picture is covered: in a walk, most steps reveal a word. None for other families."
     m, known = models.inner(model), {}
@@ -330,7 +330,7 @@ def mm_shap(
     "MM-SHAP (Parcalabescu & Frank 2023): the shares of words and picture in the score of one record's answer (`own_score`)."
     _one_each(batch)
     one, source = _row(batch, row), source if source is not None else model
-    at = words_of(one, source)[0].nonzero()[:, 0].numpy()                                                            # (W,)
+    at = prompt_mask(one, source)[0].nonzero()[:, 0].numpy()                                                            # (W,)
     if not len(at): raise ValueError('the record has no words beside its picture and its answer: nothing to share with')
     side = grid or math.ceil(len(at)**.5); W, T = len(at), one['input_ids'].shape[1]
     see = _seer(model, one)

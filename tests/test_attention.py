@@ -207,7 +207,7 @@ def test_words_name_their_own_masks(shipped, drawn):
 
 def test_looks_maps_are_the_methods(shipped, drawn):
     m, p = shipped; r = drawn[1]; seen = look(m, p, r, r['caption'], ('relevancy', 'attention'), 'answer')
-    b = {k: v for k, v in chat.encode(p, r['image'], answer=r['caption']).items() if k != 'labels'}; groups = a.words_of(p, b['input_ids'][0]); k = seen.at('shows', 'is', 'has', 'with')[0]
+    b = {k: v for k, v in chat.encode(p, r['image'], answer=r['caption']).items() if k != 'labels'}; groups = a.words_of(p, b['input_ids'][0])[0]; k = seen.at('shows', 'is', 'has', 'with')[0]
     want = a.relevancy(m, b, [t - 1 for t in groups[k]]).mean(0)
     np.testing.assert_allclose(seen.maps['relevancy'][k], want, rtol=1e-4, atol=1e-7); np.testing.assert_allclose(seen.maps['attention'][k], a.attention(m, b, [t - 1 for t in groups[k]]).mean(2), rtol=1e-4, atol=1e-6)
 
@@ -264,6 +264,8 @@ def test_swapped_tokens(shipped, drawn):
 
 def test_carried_counts_the_whole_exchange(shipped, drawn):
     rows = a.carried(*shipped, list(drawn)[:4]); assert rows and all(0 < r['tokens'] < 1 and abs(r['loss']) > 1e-4 for r in rows)
+    again = a.carried(*shipped, list(drawn)[:4], draws=1); assert [r['on'] for r in again] == pytest.approx([r['on'] for r in rows], abs=1e-5)
+    assert np.mean([abs(r['lesion']) for r in rows]) > .5*np.mean([abs(r['lesion']) for r in again])            # every draw exchanges something
     assert len(rows) == len({(r['record'], r['structure']) for r in rows})
 
 def test_gaze_is_the_share_on_the_mask():

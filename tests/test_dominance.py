@@ -136,7 +136,7 @@ def test_every_measure_on_every_family(family):
 
 @pytest.mark.parametrize('f', ['gemma3', 'qwen2_vl', 'clip'])
 def test_mm_shap_is_exact_where_it_can_be_enumerated(all_made, f):
-    m, b, p = all_made[f]; one, source = d._row(b, 0), p or m; at = d.words_of(one, source)[0].nonzero()[:, 0].numpy(); W = len(at)
+    m, b, p = all_made[f]; one, source = d._row(b, 0), p or m; at = d.prompt_mask(one, source)[0].nonzero()[:, 0].numpy(); W = len(at)
     def value(there):
         words = np.zeros((len(there), one['input_ids'].shape[1]), bool); words[:, at] = ~there[:, :W]
         return d.own_score(m, d.hide(one, words, ~there[:, W:].reshape(-1, 2, 2), d._pad(source)))
@@ -152,8 +152,8 @@ def test_hidden_regions_are_where_they_should_be(all_made):
 
 def test_words_are_the_prompts(all_made):
     m, b, p = all_made['llava']
-    said = [p.tokenizer.decode([i]) for i in b['input_ids'][0, d.words_of(b, p)[0]]]; assert ''.join(said).strip() == 'Is the lesion dark?'
-    with_model = d.words_of(b, m); assert (with_model | ~d.words_of(b, p)).all() and not (with_model & (b['labels'] != -100)).any() and not (with_model & (b['input_ids'] == p.image_token_id)).any()
+    said = [p.tokenizer.decode([i]) for i in b['input_ids'][0, d.prompt_mask(b, p)[0]]]; assert ''.join(said).strip() == 'Is the lesion dark?'
+    with_model = d.prompt_mask(b, m); assert (with_model | ~d.prompt_mask(b, p)).all() and not (with_model & (b['labels'] != -100)).any() and not (with_model & (b['input_ids'] == p.image_token_id)).any()
 
 # --- divergence
 def test_divergence_against_scipy():

@@ -13,7 +13,7 @@ def mm_shap():
     from mmkit.pairs import melanoma_pairs
     model, processor = models.load('base'); record = melanoma_pairs(4, seed=SEED, masks=False)[0]
     one = chat.Collator(processor, 'Describe this lesion, its border and its colours.')([record])
-    at = d.words_of(one, processor)[0].nonzero()[:, 0].numpy(); W, T, side = len(at), one['input_ids'].shape[1], 4
+    at = d.prompt_mask(one, processor)[0].nonzero()[:, 0].numpy(); W, T, side = len(at), one['input_ids'].shape[1], 4
     def alone(there): # what a plain loop would do for one coalition
         words = np.zeros((1, T), bool); words[0, at] = ~there[:W]
         return d.own_score(model, d.hide(one, words, ~there[W:].reshape(1, side, side), d._pad(processor)))[0]
