@@ -598,7 +598,7 @@ class Probe:
         image, text = two_players(v['none', 'none'], v['image', 'none'], v['none', 'text'], v['image', 'text'])
         return {'image gain': image, 'text gain': text, 'image share': share(image, text, self.least)}
 
-# %% ../nbs/15_dominance.ipynb #4bbbfdc6
+# %% ../nbs/15_dominance.ipynb #db6ccbc5
 class DominanceCallback(TrainerCallback):
     "Looks at a model every few steps while it trains, and changes nothing by looking: `looks` (step -> what it saw), which `fit` puts beside the losses."
     def __init__(self, processor, records, # a `Probe` is made of them; they should be like those that are trained on
@@ -634,7 +634,7 @@ class DominanceCallback(TrainerCallback):
             self.alarmed = state.global_step
             warnings.warn(f"step {state.global_step}: the image's share of the answers is {told['image share']:.0%}, below {self.floor:.0%} at {self.patience} looks running "
                           f"(the picture brings {told['image gain']:.2f} right words an answer, the prompt {told['text gain']:.2f}): the model answers from the text. "
-                          'Is the answer in the prompt or the notes? Drop notes at random, train on pictures alone first, or raise the rates of projector and vision.')
+                          'Is the answer in the prompt or the notes? Leave notes out at random while it trains: of the cures tried in chapter 15 that one helped most.')
             if self.stop: control.should_training_stop = True
 
 # %% ../nbs/15_dominance.ipynb #1e0be7a7
