@@ -528,7 +528,7 @@ def tell(
         else: words.append((text, d))
     return Told(words, 'a blank' if not others else f"another's, the mean of {len(stands)},")
 
-# %% ../nbs/15_dominance.ipynb #eba30367
+# %% ../nbs/15_dominance.ipynb #d9c85901
 NOTES = {'told before': ('Clinical impression: melanoma.', 'Clinical impression: benign.'), 'seldom told': ('The spot has changed.', 'The spot has not changed.')}
 
 @lru_cache(16)
@@ -539,7 +539,7 @@ def _seen(n, seed, side, knobs):
 def clinic(
     n:int, # patients
     agree:float=None, # share of notes that agree with the label; None: no notes
-    words:str='told before', # of the notes: a colleague's impression, words that the base has read beside every label, or 'seldom told', words it has read beside no label
+    words:str='told before', # of the notes: a colleague's impression, words that the base has read beside every label, or 'seldom told', words it has read beside either label alike
     seed:int=0, side:int=32, # the world's, and pixels a side: a cheap lens, so that the picture can be read with effort
     **knobs # of the lesions' `World`: dark_benign …
 )->list: # records that ask 'Is this lesion a melanoma?'
