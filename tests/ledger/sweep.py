@@ -11,16 +11,14 @@ from world import distinct, fresh, pairs_of
 POINTS = [tuple(map(float, w)) for w in (*SIMPLEX, (1/3, 1/3, 1/3))]         # contrastive, ce, mse: steps of a quarter, the articles' weights, a third each
 STEPS, BATCH, HELD, PROBED = 60, 8, 100, 16                                   # lesions that are described, and that the picture's share is measured on
 LRS = {'points': None, 'slower': 1e-3}                                        # of the projector; None: what `fit` takes
-MEASURES = ('macro_f1', 'r1', 'image_share')
+MEASURES = ('macro_f1', 'r1', 'image_share', 'image_gain')              # the prompt is the same for all: the picture's share is all or nothing, its gain is not
 
 def held_of(seed, small): return pairs_of(seed, small)['test'].select(range(6 if small else HELD))
 
 def worth(model, processor, seed, small):
-    "The three measures, on lesions of other patients."
-    held = held_of(seed, small)
-    said = evaluate.generate(model, processor, held, bar=False)
-    return dict(macro_f1=evaluate.score(held, said, n=1).macro_f1.value, r1=evaluate.similarity(model, processor, distinct(held)).r_at(1),
-                image_share=dominance.Probe(processor, held.select(range(min(PROBED, len(held))))).look(model)['image share'])
+    "On lesions of other patients: macro-F1 of captions, R@1, the picture's share of the answers and how many of an answer's words it brings."
+    held = held_of(seed, small); said, look = evaluate.generate(model, processor, held, bar=False), dominance.Probe(processor, held.select(range(min(PROBED, len(held))))).look(model)
+    return dict(macro_f1=evaluate.score(held, said, n=1).macro_f1.value, r1=evaluate.similarity(model, processor, distinct(held)).r_at(1), image_share=look['image share'], image_gain=look['image gain'])
 
 def one(seed, small, w, lr, steps, batch):
     "The projector of a fresh base, trained with these weights."
@@ -32,12 +30,12 @@ def control(seed, small, which):
     "The untrained base; or the commonest answer, and a picture that guesses."
     if which == 'untrained': return worth(*fresh(), seed, small)
     held = held_of(seed, small); said = evaluate.majority(pairs_of(seed, small)['train'], len(held))
-    return dict(macro_f1=evaluate.score(held, said, n=1).macro_f1.value, r1=1/len(distinct(held)), image_share=float('nan'))
+    return dict(macro_f1=evaluate.score(held, said, n=1).macro_f1.value, r1=1/len(distinct(held)), image_share=float('nan'), image_gain=0.)
 
 def measure(out=ROOT/'mmkit'/'assets'/'sweep.json', kept=ROOT/'runs'/'ledger'/'sweep.jsonl', seeds=range(3), small=False, say=print)->Path: # the file
     "Every point with every seed, whatever was measured before left as it is."
     cells, seeds, out, steps, batch = Cells(kept, say), list(seeds), Path(out), *((2, 4) if small else (STEPS, BATCH))
-    points = POINTS[:15:7] if small else POINTS
+    points = POINTS[6:9:2] if small else POINTS
     lists = lambda got: {m: [g[m] for g in got] for m in MEASURES}
     swept = {key: [dict(contrastive=w[0], ce=w[1], mse=w[2]) | lists([cells(name(w), s, lambda **k: one(s, small, **k), w=list(w), lr=lr, steps=steps, batch=batch) for s in seeds]) for w in points]
              for key, lr in LRS.items()}
