@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PALETTE', 'Palette', 'style', 'Interval', 'bootstrap', 'paired', 'seed_everything', 'device', 'n_cores',
            'html_escape', 'Table', 'table', 'progress', 'assets', 'compare_arms', 'verdict', 'Measured', 'measured',
-           'plot_arms', 'Turn', 'live', 'turn']
+           'plot_arms', 'curves', 'plot_curves', 'Turn', 'live', 'turn']
 
 # %% ../nbs/00_core.ipynb #fa3e3b70
-import base64, difflib, html, io, math, numbers, os, random, time, warnings
+import base64, difflib, html, io, math, numbers, os, random, re, time, warnings
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
@@ -277,6 +277,29 @@ def plot_arms(found:dict,   # as `measured` gives it
         ax.plot(r['values'], [y]*len(r['values']), '|', color=c, alpha=.5, ms=7, mew=1)
         ax.errorbar(r['mean'], y, xerr=[[max(0, r['mean'] - r['low'])], [max(0, r['high'] - r['mean'])]], fmt='o', color=c, ms=5, lw=2)
     ax.set(yticks=range(len(rows)), yticklabels=[r['arm'] for r in rows], ylim=(len(rows) - .5, -.5), xlabel=f'{measure}, {len(rows[0]["seeds"])} seeds')
+    return ax
+
+# %% ../nbs/00_core.ipynb #483dc795
+def curves(found:dict,  # as `measured` gives it, with arms such as 'LoRA, 800 pairs' or 'InfoNCE, N = 32'
+           measure:str, # one of its measures
+          )->dict:      # name -> {size: Interval}, sizes ascending
+    "The arms of a claim that are one thing at several sizes."
+    out = {}
+    for r in found['rows']:
+        if r['measure'] == measure and (m := re.fullmatch(r'(.+), (?:\w+ = )?(\d+)(?: \w+)?', r['arm'])): out.setdefault(m[1], {})[int(m[2])] = _span(r['mean'], r['low'], r['high'])
+    return {k: dict(sorted(v.items())) for k, v in out.items() if len(v) > 1}
+
+def plot_curves(found:dict, measure:str, # as for `curves`
+                ax=None):
+    "Each of them as a line over its sizes, with 95% intervals over seeds; controls dotted."
+    import matplotlib.pyplot as plt
+    if not (lines := curves(found, measure)): raise ValueError(f"{found['id']} has no arm at several sizes with the measure {measure!r}; `plot_arms` shows arms that are not sizes of one thing")
+    ax = ax or plt.subplots(figsize=(6.4, 3.4))[1]
+    for k, (name, at) in enumerate(lines.items()):
+        ax.errorbar(list(at), [i.value for i in at.values()], yerr=np.maximum(0, [[i.value - i.low for i in at.values()], [i.high - i.value for i in at.values()]]), fmt='o-', ms=4, capsize=2, color=PALETTE[k], label=name)
+    for ls, r in zip((':', '--', '-.'), (r for r in found['rows'] if r['control'] and r['measure'] == measure)): ax.axhline(r['mean'], color='0.5', ls=ls, label=r['arm'])
+    sizes = sorted({n for at in lines.values() for n in at}); ax.set(xscale='log', ylabel=f'{measure}, {len(found["seeds"])} seeds')
+    ax.set_xticks(sizes, [f'{n:,}' for n in sizes]); ax.minorticks_off(); ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
     return ax
 
 # %% ../nbs/00_core.ipynb #2bf903d5
