@@ -914,8 +914,8 @@ def stop_all():
     "End the threads of all runners."
     for r in list(ALIVE): r.stop()
 
-# %% ../nbs/16_tuner.ipynb #192c5d52
-def sweep()->dict: # points (with contrastive, ce, mse, and lists macro_f1, r1, image_share, one value a seed), seeds, steps, machine, command, date
+# %% ../nbs/16_tuner.ipynb #92e4505a
+def sweep()->dict: # points, and slower at a tenth of the rate (contrastive, ce, mse, and lists macro_f1, r1, image_share, image_gain, a value a seed), controls, seeds, steps, machine, command, date
     "The recorded sweep of the three weights."
     file = assets()/'sweep.json'
     if not file.exists(): raise ValueError('no sweep comes with this installation: python tests/ledger/sweep.py makes one, in about 20 minutes')
@@ -926,24 +926,27 @@ def corner(w)->tuple: # x, y in the triangle whose corners are contrastive (left
     c, e, m = (w[k] for k in WEIGHTS); total = c + e + m
     return (e + m/2)/total, m*3**.5/2/total
 
-def plot_sweep(found:dict, measure:str='macro_f1', # 'macro_f1', 'r1' or 'image_share'
+def plot_sweep(found:dict, measure:str='macro_f1', # 'macro_f1', 'r1', 'image_gain' or 'image_share'
                state=None, # a run, to be put in its place
+               rate:str='points', # or 'slower'
                ax=None):
     "The triangle of weights, coloured by what each point came to (mean over seeds; the spread over seeds in small)."
     import matplotlib.pyplot as plt
     from matplotlib.tri import Triangulation
-    names = dict(macro_f1='macro-F1 of captions', r1='R@1', image_share="image's share")
+    names = dict(macro_f1='macro-F1 of captions', r1='R@1', image_gain='right words that the picture brings', image_share="image's share")
     if measure not in names: raise ValueError(f'measure={measure!r}.{models.nearest(measure, names)}')
     ax = ax or plt.subplots(figsize=(4.6, 4))[1]
-    pts = [(*corner(p), *(f([v for v in p[measure] if v is not None] or [math.nan]) for f in (np.mean, np.ptp))) for p in found['points']]
+    pts = [(*corner(p), *(f([v for v in p[measure] if v is not None] or [math.nan]) for f in (np.mean, np.ptp))) for p in found[rate]]
     x, y, z, spread = map(np.array, zip(*pts)); ok = np.isfinite(z)
     ax.tripcolor(Triangulation(x[ok], y[ok]), z[ok], shading='gouraud', cmap='cividis')
     ax.scatter(x[ok], y[ok], c='white', s=6, zorder=3); ax.scatter(x[~ok], y[~ok], marker='x', c='0.5', s=18)
-    mid = (z[ok].min() + z[ok].max())/2
-    for a, b, v, s in zip(x[ok], y[ok], z[ok], spread[ok]): ax.text(a, b + .025, f'{v:.2f}\n±{s/2:.2f}', ha='center', va='bottom', fontsize=6.5, color='white' if v < mid else 'black', linespacing=.9)
+    from matplotlib.patheffects import withStroke
+    for a, b, v, s in zip(x[ok], y[ok], z[ok], spread[ok]):
+        ax.text(a, b + .02, f'{v:.2f}', ha='center', va='bottom', fontsize=8, path_effects=[withStroke(linewidth=2.2, foreground='white')])
+        ax.text(a, b - .02, f'±{s/2:.2f}', ha='center', va='top', fontsize=6, color='0.25', path_effects=[withStroke(linewidth=1.8, foreground='white')])
     if state is not None:
         path = np.array([corner(k) for *_, k in segments(state)] or [corner(state.knobs)])
         ax.plot(*path.T, '-', color=PALETTE.vermilion, lw=1.5, zorder=4); ax.plot(*path[-1], '*', color=PALETTE.vermilion, mec='white', ms=15, zorder=5)
-    for (a, b), t, h in (((0, -.05), 'contrastive', 'center'), ((1, -.05), 'cross-entropy', 'center'), ((.5, .93), 'squared error', 'center')): ax.text(a, b, t, ha=h, fontsize=9)
-    ax.set(title=names[measure], xlim=(-.1, 1.1), ylim=(-.1, 1.05), aspect='equal'); ax.axis('off')
+    for (a, b), t, h in (((0, -.11), 'contrastive', 'center'), ((1, -.11), 'cross-entropy', 'center'), ((.5, .96), 'squared error', 'center')): ax.text(a, b, t, ha=h, fontsize=9)
+    ax.set(title=names[measure], xlim=(-.14, 1.14), ylim=(-.13, 1.03), aspect='equal'); ax.axis('off')
     return ax

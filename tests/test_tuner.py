@@ -116,6 +116,17 @@ def test_the_text_model_itself_and_the_tower():
     for (n, a), b in zip(s.model.named_parameters(), fresh.parameters()): assert torch.equal(a, b), n
     first = lossy(s.step(2)); assert tuner.replay(tuner.log(s), bar=False).replayed['same'] and len(set(first)) == 2
 
+def test_a_tower_that_has_moved_is_asked_again(run):
+    "Vision trains, then rests: what the rows say of their pictures is what the moved tower sees, not what it saw before."
+    run.set(train=('vision', 'projector'), vision=1e-2); run.step(2); run.set(train=('projector',))
+    with torch.no_grad():
+        moved, stale = (run.deck.batch(run.drawn, run.knobs, pixels=p) for p in (True, False))
+        want, old = (training.terms(run.model, b, run.weights()) for b in (moved, stale))
+    run.step(); got = run.history[-1]['raw']
+    assert got['ce'] == pytest.approx(float(want['ce']), rel=1e-4) and abs(float(old['ce']) - float(want['ce'])) > 1e-3
+    assert run.fork().step().steps == 4 and not torch.allclose(run.held.see(run, models.inner(run.model)), run.held.features)
+    run.restore('start'); assert torch.equal(run.held.see(run, models.inner(run.model)), run.held.features)
+
 def test_looking_is_free_and_parts_that_rest_rest(run):
     other = run.fork(); before = {n: p.clone() for n, p in run.model.named_parameters()}
     for _ in range(3): tuner.look(run); run.step(); other.step()
@@ -132,6 +143,7 @@ def test_fork_is_apart(run):
 def test_learned_temperature_learns_stays_and_comes_back(run):
     run.set(learned=True, contrastive=1., ce=0., mse=0.); run.step(5)
     tau = run.history[-1]['temperature']; assert tau != .07
+    run.set(temperature=.3); assert float(run.learned().detach()) == pytest.approx(.3); run.step(2)
     run.snapshot('t'); run.step(2); run.restore('t'); assert float(run.learned().detach()) == pytest.approx(float(run.weights().tau().detach()))
     run.set(learned=False); assert run.knobs['temperature'] != .07 and run.weights().tau() == run.knobs['temperature']
     run.set(temperature=.5); assert run.weights().tau() == .5
@@ -204,6 +216,7 @@ def test_orders(runner):
     runner.step(1); until(runner, lambda t: t['step'] == at + 1 and t['status'] == 'paused'); runner.replay(); assert until(runner, lambda t: t['replay'])['replay']['same']
     runner.switch('A'); until(runner, lambda t: t['active'] == 'A' and t['step'] == at); runner.drop('B'); until(runner, lambda t: list(t['runs']) == ['A'])
     for wrong, says in ((lambda: runner.drop('A'), 'the only run'), (lambda: runner.switch('Z'), "no run 'Z'"), (lambda: runner.restore('never'), 'no snapshot')): wrong(); until(runner, lambda t: says in t['reason'])
+    for ce in (.3, .6): runner.set(ce=ce); until(runner, lambda t: t['knobs']['ce'] == ce)              # each is heard, one after the other
     runner.snapshot('k'); runner.step(2); until(runner, lambda t: t['step'] == at + 2 and t['status'] == 'paused'); runner.restore('k'); until(runner, lambda t: t['step'] == at)
     until(runner, lambda t: t['captions']); runner.point(0, 2); a = until(runner, lambda t: t['attention'])['attention']
     assert (a['lesion'], a['word']) == (0, 2) and len(a['values']) == a['h']*a['w'] and 0 <= sum(a['values']) <= 1.001
