@@ -240,7 +240,7 @@ class _Shown:
         return dict(lesions=[dict(png=png(self.records[i], 192), id=str(self.records[i].get('id') or i), label=self.records[i].get('label'), truth={k: v for k, v in (self.records[i].get('attributes') or {}).items() if v is not None}) for i in self.shown],
                     probe=[dict(png=png(r, 32), id=str(r.get('id') or i), caption=r['caption']) for i, r in enumerate(self.records)])
 
-# %% ../nbs/16_tuner.ipynb #0b8eadaf
+# %% ../nbs/16_tuner.ipynb #bc292a2b
 class _Numbers(_Shown):
     "Held-out records: numbers that a run is measured by."
     def similarity(self, state)->dict:
@@ -255,14 +255,14 @@ class _Numbers(_Shown):
     def gauge(self, state)->dict:
         "What picture and prompt bring to the answers (chapter 15); where notes say the answer in training, they do here."
         probe = self.probes[state.knobs['shortcut'] > 0]
-        with dominance.at_rest(state.model) as m: probe.features = self.see(state, m)[:len(probe.records)]
+        with dominance.at_rest(state.model) as m: probe.features = self.see(state, m)[:len(probe.records)].to(m.device, m.dtype)
         told = probe.look(state.model); share = told['image share']
         return dict(step=state.steps, share=share if math.isfinite(share) else None, image=told['image gain'], text=told['text gain'])
 
     def ce(self, state)->float:
         with dominance.at_rest(state.model) as m:
             batch = self.rows.batch([self.rows[i] for i in range(len(self.rows))]) | dict(features=self.see(state, m))
-            return float(training.terms(state.model, batch, losses.Weights())['ce'])
+            return float(training.terms(state.model, {k: v.to(m.device) for k, v in batch.items()}, losses.Weights())['ce'])
 
 # %% ../nbs/16_tuner.ipynb #b9dbdfee
 class Held(_Numbers):
@@ -319,7 +319,7 @@ class Snapshot:
     "All that a run needs to go on from one step."
     steps:int; drawn:int; seconds:float; knobs:dict; params:dict; log_scale:float; optimiser:dict; history:list; looks:list; changes:list; auto:bool=False
 
-# %% ../nbs/16_tuner.ipynb #73cb4b65
+# %% ../nbs/16_tuner.ipynb #2563adc5
 class _Turning:
     "Turning and stepping, of a `TunerState`."
     def weights(self)->losses.Weights:
@@ -350,7 +350,7 @@ class _Turning:
     def _step(self):
         began, k, weights = time.perf_counter(), self.knobs, self.weights()
         try:
-            batch = self.deck.batch(self.drawn, k, pixels='vision' in self.touched or 'vision' in k['train'])
+            batch = self.deck.batch(self.drawn, k, pixels='vision' in self.touched or 'vision' in k['train']); batch = {n: v.to(models.inner(self.model).device) for n, v in batch.items()}
             with training.quick(self.model): got = training.terms(self.model, batch, weights)
             told = losses.weighted_sum(got, weights)
         except ValueError as e: raise Pause(f'step {self.steps + 1}: {e}') from e
@@ -418,7 +418,7 @@ class _Parting:
         other._apply({})
         return other
 
-# %% ../nbs/16_tuner.ipynb #de0da6d4
+# %% ../nbs/16_tuner.ipynb #c0a9630a
 class TunerState(_Turning, _Keeping, _Parting):
     "A training run that can be turned while it goes. Nothing in it knows of a screen."
     def __init__(self, records=None,         # your own, with images and captions; None: procedural lesions …
@@ -440,7 +440,7 @@ class TunerState(_Turning, _Keeping, _Parting):
         self.model = (training.lora(model, knobs['rank']) if knobs['rank'] else model).train()
         self.deck = Deck(self.processor, self.source['records'], self.source['n'], knobs['seed'], lambda ds: training.cache_features(self.model, self.processor, ds, bar=False))
         self.held = self.held or Held(self.model, self.processor, self.source['held'])
-        self.start, self.knobs, self.threads, self.learned = dict(knobs), dict(knobs), torch.get_num_threads(), losses.Temperature(knobs['temperature'])
+        self.start, self.knobs, self.threads, self.learned = dict(knobs), dict(knobs), torch.get_num_threads(), losses.Temperature(knobs['temperature']).to(models.inner(self.model).device)
         self._optimise()
         self.steps, self.drawn, self.seconds, self.history, self.looks, self.changes, self.snapshots, self.touched = 0, 0, 0., [], [], [], {}, set()
         self._apply(knobs)
@@ -634,13 +634,13 @@ def export(state, kind:str='script')->str: # source code, or JSON
     own = state.source['records'] is not None or state.source['model'] is not None
     return (_script if kind == 'script' else _fit)(state, own)
 
-# %% ../nbs/16_tuner.ipynb #af8cb952
+# %% ../nbs/16_tuner.ipynb #ec96b200
 def _script(state, own):
     k = state.start; turns = ''.join(f'\n    {s}: {_dict(c)},' for s, c in state.changes)
     return f"""# A run of {state.steps} steps as a plain loop; made by mmkit.tuner. Losses, to the last bit: {bits(h['loss'] for h in state.history)}
 import math, torch
 from mmkit import losses, models, training, tuner
-from mmkit.core import seed_everything
+from mmkit.core import device, seed_everything
 
 torch.set_num_threads({state.threads})
 knobs = {_dict(k)}
@@ -651,7 +651,7 @@ seed_everything(knobs['seed'])
 {'model = training.lora(model, knobs["rank"]).train()' if k['rank'] else 'model.train()'}
 deck = tuner.Deck(processor, {'records' if own else f'n={state.deck.n}'}, seed=knobs['seed'], see=lambda ds: training.cache_features(model, processor, ds, bar=False))
 parts = {{p: models.own(model, p) for p in ('vision', 'projector', 'text')}}
-learned = losses.Temperature(knobs['temperature'])
+learned = losses.Temperature(knobs['temperature']).to(device())
 opt = torch.optim.AdamW([*(dict(name=p, params=ps) for p, ps in parts.items()), dict(name='temperature', params=[learned.log_scale])], weight_decay=0., fused=True)
 
 def turn(changes):
@@ -667,7 +667,7 @@ drawn, history, seen_by_tower = 0, [], True
 for step in range({state.steps}):
     turn(turns.get(step, {{}}))
     seen_by_tower &= 'vision' not in knobs['train']
-    batch = deck.batch(drawn, knobs, pixels=not seen_by_tower); drawn += knobs['batch']
+    batch = {{k: v.to(device()) for k, v in deck.batch(drawn, knobs, pixels=not seen_by_tower).items()}}; drawn += knobs['batch']
     weights = losses.Weights(knobs['contrastive'], knobs['ce'], knobs['mse'], learned if knobs['learned'] else knobs['temperature'])
     with training.quick(model): loss = losses.weighted_sum(training.terms(model, batch, weights), weights).total
     opt.zero_grad(); loss.backward()
