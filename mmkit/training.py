@@ -5,9 +5,10 @@ __all__ = ['RATES', 'shuffled', 'features_key', 'captions_key', 'FeatureCache', 
            'image_tokens', 'terms', 'attention_masks', 'quick', 'text_of', 'Rows', 'Clock', 'Stages', 'worst_pairs',
            'Spikes', 'through', 'Checkpoints', 'AlignmentTrainer', 'Run', 'lora', 'learning', 'fit']
 
-# %% ../nbs/06_training.ipynb #eaf93ed8
+# %% ../nbs/06_training.ipynb #86bdbe5b
 import contextlib, hashlib, json, math, os, shutil, tempfile, time, uuid, warnings, weakref
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 import numpy as np, torch, transformers
 from safetensors import SafetensorError, safe_open
@@ -153,7 +154,7 @@ def cache_captions(model, processor,
         return torch.cat(out)[[at[c] for c in captions]]
     return _kept(folder, captions_key(model, processor, captions), read, keep_bytes)
 
-# %% ../nbs/06_training.ipynb #547f531e
+# %% ../nbs/06_training.ipynb #4e0472a3
 def image_tokens(model,
                  batch:dict # with `features` (B, P, D) or `pixel_values`
                 )->torch.Tensor: # (B, P, W)
@@ -183,9 +184,10 @@ def terms(model,
     if weights.contrastive or weights.mse:
         seen = z.mean(1)                                                 # (B, W)
         read = batch['read'] if 'read' in batch else models.embed_text(model, batch['text_ids'], batch['text_mask'])
+        wrong = models.embed_text(model, batch['wrong_ids'], batch['wrong_mask']).unflatten(0, (len(z), -1)) if weights.contrastive and 'wrong_ids' in batch else None
         if pairs is not None: pairs.update(seen=seen.detach(), read=read.detach())
         with exact:
-            if weights.contrastive: out['contrastive'] = losses.info_nce(seen, read, weights.tau(), ids=batch['caption_id'])
+            if weights.contrastive: out['contrastive'] = losses.info_nce(seen, read, weights.tau(), ids=batch['caption_id'], negatives=wrong)
             if weights.mse: out['mse'] = losses.embedding_mse(seen, read)
     return out
 
@@ -233,15 +235,15 @@ def quick(model):
         for k in norms: del k.forward
         vars(last).pop('forward', None)
 
-# %% ../nbs/06_training.ipynb #8ed692d0
-def text_of(ds)->list: # dicts with id, prompt, notes, answer and caption where they occur
+# %% ../nbs/06_training.ipynb #08c6acdd
+def text_of(ds)->list: # dicts with id, prompt, notes, answer, caption and wrong where they occur
     "The words of a data set or list of records, without touching its images."
-    keep = ('prompt', 'notes', 'answer', 'caption', 'id')
+    keep = ('prompt', 'notes', 'answer', 'caption', 'wrong', 'id')
     if hasattr(ds, 'select_columns'): return ds.select_columns([c for c in keep if c in ds.column_names]).to_list()
     return [{k: r.get(k) for k in keep} for r in ds]
 
 class Rows(torch.utils.data.Dataset):
-    "Records tokenised once, with what a frozen part said about them, or with their images; `batch` puts some together."
+    "Records tokenised once, with what a frozen part said about them, or with their images; `batch` puts some together. `wrong`: K wrong captions of a record, its hard negatives."
     def __init__(self, ds, collate, # a `chat.Collator`
                  features=None,     # (N, P, D), or a `FeatureCache`: instead of images
                  read=None):        # (N, W), or a `FeatureCache`: instead of reading the captions at every step
@@ -251,6 +253,11 @@ class Rows(torch.utils.data.Dataset):
         if said and all(said):
             number = {c: k for k, c in enumerate(dict.fromkeys(said))}
             for r, ids in zip(self.rows, collate.processor.tokenizer(said).input_ids): r.update(text_ids=ids, caption_id=number[r['caption']])
+        wrong = [t.get('wrong') or [] for t in self.text]
+        if len(K := {len(w) for w in wrong}) > 1: raise ValueError(f'records have {sorted(K)} wrong captions; give each the same number')
+        if K and max(K):
+            ids = iter(collate.processor.tokenizer([c for w in wrong for c in w]).input_ids)
+            for r, w in zip(self.rows, wrong): r['wrong_ids'] = [next(ids) for _ in w]
     def __len__(self): return len(self.rows)
     def __getitem__(self, i):
         seen = {'image': self.ds[i]['image']} if self.features is None else {'features': self.features[i]}
@@ -262,17 +269,21 @@ class Rows(torch.utils.data.Dataset):
         if 'text_ids' in rows[0] and 'text_ids' not in out:
             text = chat.pad(self.collate.processor, [dict(input_ids=r['text_ids'], labels=[]) for r in rows])
             out |= dict(text_ids=text['input_ids'], text_mask=text['attention_mask'], caption_id=torch.tensor([r['caption_id'] for r in rows]))
+        if 'wrong_ids' in rows[0]:                                                                       # (B·K, T), a row's K together
+            text = chat.pad(self.collate.processor, [dict(input_ids=ids, labels=[]) for r in rows for ids in r['wrong_ids']])
+            out |= dict(wrong_ids=text['input_ids'], wrong_mask=text['attention_mask'])
         if 'read' in rows[0]: out['read'] = torch.stack([r['read'] for r in rows])
         return out
 
-# %% ../nbs/06_training.ipynb #f4d35d6e
+# %% ../nbs/06_training.ipynb #a530529e
 class Clock(TrainerCallback):
     "Where in its budget a run stands: ends it, sets the learning rate's factor, and moves the bar."
     def __init__(self, seconds:float=None, # budget by the clock …
                  steps:int=None,           # … or by steps
                  warmup:float=.05,         # share of the budget in which the rate rises
-                 bar=None, seen=None):     # a progress bar, and where the losses are
-        self.seconds, self.steps, self.warmup, self.bar, self.seen = seconds, steps, warmup, bar, seen
+                 bar=None, seen=None,      # a progress bar, and where the losses are
+                 schedule=None):           # share of the budget -> factor, or {part: such a function}; None: linear up, cosine down
+        self.seconds, self.steps, self.warmup, self.bar, self.seen, self.schedule = seconds, steps, warmup, bar, seen, schedule
         self.start, self.shown, self.times, self.rates = None, 0., [], []
 
     def share(self, step):
@@ -280,9 +291,10 @@ class Clock(TrainerCallback):
         if self.start is None: return 0.
         return min(1., step/self.steps if self.steps else (time.perf_counter() - self.start)/self.seconds)
 
-    def factor(self, step):
-        "What the learning rate is multiplied with: linear up, cosine down."
-        at, first = self.share(step), 1/self.steps if self.steps else .01
+    def factor(self, step, part=None):
+        "What the learning rate is multiplied with: linear up, cosine down, where no schedule says otherwise."
+        at, first, own = self.share(step), 1/self.steps if self.steps else .01, self.schedule.get(part) if isinstance(self.schedule, dict) else self.schedule
+        if own: return own(at)
         return min(1., (at + first)/max(self.warmup, first))*(1 + math.cos(math.pi*at))/2
 
     def on_train_begin(self, args, state, control, **kw): self.start = time.perf_counter() - (self.times[-1] if self.times else 0.)
@@ -563,17 +575,17 @@ def _history(trainer, batch):
     if held: evals = dict(step=np.array([e['step'] for e in held]), seconds=np.array([clock.times[e['step'] - 1] for e in held])) | evals
     return history, weights, evals, len(seen)*batch*trainer.args.world_size
 
-# %% ../nbs/06_training.ipynb #8eab8e8d
+# %% ../nbs/06_training.ipynb #b25d9af2
 def _over_processes(g): torch.distributed.all_reduce(g := g.clone()); return g/torch.distributed.get_world_size()
 
-def _run(model, names, stages, rows, held, weights, budget, lr, batch, warmup, seed, bar, out, every, eval_every, spikes, callbacks, args):
+def _run(model, names, stages, rows, held, weights, budget, lr, batch, warmup, schedule, seed, bar, out, every, eval_every, spikes, callbacks, args):
     "The Trainer, its clock and its optimiser, for one run."
     again = 'activation_checkpointing' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient_checkpointing'    # its new name
     if 'gradient_checkpointing' in args: args[again] = args.pop('gradient_checkpointing')
     seconds, steps = budget
     rates = {**RATES, **lr} if isinstance(lr, dict) else dict.fromkeys(RATES, lr) if lr else RATES
     rates = {part: rates[part] for part in names}
-    clock = Clock(seconds, steps, warmup)
+    clock = Clock(seconds, steps, warmup, schedule=schedule)
     learned, groups = weights.learned() if not callable(weights) else None, models.param_groups(model, rates)
     if learned: groups.append(dict(name='temperature', lr=max(rates.values()), params=list(learned.to(models.inner(model).device).parameters())))
     opt = torch.optim.AdamW(groups, weight_decay=0., fused=True)
@@ -585,7 +597,7 @@ def _run(model, names, stages, rows, held, weights, budget, lr, batch, warmup, s
             dataloader_pin_memory=device() != 'cpu', logging_strategy='steps' if report else 'no', logging_steps=10,
             save_strategy='steps' if out else 'no', save_steps=every, logging_nan_inf_filter=False, report_to='none', disable_tqdm=True)
         trainer = AlignmentTrainer(model=model, args=TrainingArguments(**{**known, **args}), train_dataset=rows, eval_dataset=held, data_collator=rows.batch,
-            weights=weights, clock=clock, spikes=spikes, optimizers=(opt, torch.optim.lr_scheduler.LambdaLR(opt, clock.factor)),
+            weights=weights, clock=clock, spikes=spikes, optimizers=(opt, torch.optim.lr_scheduler.LambdaLR(opt, [partial(clock.factor, part=g['name']) for g in groups])),
             callbacks=[clock, spikes, *([Stages(stages, clock)] if stages else []), *callbacks])
         trainer.remove_callback(PrinterCallback)
         if learned and torch.distributed.is_initialized(): learned.log_scale.register_hook(_over_processes)              # DDP does not know it
@@ -593,6 +605,7 @@ def _run(model, names, stages, rows, held, weights, budget, lr, batch, warmup, s
         trainer.signature = dict(seconds=seconds, steps=steps, rows=len(rows), batch=batch, rates=rates, warmup=warmup, seed=seed, weights=said,
             trained={n: list(p.shape) for n, p in trainer.trained().items()}, args={k: str(v) for k, v in args.items()})
         if stages: trainer.signature['stages'] = str(stages.plan)
+        if schedule: trainer.signature['schedule'] = [[clock.factor(s*(steps or 0), p) for s in (0, .25, .5, .75, 1)] for p in rates]
         last = trainer.go_on(out) if out else None
         if bar: clock.bar, clock.seen = progress(total=steps or max(1, round(seconds)), desc='training'), trainer.seen
         try: trainer.train(resume_from_checkpoint=last)
@@ -624,7 +637,7 @@ def _rows(model, processor, ds, collate, names, weights, cache, kw):
     return Rows(ds, collate, cache_features(model, processor, ds, **kw) if cache and 'vision' not in names else None,
                 cache_captions(model, processor, said, **kw) if read else None)
 
-# %% ../nbs/06_training.ipynb #917ea4be
+# %% ../nbs/06_training.ipynb #fd27bde2
 def fit(model, processor,
         ds,                      # records with images and captions
         train=('projector',),    # parts that learn: 'vision', 'projector', 'text' (through its LoRA, where it has one); or {share of the budget: parts}
@@ -639,6 +652,7 @@ def fit(model, processor,
         prompt:str=PROMPT,       # what every record is asked
         notes:bool=False,        # put the patient's notes before the prompt?
         warmup:float=.05,        # share of the budget in which the rate rises
+        schedule=None,           # share of the budget -> what the rates are multiplied with, or {part: such a function}; None: linear up, cosine down
         seed:int=0,
         folder=None,             # of the cache
         keep_bytes:float=4e9,    # how large the cache may grow
@@ -663,7 +677,7 @@ def fit(model, processor,
         collate, kw = chat.Collator(processor, prompt, notes=notes), dict(folder=folder, bar=bar, keep_bytes=keep_bytes)
         rows, held = (_rows(model, processor, d, collate, names, weights, cache, kw) for d in (ds, held))
         chat.check(rows.batch([rows[i] for i in range(min(batch, len(ds)))]), processor)
-        run = _run(model, names, stages, rows, held, weights, budget, lr, min(batch, len(ds)), warmup, seed, bar, out, every, eval_every,
+        run = _run(model, names, stages, rows, held, weights, budget, lr, min(batch, len(ds)), warmup, schedule, seed, bar, out, every, eval_every,
                    Spikes(stop_on_spikes), tuple(callbacks), args)
     model.zero_grad(); model.eval()
     return run
