@@ -143,7 +143,7 @@ def small_plot(title:str, number:str, lines:list, # (x, y, colour, dash)
     out += [_curve(x, y, (X, Y), c, dash) for x, y, c, dash in lines]
     return f'<svg viewBox="0 0 250 130" width="250" role="img" aria-label="{html_escape(title)} {html_escape(number)}" font-size="10" fill="currentColor" fill-opacity=".75">{"".join(out)}</svg>'
 
-# %% ../nbs/17_dashboard.ipynb #bc58ae7c
+# %% ../nbs/17_dashboard.ipynb #4b1a6581
 RUNS = dict(A=(PALETTE.blue, ''), B=(PALETTE.vermilion, '6 4'), C=(PALETTE.green, '2 3'), D=(PALETTE.purple, '9 3 2 3')) # colour and dashes of a run
 
 def curves(told:dict)->list: # of SVG
@@ -159,7 +159,10 @@ def curves(told:dict)->list: # of SVG
     s = run['shares']; out.append(small_plot('gradient, by part', '', [], bands=[(s['step'], [s[p] for p in ('vision', 'projector', 'text')], ('vision', 'projector', 'text'))], top=1, percent=True, **kw))
     return out
 
-def _img(png, style, alt): return f'<img alt="{html_escape(alt)}" style="{style}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def _img(png, style, alt, small=None): # small: pixels, for a page that should stay light
+    kind = 'png'
+    if small: out = io.BytesIO(); Image.open(io.BytesIO(png)).convert('RGB').resize((small, small)).save(out, 'JPEG', quality=85); png, kind = out.getvalue(), 'jpeg'
+    return f'<img alt="{html_escape(alt)}" style="{style}" src="data:image/{kind};base64,{base64.b64encode(png).decode()}">'
 
 def matrix(similarity:dict)->str: # HTML
     "The similarity matrix as a small picture."
@@ -180,14 +183,14 @@ def still(told:dict, lesions:list)->str: # HTML that needs nothing from outside
     for l, item in zip(lesions, (told.get('captions') or {}).get('items', [])):
         how = {True: f'color:{PALETTE.blue};text-decoration:underline', False: f'color:{PALETTE.vermilion};text-decoration:line-through'}
         words = ''.join(html_escape(w) if ok is None else f'{html_escape(w[:len(w) - len(w.lstrip())])}<span style="{how[ok]}">{html_escape(w.lstrip())}</span>' for w, ok in item['words'])
-        cards.append(f'<figure style="margin:0;flex:1 1 260px;display:flex;gap:10px">{_img(l["png"], "width:84px;height:84px;border-radius:3px", "lesion")}<figcaption style="font-size:12.5px"><b>{html_escape(l["label"])}</b> '
+        cards.append(f'<figure style="margin:0;flex:1 1 260px;display:flex;gap:10px">{_img(l["png"], "width:84px;height:84px;border-radius:3px", "lesion", 160)}<figcaption style="font-size:12.5px"><b>{html_escape(l["label"])}</b> '
                      f'<span style="opacity:.75">{item["right"]} of {item["of"]} right</span><br>{words}</figcaption></figure>')
     pictures = curves(told); pictures.insert(4, matrix(told['similarity']) if told.get('similarity') else '')
     foot = '<div style="font-size:11px;opacity:.75;margin-top:4px">captions: underlined is right, struck is wrong, the rest claims nothing</div>' if cards else ''
     return (f'<div style="max-width:1080px;font-size:13px">{head}{runs}<div style="display:flex;flex-wrap:wrap;gap:8px 16px">{"".join(pictures)}</div>'
             f'<div style="display:flex;flex-wrap:wrap;gap:12px;margin-top:10px">{"".join(cards)}</div>{foot}</div>')
 
-# %% ../nbs/17_dashboard.ipynb #35c98513
+# %% ../nbs/17_dashboard.ipynb #b128faab
 def _text(v, _=None):
     "JSON that every browser reads: what is no number becomes null."
     try: return json.dumps(v, allow_nan=False)
@@ -203,7 +206,7 @@ class Dashboard(anywidget.AnyWidget):
     _open = weakref.WeakSet()
     def __init__(self, state=None, # a `tuner.TunerState`
                  ahead:int=40, # steps to train at once where nobody is there to press Start
-                 every:float=.25, # seconds between pictures
+                 every:float=.2, # seconds between pictures
                  **settings): # knobs
         for d in list(Dashboard._open): d.close()                             # one at a time: two threads would share the cores
         super().__init__()
@@ -223,7 +226,7 @@ class Dashboard(anywidget.AnyWidget):
                     knobs=[{a: getattr(k, a) for a in ('name', 'kind', 'low', 'high', 'step', 'log', 'label', 'help', 'group', 'live')} for k in tuner.KNOBS.values()],
                     presets=[dict(name=n, says=p.says, knobs=dict(p.knobs)) for n, p in tuner.PRESETS.items()])
 
-# %% ../nbs/17_dashboard.ipynb #d0011da2
+# %% ../nbs/17_dashboard.ipynb #af195c56
 @patch
 def _hear(self:Dashboard, told:dict): # in the training thread
     runner = self.__dict__.get('runner')
@@ -240,7 +243,7 @@ def act(self:Dashboard, do:str, knobs:dict=None, name:str=None, label:str=None, 
                  restore=lambda: r.restore(name), switch=lambda: r.switch(label), drop=lambda: r.drop(label), point=lambda: r.point(lesion, word), tour=lambda: self.tour.act(act, choice), export=lambda: self.send(dict(export=kind, text=r.export(kind))))
     if do not in calls: raise ValueError(f'do={do!r}: one of {", ".join(calls)}')
     try: calls[do]()
-    except (ValueError, KeyError, RuntimeError) as e: self.send(dict(refused=str(e.args[0] if e.args else e)))
+    except Exception as e: self.send(dict(refused=str(e) if isinstance(e, (ValueError, RuntimeError)) else f'{type(e).__name__}: {e}'))     # the screen says it; the kernel lives on
     else: self.send(dict(did=do))
     if do == 'tour': self._tour = self.tour.told()
 

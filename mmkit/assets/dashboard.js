@@ -251,10 +251,11 @@ async function render({model, el}) {
     while (card.spans.length > words.length) card.spans.pop().remove()
     words.forEach(([word, ok], k) => {
       let s = card.spans[k]
-      if (!s) { s = make('span', {role: 'option', 'data-w': k, tabindex: k ? -1 : 0}); s.append('', make('b', {}, '')); card.spans.push(s); card.list.append(s) }
-      const [, blank, rest] = /^(\s*)([^]*)$/.exec(word)
-      if (s.firstChild.data !== blank) s.firstChild.data = blank
-      put(s.lastChild, rest); mark(s, 'data-ok', ok === null ? '' : ok); mark(s, 'aria-label', `${rest.trim() || 'blank'}${ok === null ? '' : ok ? ', right' : ', wrong'}`)
+      if (!s) { s = make('span', {role: 'option', 'data-w': k, tabindex: k ? -1 : 0}); s.append('', make('b', {}, ''), ''); card.spans.push(s); card.list.append(s) }
+      const [, before, body, after] = /^(\s*)([^]*?)(\s*)$/.exec(word), joined = words[k + 1]?.[1] === ok && ok !== null, rest = joined ? body + after : body
+      if (s.firstChild.data !== before) s.firstChild.data = before
+      put(s.children[0], rest); if (s.lastChild.data !== (joined ? '' : after)) s.lastChild.data = joined ? '' : after
+      mark(s, 'data-ok', ok === null ? '' : ok); mark(s, 'aria-label', `${rest.trim() || 'blank'}${ok === null ? '' : ok ? ', right' : ', wrong'}`)
       mark(s, 'aria-selected', Boolean(chosen && chosen.lesion === card.i && chosen.word === k))
     })
     if (card.spans.length && !card.spans.some(s => s.tabIndex === 0)) card.spans[0].tabIndex = 0
