@@ -16,8 +16,8 @@ from . import tuner
 from .core import PALETTE, assets, html_escape
 from .viewer import COLOURS, attended
 
-# %% ../nbs/17_dashboard.ipynb #6dc03071
-TERMS = dict(contrastive='contrastive', ce='cross-entropy', mse='MSE')
+# %% ../nbs/17_dashboard.ipynb #17b235d6
+TERMS = {t: tuner.KNOBS[t].label for t in tuner.WEIGHTS}
 
 def alone(knobs:dict, term:str)->bool: # has one term all the weight?
     "Does one loss train, and no other?"
@@ -33,7 +33,7 @@ def newest(told:dict, *keys, run:str=None): # None where there is none
     for k in keys: found = found[k]
     return next((v for v in reversed(found) if v is not None), None)
 
-# %% ../nbs/17_dashboard.ipynb #b373aff5
+# %% ../nbs/17_dashboard.ipynb #db64d4d0
 class Prompt(NamedTuple):
     "One prediction of the tour: what to do, what to predict, how Python knows that it was done, and what came."
     title:str
@@ -77,12 +77,12 @@ def _forked(told, then):
 def _log(told): return [m['says'] for m in told['runs'][told['active']]['marks']]
 
 TOUR = [
-    Prompt('MSE alone', 'Choose “MSE only”, press Start, and let it train for 40 steps.', 'R@1 will', ('rise', 'stay', 'fall'), lambda t: alone(t['knobs'], 'mse'), 40, _mse),
-    Prompt('Contrastive alone', 'Reset, choose “contrastive only”, and let it train for 60 steps.', 'Right claims in captions will', ('rise', 'stay', 'fall'), lambda t: alone(t['knobs'], 'contrastive'), 60, _contrast),
-    Prompt('A hotter τ', 'While the contrastive loss trains, pull the temperature up to 0.3 or more.', 'The loss will at once', ('rise', 'stay', 'fall'),
+    Prompt('MSE alone', 'Choose “MSE only”, press Start, train 40 steps.', 'R@1 will', ('rise', 'stay', 'fall'), lambda t: alone(t['knobs'], 'mse'), 40, _mse),
+    Prompt('Contrastive alone', 'Reset, choose “contrastive only”, train 60 steps.', 'Right claims will', ('rise', 'stay', 'fall'), lambda t: alone(t['knobs'], 'contrastive'), 60, _contrast),
+    Prompt('A hotter τ', 'While it trains, pull the temperature to 0.3 or more.', 'The loss will at once', ('rise', 'stay', 'fall'),
            lambda t: t['knobs']['contrastive'] > 0 and t['knobs']['temperature'] >= .3 and t['step'] > 0, 10, _heat),
-    Prompt('A prompt that knows', 'Reset, choose “text drowning”, and let it train for 60 steps.', 'Most right words come from', ('the picture', 'the prompt', 'neither'), lambda t: t['knobs']['shortcut'] >= .5, 60, _drown),
-    Prompt('Two futures', 'Press Fork, change one thing in the copy, and let it train for 40 steps.', 'Right claims, beside the first run, will', ('rise', 'stay', 'fall'),
+    Prompt('A prompt that knows', 'Reset, choose “text drowning”, train 60 steps.', 'Most right words come from', ('the picture', 'the prompt', 'neither'), lambda t: t['knobs']['shortcut'] >= .5, 60, _drown),
+    Prompt('Two futures', 'Fork, change one thing in the copy, train 40 steps.', 'Right claims will, beside the first run,', ('rise', 'stay', 'fall'),
            lambda t: (lambda r: bool(r['parent']) and any(m['step'] >= r['parent'][1] for m in r['marks']))(t['runs'][t['active']]), 40, _forked)]
 
 # %% ../nbs/17_dashboard.ipynb #6e0e03bc
@@ -190,7 +190,7 @@ def still(told:dict, lesions:list)->str: # HTML that needs nothing from outside
     return (f'<div style="max-width:1080px;font-size:13px">{head}{runs}<div style="display:flex;flex-wrap:wrap;gap:8px 16px">{"".join(pictures)}</div>'
             f'<div style="display:flex;flex-wrap:wrap;gap:12px;margin-top:10px">{"".join(cards)}</div>{foot}</div>')
 
-# %% ../nbs/17_dashboard.ipynb #b128faab
+# %% ../nbs/17_dashboard.ipynb #0150f028
 def _text(v, _=None):
     "JSON that every browser reads: what is no number becomes null."
     try: return json.dumps(v, allow_nan=False)
@@ -205,7 +205,7 @@ class Dashboard(anywidget.AnyWidget):
     _fixed, _tour = T.Dict().tag(sync=True), T.Dict().tag(sync=True)
     _open = weakref.WeakSet()
     def __init__(self, state=None, # a `tuner.TunerState`
-                 ahead:int=40, # steps to train at once where nobody is there to press Start
+                 ahead:int=40, # steps to train, and then end, where nobody is there to press Start; 0: wait for `run`
                  every:float=.2, # seconds between pictures
                  **settings): # knobs
         for d in list(Dashboard._open): d.close()                             # one at a time: two threads would share the cores
@@ -215,7 +215,7 @@ class Dashboard(anywidget.AnyWidget):
         self.runner = tuner.Runner(state, hear=self._hear, every=every, **settings); Dashboard._open.add(self)
         self.on_msg(lambda _, content, __: self.act(**content))
         self._hear(self.runner.told())
-        if not attended(): self.run(ahead); self.runner.stop()
+        if ahead and not attended(): self.run(ahead).runner.stop()
     def open(self):
         "Speak to the screen, where there is one."
         if attended(): super().open()
@@ -226,7 +226,7 @@ class Dashboard(anywidget.AnyWidget):
                     knobs=[{a: getattr(k, a) for a in ('name', 'kind', 'low', 'high', 'step', 'log', 'label', 'help', 'group', 'live')} for k in tuner.KNOBS.values()],
                     presets=[dict(name=n, says=p.says, knobs=dict(p.knobs)) for n, p in tuner.PRESETS.items()])
 
-# %% ../nbs/17_dashboard.ipynb #af195c56
+# %% ../nbs/17_dashboard.ipynb #54f9e503
 @patch
 def _hear(self:Dashboard, told:dict): # in the training thread
     runner = self.__dict__.get('runner')
@@ -241,8 +241,9 @@ def act(self:Dashboard, do:str, knobs:dict=None, name:str=None, label:str=None, 
     r = self.runner
     calls = dict(start=r.start, pause=r.pause, step=r.step, snapshot=r.snapshot, fork=r.fork, replay=r.replay, end=r.stop, reset=lambda: r.reset(**knobs or {}), set=lambda: r.set(**knobs or {}), preset=lambda: r.preset(name),
                  restore=lambda: r.restore(name), switch=lambda: r.switch(label), drop=lambda: r.drop(label), point=lambda: r.point(lesion, word), tour=lambda: self.tour.act(act, choice), export=lambda: self.send(dict(export=kind, text=r.export(kind))))
-    if do not in calls: raise ValueError(f'do={do!r}: one of {", ".join(calls)}')
-    try: calls[do]()
+    try:
+        if do not in calls: raise ValueError(f'do={do!r}: one of {", ".join(calls)}')
+        calls[do]()
     except Exception as e: self.send(dict(refused=str(e) if isinstance(e, (ValueError, RuntimeError)) else f'{type(e).__name__}: {e}'))     # the screen says it; the kernel lives on
     else: self.send(dict(did=do))
     if do == 'tour': self._tour = self.tour.told()

@@ -8,7 +8,7 @@ const last = (v, i = v.length - 1) => { while (i >= 0 && v[i] == null) i--; retu
 
 function make(tag, attributes = {}, ...children) {
   const e = document.createElement(tag)
-  for (const [k, v] of Object.entries(attributes)) if (v !== null && v !== false) e.setAttribute(k, v === true ? '' : v)
+  for (const [k, v] of Object.entries(attributes)) if (k.startsWith('aria-') || (v !== null && v !== false)) e.setAttribute(k, v === true && !k.startsWith('aria-') ? '' : v)
   if (/^(button|input|select|textarea|summary)$/.test(tag) || 'tabindex' in attributes) for (const [k, v] of Object.entries(own)) e.setAttribute(k, v)
   e.append(...children.filter(c => c !== null && c !== false))                 // strings become text nodes
   return e
@@ -83,6 +83,7 @@ function traced(ctx, {X, Y, box}, x, y, {colour, dash = [], wide = 1.75, alpha =
     pen = true
   }
   ctx.stroke(); ctx.setLineDash([])
+  if (x.length < 25 && !fill) { ctx.fillStyle = colour; for (let i = 0; i < x.length; i++) if (y[i] != null) { ctx.beginPath(); ctx.arc(X(x[i]), Y(y[i]), wide + .4, 0, 7); ctx.fill() } }   // few values: each is seen
   if (fill) {
     ctx.fillStyle = colour; ctx.globalAlpha = fill
     for (let i = 0; i < x.length; i = from) {
@@ -323,7 +324,7 @@ async function render({model, el}) {
     for (const l of sorted(all)) traced(ctx, place, all[l].gauge.step, all[l].gauge.share, {colour: runColour(l), dash: runDash(l), wide: l === told.active ? 1.9 : 1.4})
     marked(ctx, place, run.marks, look); crossed(ctx, place, hover, look)
     const i = at(g.step, g.image, hover), t = at(g.step, g.text, hover)
-    put(p.value, now == null ? (g.step.length ? 'nothing yet' : '') : percent(now)); put(p.more, now == null ? '' : 'of the right words')
+    put(p.value, now == null ? (g.step.length ? 'nothing yet' : '') : percent(now)); put(p.more, now == null ? '' : 'of right words')
     mark(p.canvas, 'aria-label', now == null ? 'right words by source: none brought yet' : `the picture brings ${figure(i)} right words an answer, the prompt ${figure(t)}: the picture’s share is ${percent(now)}`)
   }
   function gradient(p, all) {
