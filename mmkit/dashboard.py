@@ -33,7 +33,7 @@ def newest(told:dict, *keys, run:str=None): # None where there is none
     for k in keys: found = found[k]
     return next((v for v in reversed(found) if v is not None), None)
 
-# %% ../nbs/17_dashboard.ipynb #db64d4d0
+# %% ../nbs/17_dashboard.ipynb #85a0ad60
 class Prompt(NamedTuple):
     "One prediction of the tour: what to do, what to predict, how Python knows that it was done, and what came."
     title:str
@@ -42,6 +42,7 @@ class Prompt(NamedTuple):
     choices:tuple
     ready:Callable # (told) -> bool: the setting is there
     steps:int      # that it has to train in that setting
+    looks:str      # which of the run's looks must have come since: 'r1', 'right', 'gauge', or ''
     came:Callable  # (told, told when the setting was there) -> (which choice came true, sentence)
 
 def _rises(now, then, much): return 0 if now > then + much else 2 if now < then - much else 1
@@ -52,40 +53,40 @@ def _retrieval(told, then):
 
 def _mse(told, then):
     (now, says), raw = _retrieval(told, then), [v for v in told['runs'][told['active']]['raw']['mse'] if v is not None]
-    return _rises(now, newest(then, 'r1', 'value') or 0, .15), f'MSE went from {raw[0]:.2g} to {raw[-1]:.2g}, and {says}. Everything can move to one place: near its own caption, and as near to all the others.'
+    return _rises(now, newest(then, 'r1', 'value') or 0, .15), f'MSE went from {raw[0]:.2g} to {raw[-1]:.2g}, and {says}. One place can be near its own caption, and as near to all others.'
 
 def _contrast(told, then):
     (now, says), right = _retrieval(told, then), newest(told, 'right', 'value')
     first = next((v for v in told['runs'][told['active']]['right']['value'] if v is not None), 0)
-    return _rises(right or 0, first, .1), f'{says}; of what the captions claim, {right or 0:.0%} is right (at first {first:.0%}). Finding each other is not speaking: no word was trained.'
+    return _rises(right or 0, first, .1), f'{says}; of what the captions claim, {right or 0:.0%} is right (at first {first:.0%}). Finding is not speaking.'
 
 def _heat(told, then):
     raw = told['runs'][told['active']]; at = [(s, v) for s, v in zip(raw['step'], raw['raw']['contrastive']) if v is not None]
     before, after = [v for s, v in at if s <= then['step']][-5:], [v for s, v in at if s > then['step']][:5]
     b, a = float(np.mean(before or [0])), float(np.mean(after or [0]))
-    return _rises(a, b, .05*max(b, .1)), f'The loss went from {b:.2f} to {a:.2f} within five steps, and nothing was learned or lost in them: τ is the unit the loss is measured in. Compare losses only at one temperature.'
+    return _rises(a, b, .05*max(b, .1)), f'The loss went from {b:.2f} to {a:.2f} in five steps, with nothing learned or lost: τ is its unit. Compare losses at one temperature only.'
 
 def _drown(told, then):
     share = newest(told, 'gauge', 'share'); s = -1 if share is None else share
-    return (2 if s < 0 else 0 if s > .5 else 1), ('Neither has brought a right word yet.' if s < 0 else f'The picture brings {s:.0%} of the right words, the prompt the rest. The loss does not tell you: it falls all the same.')
+    return (2 if s < 0 else 0 if s > .5 else 1), ('Neither has brought a right word yet.' if s < 0 else f'The picture brings {s:.0%} of the right words, the prompt the rest. The loss does not tell: it falls all the same.')
 
 def _forked(told, then):
     here, parent = told['active'], told['runs'][told['active']]['parent'][0]
     a, b = (newest(told, 'right', 'value', run=r) or 0 for r in (parent, here))
-    return _rises(b, a, .03), f'Run {here} has {b:.0%} of its claims right, run {parent} {a:.0%}. One fork is an anecdote: the same change under three seeds would be a finding.'
+    return _rises(b, a, .03), f'Run {here} has {b:.0%} of its claims right, run {parent} {a:.0%}. One fork is an anecdote; three seeds would begin to be a finding.'
 
 def _log(told): return [m['says'] for m in told['runs'][told['active']]['marks']]
 
 TOUR = [
-    Prompt('MSE alone', 'Choose “MSE only”, press Start, train 40 steps.', 'R@1 will', ('rise', 'stay', 'fall'), lambda t: alone(t['knobs'], 'mse'), 40, _mse),
-    Prompt('Contrastive alone', 'Reset, choose “contrastive only”, train 60 steps.', 'Right claims will', ('rise', 'stay', 'fall'), lambda t: alone(t['knobs'], 'contrastive'), 60, _contrast),
+    Prompt('MSE alone', 'Choose “MSE only”, press Start, train 40 steps.', 'R@1 will', ('rise', 'stay', 'fall'), lambda t: alone(t['knobs'], 'mse'), 40, 'r1', _mse),
+    Prompt('Contrastive alone', 'Reset, choose “contrastive only”, train 60 steps.', 'Right claims will', ('rise', 'stay', 'fall'), lambda t: alone(t['knobs'], 'contrastive'), 60, 'right', _contrast),
     Prompt('A hotter τ', 'While it trains, pull the temperature to 0.3 or more.', 'The loss will at once', ('rise', 'stay', 'fall'),
-           lambda t: t['knobs']['contrastive'] > 0 and t['knobs']['temperature'] >= .3 and t['step'] > 0, 10, _heat),
-    Prompt('A prompt that knows', 'Reset, choose “text drowning”, train 60 steps.', 'Most right words come from', ('the picture', 'the prompt', 'neither'), lambda t: t['knobs']['shortcut'] >= .5, 60, _drown),
+           lambda t: t['knobs']['contrastive'] > 0 and t['knobs']['temperature'] >= .3 and t['step'] > 0, 10, '', _heat),
+    Prompt('A prompt that knows', 'Reset, choose “text drowning”, train 60 steps.', 'Most right words come from', ('the picture', 'the prompt', 'neither'), lambda t: t['knobs']['shortcut'] >= .5, 60, 'gauge', _drown),
     Prompt('Two futures', 'Fork, change one thing in the copy, train 40 steps.', 'Right claims will, beside the first run,', ('rise', 'stay', 'fall'),
-           lambda t: (lambda r: bool(r['parent']) and any(m['step'] >= r['parent'][1] for m in r['marks']))(t['runs'][t['active']]), 40, _forked)]
+           lambda t: (lambda r: bool(r['parent']) and any(m['step'] >= r['parent'][1] for m in r['marks']))(t['runs'][t['active']]), 40, 'right', _forked)]
 
-# %% ../nbs/17_dashboard.ipynb #6e0e03bc
+# %% ../nbs/17_dashboard.ipynb #f634530b
 class Tour:
     "Where a learner is among the prompts; it notices by itself, from what a run tells, that one is done."
     def __init__(self, prompts=TOUR): self.prompts, self.at, self.open, self.then, self.notes = prompts, 0, True, None, [dict() for _ in prompts]
@@ -95,7 +96,8 @@ class Tour:
         if note.get('done') or not told.get('runs'): return False
         if not p.ready(told): self.then = None; return False
         if self.then is None or told['active'] != self.then['active'] or told['step'] < self.then['step']: self.then = told    # the setting is new: count from here
-        if since(told, self.then) < p.steps: return False
+        seen = told['runs'][told['active']].get(p.looks, {}).get('step', [])
+        if since(told, self.then) < p.steps or (p.looks and (not seen or seen[-1] < self.then['step'] + p.steps)): return False     # what it says must be of the steps it speaks of
         note['came'], note['found'] = p.came(told, self.then); note['done'] = True
         return True
     def act(self, act:str, choice:int=None):
@@ -226,7 +228,7 @@ class Dashboard(anywidget.AnyWidget):
                     knobs=[{a: getattr(k, a) for a in ('name', 'kind', 'low', 'high', 'step', 'log', 'label', 'help', 'group', 'live')} for k in tuner.KNOBS.values()],
                     presets=[dict(name=n, says=p.says, knobs=dict(p.knobs)) for n, p in tuner.PRESETS.items()])
 
-# %% ../nbs/17_dashboard.ipynb #54f9e503
+# %% ../nbs/17_dashboard.ipynb #72f4398b
 @patch
 def _hear(self:Dashboard, told:dict): # in the training thread
     runner = self.__dict__.get('runner')
@@ -239,7 +241,7 @@ def _hear(self:Dashboard, told:dict): # in the training thread
 def act(self:Dashboard, do:str, knobs:dict=None, name:str=None, label:str=None, kind:str=None, lesion:int=0, word:int=0, act:str='', choice:int=None):
     "Do what the screen asks for; what cannot be is answered with the reason."
     r = self.runner
-    calls = dict(start=r.start, pause=r.pause, step=r.step, snapshot=r.snapshot, fork=r.fork, replay=r.replay, end=r.stop, reset=lambda: r.reset(**knobs or {}), set=lambda: r.set(**knobs or {}), preset=lambda: r.preset(name),
+    calls = dict(start=r.start, pause=r.pause, step=r.step, snapshot=r.snapshot, fork=r.fork, replay=r.replay, end=lambda: (r.stop(), self._hear(r.told())), reset=lambda: r.reset(**knobs or {}), set=lambda: r.set(**knobs or {}), preset=lambda: r.preset(name),
                  restore=lambda: r.restore(name), switch=lambda: r.switch(label), drop=lambda: r.drop(label), point=lambda: r.point(lesion, word), tour=lambda: self.tour.act(act, choice), export=lambda: self.send(dict(export=kind, text=r.export(kind))))
     try:
         if do not in calls: raise ValueError(f'do={do!r}: one of {", ".join(calls)}')

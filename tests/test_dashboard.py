@@ -14,9 +14,9 @@ def told(step=0, active='A', label_runs=('A',), raw=1., right=None, r1=None, sha
     "What a runner tells, made up."
     def run(label):
         x = list(range(1, step + 1)); line = lambda v: [v]*len(x)
-        looked = lambda v: dict(step=[0, step], value=list(v)) if v else dict(step=[], value=[])
+        looked = lambda v: dict(step=[0, step], value=list(v)) if v else dict(step=[0, step], value=[None, None])
         return dict(step=x, loss=line(raw), raw={t: line(raw) for t in TERMS}, weighted={t: line(raw/3) for t in TERMS}, temperature=line(.07), shares=dict(step=x, vision=line(0.), projector=line(1.), text=line(0.)),
-                    gauge=dict(step=[] if share is None else [step], share=[] if share is None else [share], image=[] if share is None else [1.], text=[] if share is None else [1.]), r1=looked(r1), right=looked(right),
+                    gauge=dict(step=[step], share=[share], image=[1.], text=[1.]), r1=looked(r1), right=looked(right),
                     marks=list(marks), parent=parent if label == active else None, steps=step)
     words = words or [['a ', None], ['veil ', True], ['and ', None], ['dots', False]]
     return dict(status='running', reason='', way_back=None, busy='', active=active, step=step, rate=9., seconds=1., knobs={k.name: k.start for k in tuner.KNOBS.values()} | knobs, runs={l: run(l) for l in label_runs},
@@ -79,6 +79,10 @@ def test_a_hotter_temperature_is_seen_in_the_loss():
     t = at(2); after = told(40, **READY[2]); t.hear(told(20, **READY[2]))
     after['runs']['A']['raw']['contrastive'] = [1.]*20 + [2.]*20
     assert t.hear(after) and t.notes[2]['came'] == 0 and '1.00 to 2.00' in t.notes[2]['found']
+
+def test_what_was_seen_before_says_nothing_of_what_came_after():
+    t, late = Tour(), told(60, **READY[0]); t.hear(told(10, **READY[0])); late['runs']['A']['r1'] = dict(step=[5, 49], value=[.1, .1])
+    assert not t.hear(late); late['runs']['A']['r1']['step'][1] = 50; assert t.hear(late)
 
 def test_acts_of_the_tour():
     t = Tour(); t.act('guess', 2); assert t.told()['prompts'][0]['guess'] == 2

@@ -168,7 +168,7 @@ async function render({model, el}) {
     }
     const grain = 200, to = v => k.log ? Math.round(grain*Math.log(v/k.low)/Math.log(k.high/k.low)) : v, from = x => near(k, k.log ? k.low*(k.high/k.low)**(x/grain) : Number(x))
     const range = make('input', {type: 'range', min: k.log ? 0 : k.low, max: k.log ? grain : k.high, step: k.log ? 1 : k.step, 'data-knob': k.name, 'aria-describedby': hint.id}), out = make('output')
-    const show = v => { put(out, figure(v, k.log ? 2 : 3)); range.setAttribute('aria-valuetext', out.textContent); range.style.setProperty('--at', `${100*(range.value - range.min)/(range.max - range.min)}%`) }
+    const show = v => { put(out, k.kind === 'share' ? Number(v.toFixed(2)) : figure(v, k.log ? 2 : 4)); range.setAttribute('aria-valuetext', out.textContent); range.style.setProperty('--at', `${100*(range.value - range.min)/(range.max - range.min)}%`) }
     range.addEventListener('input', () => { const v = from(Number(range.value)); show(v); change(v) })
     return {k, node: over(make('label', {class: 'mm-knob', title: k.help}, make('span', {}, k.label), range, out)), draw: v => { const x = String(to(v)); if (range.value !== x) range.value = x; show(v) }}
   }
