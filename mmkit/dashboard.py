@@ -4,8 +4,8 @@
 __all__ = ['TERMS', 'TOUR', 'RUNS', 'alone', 'since', 'newest', 'Prompt', 'Tour', 'small_plot', 'curves', 'matrix', 'still',
            'Dashboard', 'free_port', 'main']
 
-# %% ../nbs/17_dashboard.ipynb #f00578e9
-import argparse, base64, html, io, json, os, signal, socket, subprocess, sys, tempfile, threading, time, weakref
+# %% ../nbs/17_dashboard.ipynb #5229dcb8
+import argparse, base64, io, json, os, signal, socket, subprocess, sys, tempfile, time, weakref
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -192,7 +192,7 @@ def still(told:dict, lesions:list)->str: # HTML that needs nothing from outside
     return (f'<div style="max-width:1080px;font-size:13px">{head}{runs}<div style="display:flex;flex-wrap:wrap;gap:8px 16px">{"".join(pictures)}</div>'
             f'<div style="display:flex;flex-wrap:wrap;gap:12px;margin-top:10px">{"".join(cards)}</div>{foot}</div>')
 
-# %% ../nbs/17_dashboard.ipynb #0150f028
+# %% ../nbs/17_dashboard.ipynb #07c1a12e
 def _text(v, _=None):
     "JSON that every browser reads: what is no number becomes null."
     try: return json.dumps(v, allow_nan=False)
@@ -212,7 +212,7 @@ class Dashboard(anywidget.AnyWidget):
                  **settings): # knobs
         for d in list(Dashboard._open): d.close()                             # one at a time: two threads would share the cores
         super().__init__()
-        self.tour, self._arrived = Tour(), threading.Event()
+        self.tour, self._ran = Tour(), False
         self._tour, self._fixed = self.tour.told(), self._pack([])
         self.runner = tuner.Runner(state, hear=self._hear, every=every, **settings); Dashboard._open.add(self)
         self.on_msg(lambda _, content, __: self.act(**content))
@@ -228,9 +228,10 @@ class Dashboard(anywidget.AnyWidget):
                     knobs=[{a: getattr(k, a) for a in ('name', 'kind', 'low', 'high', 'step', 'log', 'label', 'help', 'group', 'live')} for k in tuner.KNOBS.values()],
                     presets=[dict(name=n, says=p.says, knobs=dict(p.knobs)) for n, p in tuner.PRESETS.items()])
 
-# %% ../nbs/17_dashboard.ipynb #72f4398b
+# %% ../nbs/17_dashboard.ipynb #16d83599
 @patch
 def _hear(self:Dashboard, told:dict): # in the training thread
+    self._ran |= told['status'] == 'running'
     runner = self.__dict__.get('runner')
     if not self._fixed['lesions'] and runner is not None and (runner.still or {}).get('lesions'): self._fixed = self._pack([dict(l) for l in runner.still['lesions']])
     self._rest = {l: r for l, r in told['runs'].items() if l != told['active']}             # unchanged: nothing is sent
@@ -254,12 +255,14 @@ def act(self:Dashboard, do:str, knobs:dict=None, name:str=None, label:str=None, 
 def run(self:Dashboard, steps:int, # to train
         patience:float=120 # seconds
        ): # the dashboard
-    "Train on and wait for it: for a script, or a page that nobody watches."
-    want, end = self.runner.told()['step'] + steps, time.monotonic() + patience
-    self.runner.step(steps)
-    while (t := self.runner.told())['step'] < want and t['status'] not in ('stopped', 'failed') and not t['reason']:
-        if time.monotonic() > end: raise TimeoutError(f'{t["step"]} of {want} steps in {patience:.0f} s; the run is {t["status"]}: {t["busy"]}')
-        time.sleep(.02)
+    "Train on, wait for it, and for a last look: for a script, or a page that nobody watches."
+    r, end, self._ran = self.runner, time.monotonic() + patience, False; r.step(steps)
+    while (t := r.told())['status'] not in ('stopped', 'failed') and not (self._ran and t['status'] != 'running'):
+        if time.monotonic() > end: raise TimeoutError(f'not {steps} steps in {patience:.0f} s; the run is {t["status"]} at step {t["step"]}: {t["busy"]}')
+        time.sleep(.01)
+    def looked(t): return all(k and k['step'] == t['step'] for k in (t['captions'], t['similarity'])) and (t['runs'][t['active']]['gauge']['step'] or [-1])[-1] == t['step']
+    end = min(end, time.monotonic() + 10)
+    while not looked(r.told()) and r.alive and time.monotonic() < end: time.sleep(.02)
     return self
 
 @patch

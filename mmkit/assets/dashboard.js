@@ -421,7 +421,8 @@ async function render({model, el}) {
     status(); guide(); knobs()
     const run = told.runs?.[told.active]; if (!run) return
     const all = everyRun(), key = [told.active, told.step, hover, ...Object.entries(all).map(([l, r]) => [l, r.steps, r.marks.length])]
-    if (changed('chips', Object.entries(all).map(([l, r]) => [l, r.steps, l === told.active]))) chips(all)
+    if (changed('chips', Object.keys(all).map(l => [l, l === told.active]))) chips(all)
+    for (const n of runs.querySelectorAll('small')) put(n, all[n.dataset.of]?.steps ?? '')
     if (view === 'live') {
       if (changed('curves', key)) { for (const [n] of TERMS) term(panels[n], n, all); sum(panels.sum, all); retrieval(panels.r1, all); source(panels.gauge, all); gradient(panels.shares, all) }
       if (changed('similarity', [told.active, told.similarity?.step, told.similarity?.r1])) similarity(panels.similarity)
@@ -443,7 +444,7 @@ async function render({model, el}) {
       for (const [k, v] of Object.entries({width: 22, height: 8, 'aria-hidden': 'true'})) line.setAttribute(k, v)
       for (const [k, v] of Object.entries({d: 'M0 4H22', stroke: runColour(l), 'stroke-width': 2.5, 'stroke-dasharray': runDash(l).join(' ')})) path.setAttribute(k, v)
       line.append(path); const parent = all[l].parent, about = parent ? `forked from ${parent[0]} at step ${parent[1]}` : 'from the base'
-      const b = button('switch', '', `Run ${l}, ${about}${on ? '; it is the one that trains' : '; go on with it'}`, () => say('switch', {label: l}), {'aria-pressed': on, 'data-run': l}); b.append(line, ` ${l} `, make('small', {}, `${all[l].steps}`))
+      const b = button('switch', '', `Run ${l}, ${about}${on ? '; it is the one that trains' : '; go on with it'}`, () => say('switch', {label: l}), {'aria-pressed': on, 'data-run': l}); b.append(line, ` ${l} `, make('small', {'data-of': l}))
       return on ? [b] : [make('span', {class: 'mm-pair'}, b, button('drop', '×', `Drop run ${l}`, () => say('drop', {label: l}), {'data-drop': l, 'aria-label': `drop run ${l}`, class: 'mm-bare'}))]
     }))
     if (held) runs.querySelector(`[data-run="${held}"]`)?.focus()
@@ -470,7 +471,7 @@ async function render({model, el}) {
     for (const [n, b] of Object.entries(acts)) b.disabled = over || (n === 'step' && s === 'running')
     for (const c of side.querySelectorAll('input, select')) if (c.disabled !== over) c.disabled = over
     const names = (told.snapshots ?? []).map(x => x.name); restore.disabled = over || !names.length
-    if (changed('snapshots', names)) restore.replaceChildren(make('option', {value: ''}, names.length ? 'Restore …' : 'No snapshot'), ...names.map(n => make('option', {value: n}, n)))
+    if (document.activeElement !== restore && changed('snapshots', names)) restore.replaceChildren(make('option', {value: ''}, names.length ? 'Restore …' : 'No snapshot'), ...names.map(n => make('option', {value: n}, n)))
     const r = told.replay, lines = [refused, told.reason, over && s === 'stopped' ? 'The run has ended and its thread with it. Run the cell again for a new one.' : '', silent ? 'No word from the kernel for some seconds. If it was restarted, run the cell again.' : '', r && !refused && read !== JSON.stringify(r) ? `Replay: ${r.says}` : ''].filter(Boolean)
     notice.hidden = !lines.length; put(noticeText, lines.join(' ')); mark(notice, 'data-kind', s === 'failed' || refused ? 'bad' : told.reason || silent ? 'warn' : r && !r.same ? 'bad' : s === 'stopped' ? 'warn' : 'good')
     wayBack.hidden = !(told.way_back && told.reason) || over; put(wayBack, `Back to ${told.way_back}`)
