@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PALETTE', 'Palette', 'style', 'Interval', 'bootstrap', 'paired', 'seed_everything', 'device', 'n_cores',
            'html_escape', 'Table', 'table', 'progress', 'assets', 'compare_arms', 'verdict', 'Measured', 'measured',
-           'plot_arms', 'live', 'turn']
+           'plot_arms', 'curves', 'plot_curves', 'Turn', 'live', 'turn']
 
-# %% ../nbs/00_core.ipynb #1bf84104
-import html, io, os, random, warnings
+# %% ../nbs/00_core.ipynb #fa3e3b70
+import base64, difflib, html, io, math, numbers, os, random, re, time, warnings
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
 import numpy as np
@@ -278,20 +279,174 @@ def plot_arms(found:dict,   # as `measured` gives it
     ax.set(yticks=range(len(rows)), yticklabels=[r['arm'] for r in rows], ylim=(len(rows) - .5, -.5), xlabel=f'{measure}, {len(rows[0]["seeds"])} seeds')
     return ax
 
-# %% ../nbs/00_core.ipynb #8ced2578
+# %% ../nbs/00_core.ipynb #483dc795
+def curves(found:dict,  # as `measured` gives it, with arms such as 'LoRA, 800 pairs' or 'InfoNCE, N = 32'
+           measure:str, # one of its measures
+          )->dict:      # name -> {size: Interval}, sizes ascending
+    "The arms of a claim that are one thing at several sizes."
+    out = {}
+    for r in found['rows']:
+        if r['measure'] == measure and (m := re.fullmatch(r'(.+), (?:\w+ = )?(\d+)(?: \w+)?', r['arm'])): out.setdefault(m[1], {})[int(m[2])] = _span(r['mean'], r['low'], r['high'])
+    return {k: dict(sorted(v.items())) for k, v in out.items() if len(v) > 1}
+
+def plot_curves(found:dict, measure:str, # as for `curves`
+                ax=None):
+    "Each of them as a line over its sizes, with 95% intervals over seeds; controls dotted."
+    import matplotlib.pyplot as plt
+    if not (lines := curves(found, measure)): raise ValueError(f"{found['id']} has no arm at several sizes with the measure {measure!r}; `plot_arms` shows arms that are not sizes of one thing")
+    ax = ax or plt.subplots(figsize=(6.4, 3.4))[1]
+    for k, (name, at) in enumerate(lines.items()):
+        ax.errorbar(list(at), [i.value for i in at.values()], yerr=np.maximum(0, [[i.value - i.low for i in at.values()], [i.high - i.value for i in at.values()]]), fmt='o-', ms=4, capsize=2, color=PALETTE[k], label=name)
+    for ls, r in zip((':', '--', '-.'), (r for r in found['rows'] if r['control'] and r['measure'] == measure)): ax.axhline(r['mean'], color='0.5', ls=ls, label=r['arm'])
+    sizes = sorted({n for at in lines.values() for n in at}); ax.set(xscale='log', ylabel=f'{measure}, {len(found["seeds"])} seeds')
+    ax.set_xticks(sizes, [f'{n:,}' for n in sizes]); ax.minorticks_off(); ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
+    return ax
+
+# %% ../nbs/00_core.ipynb #2bf903d5
+class Turn:
+    "A drawing and the state that it draws: `state`, `set` and `reset`; where a person is, `view` turns it by hand."
+    def __init__(self,
+        draw:Callable,  # Draws with the keyword arguments named in `controls`
+        controls:dict,  # As `turn` takes them
+    ):
+        self.draw, self.controls, self.view, self.error = draw, controls, None, None     # `error`: what the last drawing on the screen stumbled over
+        for k, c in controls.items():
+            if not (isinstance(c, list) and c or isinstance(c, tuple) and len(c) == 4):
+                raise ValueError(f'{k}={c!r}: give (low, high, step, start) for a slider, or [choices] for a menu that starts at the first')
+        self.start = {k: self.legal(k, c[0] if isinstance(c, list) else c[3]) for k, c in controls.items()}
+        self.state = dict(self.start)
+    def legal(self, name:str, value):
+        "`value`, if that control can stand there."
+        if name not in self.controls:
+            near = difflib.get_close_matches(name, self.controls, 1)
+            raise ValueError(f'nothing here is called {name!r}; ' + (f'did you mean {near[0]!r}?' if near else f'there is {", ".join(self.controls)}'))
+        c = self.controls[name]
+        if isinstance(c, list) and value not in c: raise ValueError(f'{name}={value!r}: one of {", ".join(map(repr, c))}')
+        if isinstance(c, tuple) and not (isinstance(value, numbers.Real) and c[0] <= value <= c[1]): raise ValueError(f'{name}={value!r}: a number from {c[0]} to {c[1]}')
+        if isinstance(c, tuple) and _whole(c) and value != int(value): raise ValueError(f'{name}={value!r}: a whole number from {c[0]} to {c[1]}')
+        return value
+    def set(self, **state): # Some controls' values
+        "Draw with these values; the others stay."
+        self.state = self.state | {k: self.legal(k, v) for k, v in state.items()}
+        self.show()
+    def reset(self):
+        "Draw at the starting values again."
+        self.set(**self.start)
+    def show(self):
+        "Draw the state: on the view, or here where there is none."
+        self.draw(**self.state) if self.view is None else self.view.show()
+    def _ipython_display_(self): pass   # it was shown when it was made
+    def __repr__(self): return f'Turn({", ".join(f"{k}={v!r}" for k, v in self.state.items())})'
+
+def _whole(control): return all(isinstance(x, numbers.Integral) for x in control)
+
+# %% ../nbs/00_core.ipynb #f8e1aac1
+def _caught(draw, state): # a list of ('png', bytes) and ('html', text), and the error or None
+    "What a drawing shows, caught."
+    from IPython.utils.capture import capture_output
+    from ipywidgets.widgets.interaction import show_inline_matplotlib_plots
+    error, pre = None, lambda text: [('html', f'<pre>{html_escape(text)}</pre>')] if text else []
+    with capture_output() as got:
+        try: draw(**state)
+        except Exception as e: error = e
+        show_inline_matplotlib_plots()                                # also those that it left without plt.show()
+    if error: return [('html', f'<p role="alert" style="color:#a02000;max-width:60em"><b>{html_escape(str(error) or type(error).__name__)}</b></p>')], error
+    shown = pre(got.stdout + got.stderr)
+    for data in (o.data for o in got.outputs):
+        if 'image/png' in data: png = data['image/png']; shown.append(('png', base64.b64decode(png) if isinstance(png, str) else png))
+        else: shown += [('html', data['text/html'])] if 'text/html' in data else pre(data.get('text/plain', ''))
+    return shown, None
+
+def _log(control): return isinstance(control, tuple) and not _whole(control) and 0 < control[0] <= control[1]/100
+
+def _step(control, value):
+    "The slider's step, or one near it with which it can stand exactly at `value`; else the page would move it, and the state with it."
+    if _log(control): far = float(np.log10(value/control[0])); return far/max(1, round(far/.05)) or .05
+    low, step, value = (Fraction(f'{x:.10g}') for x in (control[0], control[2], value)); far, whole = abs(value - low), step.denominator*value.denominator*low.denominator
+    step = Fraction(math.gcd(int(step*whole), int(far*whole)), whole)
+    return int(step) if _whole(control) else float(step)
+
+def _knob(name, control, about, wide):
+    "The widget of one control."
+    import ipywidgets as w
+    kw = dict(description=name.replace('_', ' '), tooltip=about, style=dict(description_width=wide), layout=dict(width='26em', min_width='26em'))
+    if isinstance(control, list):
+        if all(isinstance(c, bool) for c in control): return w.Checkbox(value=control[0], **kw)
+        return w.Dropdown(options=[(str(c), c) for c in control], **kw)
+    low, high, step, start = control; kw |= dict(value=start, step=_step(control, start))
+    if _whole(control): return w.IntSlider(min=low, max=high, **kw)
+    if _log(control): return w.FloatLogSlider(min=np.log10(low), max=np.log10(high), readout_format='.3g', **kw)
+    return w.FloatSlider(min=low, max=high, readout_format=f'.{len(f"{step:.6f}".rstrip("0").partition(".")[2])}f', **kw)
+
+def _about(draw, controls):
+    "For each control, what the comment beside that parameter says, and its range."
+    from fastcore.docments import docments
+    try: said = docments(draw)
+    except Exception: said = {}                                       # a lambda or a builtin has nowhere to say it
+    span = lambda c: '' if isinstance(c, list) else f'{c[0]:g} to {c[1]:g}'
+    return {k: ', '.join(filter(None, (said.get(k), span(c)))) for k, c in controls.items()}
+
+# %% ../nbs/00_core.ipynb #244ea069
+class _View:
+    "What a person turns: the controls of a `Turn`, Reset, and the picture."
+    def __init__(self, turn):
+        import ipywidgets as w
+        self.turn, self.ours, self.took, about = turn, False, 0., _about(turn.draw, turn.controls)
+        wide = f'{1 + .55*max(map(len, turn.controls), default=0):.1f}em'
+        self.knobs = {k: _knob(k, c, about[k], wide) for k, c in turn.controls.items()}
+        self.reset, self.said, self.stage = w.Button(description='Reset', tooltip='back to the starting values'), w.HTML(), w.VBox(layout=dict(align_items='flex-start'))
+        for k, knob in self.knobs.items(): knob.observe(lambda change, k=k: self.moved(k, change.new), 'value')
+        self.reset.on_click(lambda _: turn.reset())
+        quiet = lambda text: w.HTML(f'<span style="opacity:.7">{html_escape(text)}</span>')
+        rows = [w.HBox([knob, quiet(about[k])], layout=dict(flex_flow='row wrap')) for k, knob in self.knobs.items()]
+        self.box = w.VBox([*rows, w.HBox([self.reset, self.said]), self.stage]); self.box.add_class('mmkit-turn')
+    def moved(self, name, value):
+        "A control was moved by hand."
+        if self.ours: return
+        if isinstance(value, float): # a slider's arithmetic leaves 0.30000000000000004
+            c = self.turn.controls[name]; value = min(max(float(f'{value:.3g}' if _log(c) else f'{value:.10g}'), c[0]), c[1])
+        if value == self.turn.state[name]: return
+        self.ours = True
+        try: self.turn.set(**{name: value})
+        finally: self.ours = False
+    def show(self):
+        "Controls and picture as the state says."
+        if not self.ours:                                             # moved from Python
+            self.ours = True
+            try:
+                for k, knob in self.knobs.items():
+                    with knob.hold_sync():                            # step and place in one message
+                        if hasattr(knob, 'step'): knob.step = _step(self.turn.controls[k], self.turn.state[k])
+                        knob.value = self.turn.state[k]
+            finally: self.ours = False
+        if self.took > .5: self.said.value = 'drawing …'
+        began = time.perf_counter(); shown, self.turn.error = _caught(self.turn.draw, self.turn.state); self.took = time.perf_counter() - began
+        for knob in self.knobs.values():
+            if hasattr(knob, 'continuous_update'): knob.continuous_update = self.took < .4
+        self.put(shown); self.said.value = ''
+    def put(self, shown):
+        "Fill the places that are there; make others only where the kinds differ."
+        import ipywidgets as w
+        make, now = dict(png=w.Image, html=lambda: w.HTML().add_class('jp-RenderedHTMLCommon')), self.stage.children
+        if [isinstance(c, w.Image) for c in now] != [kind == 'png' for kind, _ in shown]: now = [make[kind]() for kind, _ in shown]
+        for place, (_, data) in zip(now, shown): place.value = data
+        self.stage.children = tuple(now)
+
+# %% ../nbs/00_core.ipynb #822ebaea
 def live()->bool: # False in a script, a test, or a notebook executed by a program
-    "Is a person at this notebook, with an interface that can show sliders?"
+    "Is a person at this notebook, with an interface that can show sliders? In JupyterLab, VS Code or Voilà."
     kernel = _kernel()
-    return kernel is not None and ('JPY_SESSION_NAME' in os.environ or '__vsc_ipynb_file__' in kernel.shell.user_ns)
+    return kernel is not None and ('JPY_SESSION_NAME' in os.environ or '__vsc_ipynb_file__' in kernel.shell.user_ns or os.environ.get('SERVER_SOFTWARE', '').startswith('voila'))
 
 def turn(draw:Callable,  # Draws with the keyword arguments named in `controls`
-         **controls):    # name=(low, high, step, start) for a slider, name=[choices] for a menu that starts at the first
-    "Draw once at the starting values; in a live notebook, with sliders that draw again."
-    start = {k:v[0] if isinstance(v, list) else v[3] for k,v in controls.items()}
-    if not live(): draw(**start); return
-    import ipywidgets as w
-    def widget(v):
-        if isinstance(v, list): return w.Dropdown(options=v)
-        kind = w.IntSlider if all(isinstance(x, int) for x in v) else w.FloatSlider
-        return kind(min=v[0], max=v[1], step=v[2], value=v[3], continuous_update=False)
-    w.interact(draw, **{k:widget(v) for k,v in controls.items()})
+         **controls      # name=(low, high, step, start) for a slider, name=[choices] for a menu that starts at the first
+        )->Turn:         # Its `state`, and `set(name=value)`
+    "Draw once at the starting values; where a person is, with controls that draw again."
+    t = Turn(draw, controls)
+    if live(): t.view = _View(t)
+    t.show()
+    if t.view:
+        from IPython.display import display
+        still = {'image/png': base64.b64encode(c.value).decode() for c in t.view.stage.children if hasattr(c, 'format')}                 # for the page that is saved
+        display(still | {k: v for k, v in t.view.box._repr_mimebundle_().items() if 'widget' in k}, raw=True)
+    return t

@@ -115,7 +115,7 @@ class Tour:
     def told(self)->dict: # for the screen
         return dict(at=self.at, open=self.open, prompts=[dict(dict(title=p.title, says=p.says, ask=p.ask, choices=list(p.choices), guess=None, came=None, found='', done=False), **n) for p, n in zip(self.prompts, self.notes)])
 
-# %% ../nbs/17_dashboard.ipynb #a6b9cb71
+# %% ../nbs/17_dashboard.ipynb #0b31bbf3
 def _curve(x, y, place, colour, dash=''):
     "A line as SVG, with a gap where there is no value."
     X, Y = place; pen, d = 'M', []
@@ -128,12 +128,12 @@ def small_plot(title:str, number:str, lines:list, # (x, y, colour, dash)
                marks=(), bands=(), # (x, [y of each], [names])
                top:float=None, steps:int=10, percent=False)->str: # SVG, 250 × 130
     "One of the still's pictures: curves, or named areas upon each other."
-    seen = [v for _, y, *_ in lines for v in y if v is not None and np.isfinite(v)]; top = top or 1.05*max([*seen, 1e-4])
-    X, Y = lambda s: 34 + 210*s/max(steps, 1), lambda v: 112 - 88*v/top
+    seen = [v for _, y, *_ in lines for v in y if v is not None and np.isfinite(v)]; top = top or (1.05*max(seen) if seen and max(seen) > 0 else 1.)
+    X, Y = lambda s: 40 + 204*s/max(steps, 1), lambda v: 112 - 88*v/top
     text = lambda x, y, t, how='': f'<text x="{x:.1f}" y="{y:.1f}" {how}>{html_escape(t)}</text>'
     out = [text(0, 12, title, 'font-weight="600" font-size="12" fill="currentColor"'), text(250, 12, number, 'text-anchor="end" font-size="12"')]
-    for v in (0, top/2, top): out += [f'<path d="M34 {Y(v):.1f}H244" stroke="currentColor" opacity="{.35 if v == 0 else .12}"/>', text(30, Y(v) + 3, f'{v:.0%}' if percent else f'{v:.2g}', 'text-anchor="end"')]
-    out += [text(34, 125, '0'), text(244, 125, f'step {steps}', 'text-anchor="end"')]
+    for v in (0, top/2, top): out += [f'<path d="M40 {Y(v):.1f}H244" stroke="currentColor" opacity="{.35 if v == 0 else .12}"/>', text(36, Y(v) + 3, f'{v:.0%}' if percent else f'{v:.2g}', 'text-anchor="end"')]
+    out += [text(40, 125, '0'), text(244, 125, f'step {steps}', 'text-anchor="end"')]
     for x, parts, names in bands:
         low = np.zeros(len(x))
         for y, name, c in zip(parts, names, (PALETTE.sky, PALETTE.orange, PALETTE.yellow)):
@@ -141,7 +141,7 @@ def small_plot(title:str, number:str, lines:list, # (x, y, colour, dash)
             if len(x): out.append(f'<path d="M{"L".join(edge)}Z" fill="{c}" opacity=".8"/>')
             if len(x) and Y(low[-1]) - Y(high[-1]) > 10: out.append(text(240, (Y(low[-1]) + Y(high[-1]))/2 + 3, name, 'text-anchor="end" style="fill:#222"'))
             low = high
-    out += [f'<path d="M{X(m["step"]):.1f} 20V112" stroke="currentColor" stroke-dasharray="2 2" opacity=".7"><title>{html_escape(m["says"])}</title></path>' for m in marks]
+    out += [f'<path d="M{X(m["step"]):.1f} 20V112" stroke="currentColor" stroke-dasharray="2 2" opacity=".7"><title>{html_escape(m["says"])}</title></path>' for m in marks if m['step']]
     out += [_curve(x, y, (X, Y), c, dash) for x, y, c, dash in lines]
     return f'<svg viewBox="0 0 250 130" width="250" role="img" aria-label="{html_escape(title)} {html_escape(number)}" font-size="10" fill="currentColor" fill-opacity=".75">{"".join(out)}</svg>'
 

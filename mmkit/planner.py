@@ -3,10 +3,11 @@
 # %% auto #0
 __all__ = ['SHAPES', 'FLOPS', 'METHODS', 'PRECISIONS', 'OPTIMISERS', 'CARDS', 'KINDS', 'STEP', 'shape', 'skeleton', 'measure',
            'Live', 'constants', 'Packed', 'dressed', 'tally', 'kinds', 'few', 'shortened', 'stacks', 'image_tokens',
-           'rehearse', 'unfold', 'levels', 'Plan', 'cache_bytes', 'plan', 'plot_step', 'plot_plans', 'mend', 'choose']
+           'rehearse', 'unfold', 'levels', 'Plan', 'cache_bytes', 'plan', 'plot_step', 'plot_plans', 'mend',
+           'with_pairs', 'choose']
 
 # %% ../nbs/12_planner.ipynb #256a055b
-import contextlib, copy, inspect, os, sys, weakref
+import contextlib, copy, inspect, math, os, sys, weakref
 from collections import Counter
 from dataclasses import dataclass
 import matplotlib.pyplot as plt, torch, transformers
@@ -18,7 +19,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.initialization import no_init_weights
 from transformers.loss.loss_utils import ForCausalLMLoss
 from . import losses, models, training
-from .core import PALETTE, measured, table
+from .core import PALETTE, compare_arms, curves, measured, table
 
 # %% ../nbs/12_planner.ipynb #4deccfd0
 def _gemma3(width, mlp, heads, kv, layers, head=256): return transformers.Gemma3Config(mm_tokens_per_image=256,
@@ -548,7 +549,18 @@ def mend(
     for n in (n for n in (2, 4, 8, 16, 32, 64) if k['cards'] < n <= upto): turn_to(f'{n} cards', cards=n)
     return table([(says, f'{q.peak/1e9:.1f} GB', f'{q.flops/1e12:.0f}', 'fits' if q.fits() else '–') for says, q in rows], ['change', 'on each card', 'TFLOP a step', f"{_card(p.knobs['card'])[0]/1e9:.0f} GB"])
 
-# %% ../nbs/12_planner.ipynb #6caee8c5
+# %% ../nbs/12_planner.ipynb #641623c7
+def with_pairs(data:int # pairs that you have
+              )->str: # one sentence
+    "What the articles' rule says of so many pairs, and what C23 measured: at the nearest size, and nothing beyond the largest."
+    c23 = measured('C23'); lines, rule = curves(c23, 'macro-F1'), 'API' if data < 5000 else 'PEFT' if data <= 100_000 else 'full fine-tuning'
+    sizes = list(lines['LoRA']); near, most = min(sizes, key=lambda n: abs(math.log(n/max(data, 1)))), max(sizes)
+    ahead = lambda n: compare_arms(c23['rows'], dict(a=(f'full, {n} pairs', 'macro-F1'), b=(f'LoRA, {n} pairs', 'macro-F1'), expect='above'))['outcome'] == 'yes'
+    first = next((n for k, n in enumerate(sizes) if all(map(ahead, sizes[k:]))), None)
+    got = '; '.join(f'{name} {x:.2f}' for name, x in ({name: at[near] for name, at in lines.items()} | {'untrained': c23.interval('untrained base', 'macro-F1')}).items())
+    return (f"{data:,} pairs: the articles' rule would say {rule} (C23: below 5,000, to 100,000, above). Toy base, {near:,} pairs: {got}; "
+            + (f'full fine-tuning is ahead of LoRA from {first:,} pairs on' if first else 'at the largest size full fine-tuning is not ahead of LoRA') + (f'. Beyond {most:,} nothing was measured' if data > most else ''))
+
 def choose(
     model, data:int, # pairs that you have
     card='RTX 4090', tasks:int=1, # to be served from one base
@@ -567,6 +579,5 @@ def choose(
         if method == 'full' and drift: said.append('pictures change: train a head first, then everything (LP-FT, Kumar et al. 2022)')
         if method == 'projector' and drift: said.append('pictures change: cheapest to train again')
         rows.append((method, f'{p.peak/1e9:.1f} GB', f'{p.hours:.1f}', f'{store/1e6:,.0f} MB', c15.interval(arm[method], 'macro-F1'), c17.interval(arm[method], 'kept: generic answers'), '; '.join(said)))
-    rule = 'API' if data < 5000 else 'PEFT' if data <= 100_000 else 'full fine-tuning'
-    rows.append(('data size', '', '', '', '', '', f'{data:,} pairs: the articles\' rule would say {rule} (C23: below 5,000, to 100,000, above). No measurement supports these thresholds yet'))
+    rows.append(('data size', '', '', '', '', '', with_pairs(data)))
     return table(rows, ['method', 'memory', 'hours', 'a task\'s file', 'learned (C15, toy base)', 'kept (C17, toy base)', 'for and against'])

@@ -275,7 +275,7 @@ class Rows(torch.utils.data.Dataset):
         if 'read' in rows[0]: out['read'] = torch.stack([r['read'] for r in rows])
         return out
 
-# %% ../nbs/06_training.ipynb #a530529e
+# %% ../nbs/06_training.ipynb #94629578
 class Clock(TrainerCallback):
     "Where in its budget a run stands: ends it, sets the learning rate's factor, and moves the bar."
     def __init__(self, seconds:float=None, # budget by the clock …
@@ -299,9 +299,11 @@ class Clock(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kw): self.start = time.perf_counter() - (self.times[-1] if self.times else 0.)
 
-    def on_step_end(self, args, state, control, lr_scheduler=None, **kw):
+    def on_step_begin(self, args, state, control, lr_scheduler=None, **kw): self.rate = lr_scheduler.get_last_lr()   # of this step: at its end the next one's stands there
+
+    def on_step_end(self, args, state, control, **kw):
         now = time.perf_counter() - self.start
-        self.times.append(now); self.rates.append(lr_scheduler.get_last_lr())
+        self.times.append(now); self.rates.append(self.rate)
         if self.share(state.global_step) >= 1: control.should_training_stop = True
         if self.bar is not None and (now - self.shown > .5 or control.should_training_stop):
             self.shown = now

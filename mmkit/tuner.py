@@ -240,28 +240,29 @@ class _Shown:
         return dict(lesions=[dict(png=png(self.records[i], 192), id=str(self.records[i].get('id') or i), label=self.records[i].get('label'), truth={k: v for k, v in (self.records[i].get('attributes') or {}).items() if v is not None}) for i in self.shown],
                     probe=[dict(png=png(r, 32), id=str(r.get('id') or i), caption=r['caption']) for i, r in enumerate(self.records)])
 
-# %% ../nbs/16_tuner.ipynb #a584cd4d
+# %% ../nbs/16_tuner.ipynb #bc292a2b
 class _Numbers(_Shown):
     "Held-out records: numbers that a run is measured by."
     def similarity(self, state)->dict:
-        "Every held-out picture with every held-out caption, and the two terms that follow from that."
+        "Every held-out picture with every held-out caption, the two terms that follow from that, and how far the vectors still differ: spread (0–1) of pictures and captions."
         with dominance.at_rest(state.model) as m:
             Z = models.project(m, self.see(state, m).to(m.device, m.dtype)).mean(1); R = models.embed_text(m, self.text['input_ids'].to(m.device), self.text['attention_mask'].to(m.device))
             unit = lambda x: torch.nn.functional.normalize(x.float(), dim=1)
             S = (unit(Z) @ unit(R).T).cpu(); n, tau = len(S), state.history[-1]['temperature'] if state.history else state.knobs['temperature']
-            return dict(step=state.steps, n=n, values=S.flatten().tolist(), r1=float((S.argmax(1) == torch.arange(n)).float().mean()), contrastive=float(losses.info_nce(Z, R, tau)), mse=float(losses.embedding_mse(Z, R)))
+            return dict(step=state.steps, n=n, values=S.flatten().tolist(), r1=float((S.argmax(1) == torch.arange(n)).float().mean()), contrastive=float(losses.info_nce(Z, R, tau)), mse=float(losses.embedding_mse(Z, R)),
+                        spread=losses.spread(Z)[0], spread_text=losses.spread(R)[0])
 
     def gauge(self, state)->dict:
         "What picture and prompt bring to the answers (chapter 15); where notes say the answer in training, they do here."
         probe = self.probes[state.knobs['shortcut'] > 0]
-        with dominance.at_rest(state.model) as m: probe.features = self.see(state, m)[:len(probe.records)]
+        with dominance.at_rest(state.model) as m: probe.features = self.see(state, m)[:len(probe.records)].to(m.device, m.dtype)
         told = probe.look(state.model); share = told['image share']
         return dict(step=state.steps, share=share if math.isfinite(share) else None, image=told['image gain'], text=told['text gain'])
 
     def ce(self, state)->float:
         with dominance.at_rest(state.model) as m:
             batch = self.rows.batch([self.rows[i] for i in range(len(self.rows))]) | dict(features=self.see(state, m))
-            return float(training.terms(state.model, batch, losses.Weights())['ce'])
+            return float(training.terms(state.model, {k: v.to(m.device) for k, v in batch.items()}, losses.Weights())['ce'])
 
 # %% ../nbs/16_tuner.ipynb #b9dbdfee
 class Held(_Numbers):
@@ -295,12 +296,12 @@ class Held(_Numbers):
         with dominance.at_rest(state.model): A = attention.attention(state.model, batch, at).mean((0, 1, 2))
         return dict(step=state.steps, lesion=lesion, word=word, text=said[a:b].strip(), h=A.shape[0], w=A.shape[1], values=A.flatten().tolist())
 
-# %% ../nbs/16_tuner.ipynb #583f4885
+# %% ../nbs/16_tuner.ipynb #71d0c89e
 def look(state)->dict: # r1, contrastive, mse, ce, share, image, text, right: also kept in `state.looks`
     "Look at a run from all sides, which changes nothing in it."
     h = state.held; s, g, c = h.similarity(state), h.gauge(state), h.captions(state)
     of = sum(i['of'] for i in c['items'])
-    told = dict(step=state.steps, r1=s['r1'], contrastive=s['contrastive'], mse=s['mse'], ce=h.ce(state), share=g['share'], image=g['image'], text=g['text'],
+    told = dict(step=state.steps, r1=s['r1'], contrastive=s['contrastive'], mse=s['mse'], spread=s['spread'], spread_text=s['spread_text'], ce=h.ce(state), share=g['share'], image=g['image'], text=g['text'],
                 right=sum(i['right'] for i in c['items'])/of if of else None)
     _noted(state, told)
     return dict(told, similarity=s, captions=c)
@@ -318,7 +319,7 @@ class Snapshot:
     "All that a run needs to go on from one step."
     steps:int; drawn:int; seconds:float; knobs:dict; params:dict; log_scale:float; optimiser:dict; history:list; looks:list; changes:list; auto:bool=False
 
-# %% ../nbs/16_tuner.ipynb #73cb4b65
+# %% ../nbs/16_tuner.ipynb #2563adc5
 class _Turning:
     "Turning and stepping, of a `TunerState`."
     def weights(self)->losses.Weights:
@@ -349,7 +350,7 @@ class _Turning:
     def _step(self):
         began, k, weights = time.perf_counter(), self.knobs, self.weights()
         try:
-            batch = self.deck.batch(self.drawn, k, pixels='vision' in self.touched or 'vision' in k['train'])
+            batch = self.deck.batch(self.drawn, k, pixels='vision' in self.touched or 'vision' in k['train']); batch = {n: v.to(models.inner(self.model).device) for n, v in batch.items()}
             with training.quick(self.model): got = training.terms(self.model, batch, weights)
             told = losses.weighted_sum(got, weights)
         except ValueError as e: raise Pause(f'step {self.steps + 1}: {e}') from e
@@ -417,7 +418,7 @@ class _Parting:
         other._apply({})
         return other
 
-# %% ../nbs/16_tuner.ipynb #de0da6d4
+# %% ../nbs/16_tuner.ipynb #c0a9630a
 class TunerState(_Turning, _Keeping, _Parting):
     "A training run that can be turned while it goes. Nothing in it knows of a screen."
     def __init__(self, records=None,         # your own, with images and captions; None: procedural lesions …
@@ -439,7 +440,7 @@ class TunerState(_Turning, _Keeping, _Parting):
         self.model = (training.lora(model, knobs['rank']) if knobs['rank'] else model).train()
         self.deck = Deck(self.processor, self.source['records'], self.source['n'], knobs['seed'], lambda ds: training.cache_features(self.model, self.processor, ds, bar=False))
         self.held = self.held or Held(self.model, self.processor, self.source['held'])
-        self.start, self.knobs, self.threads, self.learned = dict(knobs), dict(knobs), torch.get_num_threads(), losses.Temperature(knobs['temperature'])
+        self.start, self.knobs, self.threads, self.learned = dict(knobs), dict(knobs), torch.get_num_threads(), losses.Temperature(knobs['temperature']).to(models.inner(self.model).device)
         self._optimise()
         self.steps, self.drawn, self.seconds, self.history, self.looks, self.changes, self.snapshots, self.touched = 0, 0, 0., [], [], [], {}, set()
         self._apply(knobs)
@@ -475,7 +476,7 @@ def marks(state)->list: # dicts of step and says
     for step, diff in state.changes: out.append(dict(step=step, says=tell(now, diff))); now |= diff
     return out
 
-# %% ../nbs/16_tuner.ipynb #b1484212
+# %% ../nbs/16_tuner.ipynb #ce7fca0e
 COLOURS = dict(contrastive=PALETTE.blue, ce=PALETTE.orange, mse=PALETTE.green)
 DASHES = ('-', (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 
@@ -490,32 +491,34 @@ def _series(ax, s, key, **kw):
 
 def plot_runs(states, # a `TunerState`, or {label: state}
               axs=None): # four axes
-    "Terms as they are and as they are weighed; held-out R@1 and right phrases; the image's share. Dotted: a hand at the knobs."
+    "Terms as they are and as they are weighed; what looks at held-out lesions saw; the image's share. Dotted: a hand at the knobs."
     import matplotlib.pyplot as plt
     states = states if isinstance(states, dict) else {'': states}
-    axs = plt.subplots(1, 4, figsize=(13, 2.7))[1] if axs is None else axs
-    for (label, s), dash, c in zip(states.items(), DASHES, PALETTE):
+    axs = plt.subplots(1, 4, figsize=(13, 2.9))[1] if axs is None else axs
+    for k, ((label, s), dash) in enumerate(zip(states.items(), DASHES)):
         x = [h['step'] for h in s.history]
-        for w in WEIGHTS:
-            for ax, kind in zip(axs[:2], ('raw', 'weighted')):
+        for ax, kind in zip(axs, ('raw', 'weighted')):
+            for w in WEIGHTS:
                 y = [h[kind].get(w, math.nan) for h in s.history]
-                if np.isfinite(y).any(): ax.plot(x, y, color=COLOURS[w], ls=dash, lw=1.4, label=' '.join((w, label)).strip())
-        _series(axs[2], s, 'r1', color=PALETTE.blue, ls=dash, label=f'R@1 {label}'); _series(axs[2], s, 'right', color=PALETTE.orange, ls=dash, label=f'right phrases {label}')
-        _series(axs[3], s, 'share', color=PALETTE.purple, ls=dash, label=label or None)
-    for ax, title in zip(axs, ('terms, as they are (log)', 'terms, weighed', 'held-out lesions', "image's share of the answer")): ax.set(title=title, xlabel='step'); _moments(ax, states)
+                if np.isfinite(y).any(): ax.plot(x, y, color=COLOURS[w], ls=dash, lw=1.4)
+        for key, c in (('r1', PALETTE.blue), ('right', PALETTE.orange), ('spread', PALETTE.black)): _series(axs[2], s, key, color=c, ls=dash)
+        _series(axs[3], s, 'share', color=PALETTE.purple, ls=dash)
+        if label: axs[3].plot([], [], color='0.2', ls=dash, label=label)
+    for ax, names in ((axs[0], {'contrastive': PALETTE.blue, 'cross-entropy': PALETTE.orange, 'squared error': PALETTE.green}), (axs[2], {'R@1': PALETTE.blue, 'right phrases': PALETTE.orange, 'spread': PALETTE.black})):
+        for n, c in names.items(): ax.plot([], [], color=c, label=n)
+    for ax, title in zip(axs, ('terms, as they are (log)', 'terms, weighed', 'held-out lesions', "image's share of the answer")): ax.set(xlabel='step'); ax.set_title(title, pad=20); _moments(ax, states)
+    for ax in (axs[0], axs[2], axs[3]): ax.legend(fontsize=8, ncols=3, loc='lower left', bbox_to_anchor=(-.02, .98), handlelength=1.4, columnspacing=.9) if ax.get_legend_handles_labels()[0] else None
     axs[0].set_yscale('log'); axs[1].set_ylim(0, None)
     for ax in axs[2:]: ax.set_ylim(-.03, 1.03)
-    for ax in (axs[0], *axs[2:]):
-        if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=8)
     return axs
 
 def compare(states:dict)->'Table': # label -> state
     "Where runs stand: their last step, its terms, and what the newest look at each saw."
     last = lambda s, k: next((l[k] for l in reversed(s.looks) if l.get(k) is not None), None)
     return table([dict(run=label, steps=s.steps, parent=f'{s.parent[0]} at {s.parent[1]}' if s.parent else None, turned=len(s.changes), **{w: s.history[-1]['raw'].get(w) if s.history else None for w in WEIGHTS},
-                       **{'R@1': last(s, 'r1'), 'right phrases': last(s, 'right'), "image's share": last(s, 'share')}) for label, s in states.items()])
+                       **{'R@1': last(s, 'r1'), 'spread': last(s, 'spread'), 'right phrases': last(s, 'right'), "image's share": last(s, 'share')}) for label, s in states.items()])
 
-# %% ../nbs/16_tuner.ipynb #01bd53ea
+# %% ../nbs/16_tuner.ipynb #12f283f8
 def bits(values)->str: # 16 letters
     "A fingerprint of numbers to the last bit."
     return hashlib.sha256(np.asarray(list(values), np.float64).tobytes()).hexdigest()[:16]
@@ -535,7 +538,7 @@ def save(state, path):
 
 def read(told)->dict: # a log: a dict, or a file
     "A log that can be replayed, or an error that says why not."
-    if not isinstance(told, dict):
+    if isinstance(told, (str, os.PathLike)):
         if Path(told).stat().st_size > 10e6: raise ValueError(f'{told} has {Path(told).stat().st_size/1e6:.0f} MB: no log of a run is that large')
         try: told = json.loads(Path(told).read_text(encoding='utf-8'))
         except ValueError as e: raise ValueError(f'{told} is no JSON: {e}') from None
@@ -573,7 +576,7 @@ def same(state, told)->dict: # same, says
     why = [] if yes else [f'torch {told["torch"]} then, {torch.__version__} now'] if told['torch'] != torch.__version__ else [f'{told["threads"]} threads then, {state.threads} now'] if told['threads'] != state.threads else ['another processor, other data or another model']
     return dict(steps=state.steps, same=yes, says=f'{state.steps} losses, ' + ('the same to the last bit' if yes else f'not the same bits: {why[0]}'))
 
-# %% ../nbs/16_tuner.ipynb #dd0aefbb
+# %% ../nbs/16_tuner.ipynb #dbad53d0
 class Preset(NamedTuple):
     says:str
     knobs:dict
@@ -584,7 +587,7 @@ PRESETS = {
     "the articles' weights": Preset('0.4 contrastive, 0.5 cross-entropy, 0.1 squared error at τ = 0.07: the recipe that is quoted.', _only(.4, .5, .1)),
     'contrastive only': Preset('The matrix turns diagonal, and nobody learns to speak.', _only(1, 0, 0)),
     'CE only': Preset('It learns to speak of what it sees; the matrix hardly notices.', _only(0, 1, 0)),
-    'MSE only': Preset('Every picture is pulled to the middle of all captions: watch R@1 while the loss falls.', _only(0, 0, 1)),
+    'MSE only': Preset('Pictures and captions are pulled together, and nothing holds them apart: all vectors shrink to one point, and the loss calls it perfect.', _only(0, 0, 1, train=('projector', 'text'))),
     'text drowning': Preset('Every note already says the caption: the loss falls, and the picture is needed for nothing.', _only(0, 1, 0, shortcut=1., train=('projector', 'text'))),
     'projector only': Preset('The smallest part that can join eye and tongue; the text model stays as it was.', _only(0, 1, 0)),
     'LoRA': Preset('The text model may move too: slower steps, better captions.', _only(0, 1, 0, train=('projector', 'text')))}
@@ -631,13 +634,13 @@ def export(state, kind:str='script')->str: # source code, or JSON
     own = state.source['records'] is not None or state.source['model'] is not None
     return (_script if kind == 'script' else _fit)(state, own)
 
-# %% ../nbs/16_tuner.ipynb #af8cb952
+# %% ../nbs/16_tuner.ipynb #ec96b200
 def _script(state, own):
     k = state.start; turns = ''.join(f'\n    {s}: {_dict(c)},' for s, c in state.changes)
     return f"""# A run of {state.steps} steps as a plain loop; made by mmkit.tuner. Losses, to the last bit: {bits(h['loss'] for h in state.history)}
 import math, torch
 from mmkit import losses, models, training, tuner
-from mmkit.core import seed_everything
+from mmkit.core import device, seed_everything
 
 torch.set_num_threads({state.threads})
 knobs = {_dict(k)}
@@ -648,7 +651,7 @@ seed_everything(knobs['seed'])
 {'model = training.lora(model, knobs["rank"]).train()' if k['rank'] else 'model.train()'}
 deck = tuner.Deck(processor, {'records' if own else f'n={state.deck.n}'}, seed=knobs['seed'], see=lambda ds: training.cache_features(model, processor, ds, bar=False))
 parts = {{p: models.own(model, p) for p in ('vision', 'projector', 'text')}}
-learned = losses.Temperature(knobs['temperature'])
+learned = losses.Temperature(knobs['temperature']).to(device())
 opt = torch.optim.AdamW([*(dict(name=p, params=ps) for p, ps in parts.items()), dict(name='temperature', params=[learned.log_scale])], weight_decay=0., fused=True)
 
 def turn(changes):
@@ -664,7 +667,7 @@ drawn, history, seen_by_tower = 0, [], True
 for step in range({state.steps}):
     turn(turns.get(step, {{}}))
     seen_by_tower &= 'vision' not in knobs['train']
-    batch = deck.batch(drawn, knobs, pixels=not seen_by_tower); drawn += knobs['batch']
+    batch = {{k: v.to(device()) for k, v in deck.batch(drawn, knobs, pixels=not seen_by_tower).items()}}; drawn += knobs['batch']
     weights = losses.Weights(knobs['contrastive'], knobs['ce'], knobs['mse'], learned if knobs['learned'] else knobs['temperature'])
     with training.quick(model): loss = losses.weighted_sum(training.terms(model, batch, weights), weights).total
     opt.zero_grad(); loss.backward()
@@ -697,7 +700,7 @@ run = training.fit(model, processor, deck.planted({_dict({k: parts[-1][2][k] for
 print(run)
 """
 
-# %% ../nbs/16_tuner.ipynb #b3bb4364
+# %% ../nbs/16_tuner.ipynb #171addd8
 def _thin(x:np.ndarray, most:int=300)->np.ndarray:
     "At most so many numbers: means of neighbours (of those that are there)."
     x = np.asarray(x, float); k = -(-len(x)//most)
@@ -716,9 +719,9 @@ def curves(state, most:int=300)->dict:
     return dict(step=step, loss=get(lambda h: h['loss']), raw={w: get(lambda h: h['raw'].get(w, nan)) for w in WEIGHTS}, weighted={w: get(lambda h: h['weighted'].get(w, nan)) for w in WEIGHTS},
                 temperature=get(lambda h: h['temperature']), shares=dict(step=step, **{p: get(lambda h: h['shares'][p]) for p in PARTS}),
                 gauge=dict(step=[l['step'] for l in g], **{k: [None if l[k] is None else round(l[k], 4) for l in g] for k in ('share', 'image', 'text')}),
-                r1=seen('r1'), right=seen('right'), held={w: seen(w) for w in WEIGHTS}, marks=marks(state), parent=state.parent, steps=state.steps)
+                r1=seen('r1'), spread=seen('spread'), right=seen('right'), held={w: seen(w) for w in WEIGHTS}, marks=marks(state), parent=state.parent, steps=state.steps)
 
-# %% ../nbs/16_tuner.ipynb #dbfc57a8
+# %% ../nbs/16_tuner.ipynb #ead849c1
 LOOKS = dict(captions=2., attention=2., similarity=.7, gauge=2.5)        # seconds between two looks, the most wanted first
 
 class _Watch:
@@ -740,7 +743,7 @@ class _Watch:
             elif name == 'gauge': g = h.gauge(s); _noted(s, g | dict(ce=h.ce(s)))
             else:
                 self.seen[name] = got = getattr(h, name)(s)
-                if name == 'similarity': _noted(s, {k: got[k] for k in ('step', 'r1', 'contrastive', 'mse')})
+                if name == 'similarity': _noted(s, {k: got[k] for k in ('step', 'r1', 'contrastive', 'mse', 'spread', 'spread_text')})
                 else: of = sum(i['of'] for i in got['items']); _noted(s, dict(step=at, right=sum(i['right'] for i in got['items'])/of if of else None))
             self.seen_at[name] = (self.active, at); took = time.perf_counter() - now; self.spent += took; self.due[name] = now + max(pause, took/self.allowance*.25)
             return True
@@ -782,7 +785,7 @@ class _Work(_Watch):
         self.busy = f"replaying: step {state.steps} of {self.log['steps']}"
         if state.steps == self.log['steps']: self.replayed, self.job, self.busy = same(state, self.log), None, ''; self._say(f"replayed: {self.replayed['says']}")
 
-# %% ../nbs/16_tuner.ipynb #44a3e890
+# %% ../nbs/16_tuner.ipynb #d430253e
 class _Obedience(_Work):
     "What each order does, of a `Runner`; a ValueError becomes the reason of a pause."
     def _obey(self, name, args, kw):
@@ -794,7 +797,9 @@ class _Obedience(_Work):
         elif name == 'step': self.status, self.reason, self.back, self.left = 'running', '', None, max(1, int(args[0]))
         elif name == 'halt': self._halt(args[0], s.way_back())
         elif name in ('turn', 'preset'):
-            with self.guard: new, self.turns = (self.turns, {}) if name == 'turn' else (PRESETS[args[0]].knobs, self.turns)
+            with self.guard:
+                new = PRESETS[args[0]].knobs if name == 'preset' else args[0]
+                if self.turns is new: self.turns = None
             before = dict(s.knobs)
             if (diff := s.set(**new)): self._say((f'{args[0]}: ' if name == 'preset' else '') + tell(before, diff))
         elif name == 'reset': s.reset(**kw); self._forget(); self.status, self.reason, self.back, self.left = 'ready', '', None, 0; self._say('begun anew')
@@ -814,15 +819,17 @@ class _Obedience(_Work):
         elif name == 'replay': told = log(s); self.job, self.log, self.left = replaying(told, **s.source), told, 0; self.status = 'paused' if s.steps else 'ready'; self.replayed = None
         elif name == 'point': self.pointed = args; self.due['attention'] = 0.
 
-# %% ../nbs/16_tuner.ipynb #4c20c4b7
+# %% ../nbs/16_tuner.ipynb #90e02cb5
 ALIVE = weakref.WeakSet()          # runners whose threads run
 
 class _Calls(_Obedience):
     "What may be asked of a `Runner` from any thread; every call returns at once."
     def _order(self, name, *args, **kw):
         if not self.alive: raise RuntimeError(f"the tuner's thread has ended{f' ({self.error})' if self.error else ''}: make a new one")
-        try: self.orders.put_nowait((name, args, kw))
-        except queue.Full: raise RuntimeError('64 orders wait already; let it come to its next step') from None
+        with self.guard:
+            try: self.orders.put_nowait((name, args, kw))
+            except queue.Full: raise RuntimeError('64 orders wait already; let it come to its next step') from None
+            self.turns = args[0] if name == 'turn' else None                 # what is turned after another order must wait for it
     def start(self): self._order('start')                                    # train until something stops it
     def pause(self): self._order('pause')                                    # ends a replay as well
     def step(self, n:int=1): self._order('step', n)                          # so many steps, then pause
@@ -835,7 +842,7 @@ class _Calls(_Obedience):
     def replay(self): self._order('replay')                                  # from its own log; `told()['replay']` says whether it came out the same
     def point(self, lesion:int, word:int): self._order('point', lesion, word) # whose attention is wanted
 
-# %% ../nbs/16_tuner.ipynb #223ae50c
+# %% ../nbs/16_tuner.ipynb #20ff1cc2
 class Runner(_Calls):
     "A run in one background thread: every call returns at once, and `hear` is told what became of it."
     def __init__(self, state:TunerState=None, # None: one is made of the settings, in the thread
@@ -846,7 +853,7 @@ class Runner(_Calls):
         self.hear, self.every, self.allowance = hear, every, allowance
         self.states, self.active, self.status, self.reason, self.back, self.busy, self.error = {}, 'A', 'preparing', '', None, 'reading the model', None
         self.orders, self.left, self.ended, self.job, self.remarks = queue.Queue(64), 0, threading.Event(), None, []
-        self.turns, self.guard = {}, threading.Lock()
+        self.turns, self.guard = None, threading.RLock()
         self.pointed, self.told_now, self.still, self.heard = (0, None), None, {}, 0.
         self._forget(); self.rates, self.replayed, self.log = [], None, None
         self.thread = threading.Thread(target=_live, args=(weakref.ref(self), self.orders, self.ended, state, settings), daemon=True, name='mmkit tuner')
@@ -861,8 +868,9 @@ class Runner(_Calls):
         "Turn knobs; a slider that moves on before the next step overtakes itself."
         try: knobs = checked(knobs)
         except ValueError as e: self._order('halt', str(e)); raise
-        with self.guard: waits = bool(self.turns); self.turns |= knobs
-        if not waits: self._order('turn')
+        with self.guard:
+            if self.turns is None: self._order('turn', dict(knobs))
+            else: self.turns |= knobs
     def preset(self, name:str):
         if name not in PRESETS: raise ValueError(f'there is no preset {name!r}.{models.nearest(name, PRESETS)}')
         self._order('preset', name)
@@ -906,8 +914,8 @@ def stop_all():
     "End the threads of all runners."
     for r in list(ALIVE): r.stop()
 
-# %% ../nbs/16_tuner.ipynb #192c5d52
-def sweep()->dict: # points (with contrastive, ce, mse, and lists macro_f1, r1, image_share, one value a seed), seeds, steps, machine, command, date
+# %% ../nbs/16_tuner.ipynb #92e4505a
+def sweep()->dict: # points, and slower at a tenth of the rate (contrastive, ce, mse, and lists macro_f1, r1, image_share, image_gain, a value a seed), controls, seeds, steps, machine, command, date
     "The recorded sweep of the three weights."
     file = assets()/'sweep.json'
     if not file.exists(): raise ValueError('no sweep comes with this installation: python tests/ledger/sweep.py makes one, in about 20 minutes')
@@ -918,24 +926,27 @@ def corner(w)->tuple: # x, y in the triangle whose corners are contrastive (left
     c, e, m = (w[k] for k in WEIGHTS); total = c + e + m
     return (e + m/2)/total, m*3**.5/2/total
 
-def plot_sweep(found:dict, measure:str='macro_f1', # 'macro_f1', 'r1' or 'image_share'
+def plot_sweep(found:dict, measure:str='macro_f1', # 'macro_f1', 'r1', 'image_gain' or 'image_share'
                state=None, # a run, to be put in its place
+               rate:str='points', # or 'slower'
                ax=None):
     "The triangle of weights, coloured by what each point came to (mean over seeds; the spread over seeds in small)."
     import matplotlib.pyplot as plt
     from matplotlib.tri import Triangulation
-    names = dict(macro_f1='macro-F1 of captions', r1='R@1', image_share="image's share")
+    names = dict(macro_f1='macro-F1 of captions', r1='R@1', image_gain='right words that the picture brings', image_share="image's share")
     if measure not in names: raise ValueError(f'measure={measure!r}.{models.nearest(measure, names)}')
     ax = ax or plt.subplots(figsize=(4.6, 4))[1]
-    pts = [(*corner(p), *(f([v for v in p[measure] if v is not None] or [math.nan]) for f in (np.mean, np.ptp))) for p in found['points']]
+    pts = [(*corner(p), *(f([v for v in p[measure] if v is not None] or [math.nan]) for f in (np.mean, np.ptp))) for p in found[rate]]
     x, y, z, spread = map(np.array, zip(*pts)); ok = np.isfinite(z)
     ax.tripcolor(Triangulation(x[ok], y[ok]), z[ok], shading='gouraud', cmap='cividis')
     ax.scatter(x[ok], y[ok], c='white', s=6, zorder=3); ax.scatter(x[~ok], y[~ok], marker='x', c='0.5', s=18)
-    mid = (z[ok].min() + z[ok].max())/2
-    for a, b, v, s in zip(x[ok], y[ok], z[ok], spread[ok]): ax.text(a, b + .025, f'{v:.2f}\n±{s/2:.2f}', ha='center', va='bottom', fontsize=6.5, color='white' if v < mid else 'black', linespacing=.9)
+    from matplotlib.patheffects import withStroke
+    for a, b, v, s in zip(x[ok], y[ok], z[ok], spread[ok]):
+        ax.text(a, b + .02, f'{v:.2f}', ha='center', va='bottom', fontsize=8, path_effects=[withStroke(linewidth=2.2, foreground='white')])
+        ax.text(a, b - .02, f'±{s/2:.2f}', ha='center', va='top', fontsize=6, color='0.25', path_effects=[withStroke(linewidth=1.8, foreground='white')])
     if state is not None:
         path = np.array([corner(k) for *_, k in segments(state)] or [corner(state.knobs)])
         ax.plot(*path.T, '-', color=PALETTE.vermilion, lw=1.5, zorder=4); ax.plot(*path[-1], '*', color=PALETTE.vermilion, mec='white', ms=15, zorder=5)
-    for (a, b), t, h in (((0, -.05), 'contrastive', 'center'), ((1, -.05), 'cross-entropy', 'center'), ((.5, .93), 'squared error', 'center')): ax.text(a, b, t, ha=h, fontsize=9)
-    ax.set(title=names[measure], xlim=(-.1, 1.1), ylim=(-.1, 1.05), aspect='equal'); ax.axis('off')
+    for (a, b), t, h in (((0, -.11), 'contrastive', 'center'), ((1, -.11), 'cross-entropy', 'center'), ((.5, .96), 'squared error', 'center')): ax.text(a, b, t, ha=h, fontsize=9)
+    ax.set(title=names[measure], xlim=(-.14, 1.14), ylim=(-.13, 1.03), aspect='equal'); ax.axis('off')
     return ax

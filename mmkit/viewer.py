@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'LIMIT', 'check_looks', 'ViewState', 'reduced', 'peaks', 'shown', 'full', 'sharpness', 'sharpest', 'spread',
-           'picture', 'overlay', 'inside', 'said', 'strip_words', 'still', 'packed', 'attended', 'TokenViewer']
+           'picture', 'overlay', 'inside', 'said', 'strip_words', 'still', 'packed', 'TokenViewer']
 
 # %% ../nbs/14_viewer.ipynb #b5cbc393
-import base64, io, os
+import base64, io
 import anywidget, numpy as np, traitlets as T
 from matplotlib import colormaps
 from PIL import Image, ImageFilter
@@ -211,10 +211,6 @@ def packed(look, methods)->dict:
     png = io.BytesIO(); picture(look).save(png, 'PNG')
     return dict(label=look.label, picture=png.getvalue(), maps={m: maps(look.maps[m]) for m in methods}, truth={str(i): mask(t) for i, t in look.truth.items() if np.any(t)})
 
-def attended()->bool: # False in a script, a test, or a notebook executed by a program
-    "Is a person there to see a widget? In Voilà too."
-    return live() or os.environ.get('SERVER_SOFTWARE', '').startswith('voila')
-
 # %% ../nbs/14_viewer.ipynb #79c456ab
 class TokenViewer(ViewState, anywidget.AnyWidget):
     "Point at a word and see where it looked, on one model or two: `TokenViewer(look, other, word=7, method='raw')`."
@@ -233,7 +229,7 @@ class TokenViewer(ViewState, anywidget.AnyWidget):
         super().__init__(look, other, **state)
     def open(self):
         "Speak to the screen, where there is one."
-        if attended(): super().open()
+        if live(): super().open()
     def _repr_html_(self): return still(self)
     def _repr_mimebundle_(self, **kw):
         page = {'text/plain': f'TokenViewer: {" | ".join(l.label for l in self.looks)}', 'text/html': self._repr_html_()}

@@ -73,7 +73,7 @@ class Server:
         with socket.socket() as s: s.bind(('127.0.0.1', 0)); self.port = s.getsockname()[1]
         self.command, self.base, self.ready = [sys.executable, '-m', *command], f'http://127.0.0.1:{self.port}', ready
     def __enter__(self):
-        drop = ('JPY_', 'JUPYTER', 'VOILA', 'SERVER_SOFTWARE')
+        drop = ('JPY_', 'JUPYTER', 'VOILA', 'SERVER_SOFTWARE', 'MPLBACKEND')
         env = {k: v for k, v in os.environ.items() if not k.startswith(drop)} | dict(
             HOME=str(self.home), JUPYTER_CONFIG_DIR=str(self.home/'config'), JUPYTER_DATA_DIR=str(self.home/'data'), JUPYTER_RUNTIME_DIR=str(self.home/'runtime'),
             IPYTHONDIR=str(self.home/'ipython'), PYTHONPATH=os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')]))

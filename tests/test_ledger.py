@@ -5,7 +5,7 @@ from conftest import ROOT
 from mmkit.core import Measured, bootstrap, compare_arms, measured, plot_arms, verdict
 
 FILES = sorted((ROOT/'mmkit'/'assets'/'claims').glob('*.json'))
-WANTED = {'C1', 'C2', 'C3', 'C4', 'C5', 'C6', 'C10', 'C14', 'C15', 'C16', 'C17', 'C19', 'C19-maps', 'C21', 'C22', 'C24', 'C25', 'C26', 'C29', 'C30', 'C31'}
+WANTED = {'C1', 'C2', 'C3', 'C4', 'C5', 'C6', 'C10', 'C14', 'C15', 'C16', 'C17', 'C19', 'C19-maps', 'C21', 'C22', 'C23', 'C24', 'C25', 'C26', 'C29', 'C30', 'C31'}
 FIELDS = ('id', 'claim', 'measured', 'cannot', 'setup', 'kind', 'rows', 'comparisons', 'verdict', 'machine', 'versions', 'date', 'command', 'seeds', 'seconds')
 LEDGER = ROOT/'tests'/'ledger'
 
@@ -16,7 +16,7 @@ def run():
     spec.loader.exec_module(m)
     yield m
     sys.path[:] = before
-    for name in ('run', 'world', 'contrast', 'ledger_order'): sys.modules.pop(name, None)
+    for name in ('run', 'world', 'contrast', 'ledger_order', 'ledger_weights'): sys.modules.pop(name, None)
 
 def test_every_claim_has_its_file(): assert WANTED <= {f.stem for f in FILES}
 
@@ -102,3 +102,33 @@ def test_a_misplaced_picture_is_still_the_same_tokens(run):
     assert at['after the prompt'] == [2, 20, 30, 31, 6, 8, 8, 8, 7, 5, 21, 40, 41, 5, 22]
     assert at['after the answer'] == [2, 20, 30, 31, 5, 21, 40, 41, 5, 6, 8, 8, 8, 7, 22]
     assert at['no image tokens'] == [2, 20, 30, 31, 5, 21, 40, 41, 5, 22] and at['one image token too few'].count(8) == 2
+
+# --- the recorded sweep, which the live tuner shows
+MEASURES = ('macro_f1', 'r1', 'image_share', 'image_gain')
+def check_sweep(told):
+    "Every point of every rate: weights that sum to one, and for every seed a number that can be."
+    within = lambda v: v is None or 0 <= v <= 1
+    for key in ('points', 'slower'):
+        assert len({tuple(round(p[k], 6) for k in ('contrastive', 'ce', 'mse')) for p in told[key]}) == len(told[key]), 'a point is there twice'
+        for p in told[key]:
+            assert abs(p['contrastive'] + p['ce'] + p['mse'] - 1) < 1e-5 and min(p['contrastive'], p['ce'], p['mse']) >= 0, p
+            for m in MEASURES: assert len(p[m]) == len(told['seeds']) and (m == 'image_gain' or all(map(within, p[m]))), (m, p)
+            assert None not in p['macro_f1'] + p['r1'] + p['image_gain']
+    for c in told['controls'].values(): assert all(len(c[m]) == len(told['seeds']) for m in MEASURES)
+
+def test_the_sweep_says_what_it_is():
+    told = json.loads((ROOT/'mmkit'/'assets'/'sweep.json').read_text(encoding='utf-8')); check_sweep(told)
+    corners = {(p['contrastive'], p['ce'], p['mse']) for p in told['points']}
+    assert len(told['points']) == len(told['slower']) == 17 and {(1, 0, 0), (0, 1, 0), (0, 0, 1), (.4, .5, .1)} <= corners and len(told['seeds']) >= 3
+    assert told['command'] == 'python tests/ledger/sweep.py' and told['train'] == ['projector'] and told['steps'] >= 40 and told['lr']['slower'] < told['lr']['points']
+    assert all(told[k] for k in ('machine', 'date', 'versions', 'seconds', 'batch', 'held', 'probed'))
+    at = {(p['contrastive'], p['ce'], p['mse']): np.mean(p['r1']) for p in told['slower']}
+    assert at[1, 0, 0] > at[0, 1, 0], 'contrast is what finds captions'
+
+def test_the_sweep_runs_and_goes_on(run, tmp_path, cache):
+    sweep, said = run.module(LEDGER/'sweep.py'), []
+    again = lambda: sweep.measure(tmp_path/'sweep.json', tmp_path/'sweep.jsonl', seeds=[0], small=True, say=said.append)
+    first = json.loads(again().read_text(encoding='utf-8')); check_sweep(first)
+    assert len(first['points']) == 2 and len(said) == 2*2 + 2 and not (tmp_path/'sweep.jsonl').exists()
+    (tmp_path/'sweep.jsonl').write_text(''.join((tmp_path/'sweep.done.jsonl').read_text().splitlines(True)[:-2])); said.clear()       # as if killed two cells before the end
+    assert json.loads(again().read_text(encoding='utf-8'))['points'] == first['points'] and len(said) == 2

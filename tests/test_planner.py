@@ -182,12 +182,18 @@ def test_generating_trains_nothing():
     p = plan(config_of('gemma3'), 'generate', 2, 40, overhead=0)
     assert set(p.memory) == {'weights', 'logits', 'cache', 'overhead'} and p.held['trained'] == 0
 
-def test_choose_says_where_nothing_was_measured():
-    c = config_of('gemma3')
-    for data, rule in ((100, 'API'), (20_000, 'PEFT'), (200_000, 'full fine-tuning')):
+def test_choose_says_what_was_measured_and_where_nothing_was(monkeypatch):
+    from mmkit.core import Measured, measured
+    c, c23 = config_of('gemma3'), measured('C23')
+    for data, near, rule in ((0, 50, 'API'), (90, 50, 'API'), (110, 200, 'API'), (3200, 3200, 'API'), (20_000, 3200, 'PEFT'), (200_000, 3200, 'full fine-tuning')):
         last = choose(c, data, tasks=3, drift=True, length=40).rows[-1][-1]
-        assert rule in last and 'C23' in last and 'No measurement' in last
-    from mmkit.core import measured
+        assert f'say {rule} (C23' in last and f'Toy base, {near:,} pairs' in last and ('nothing was measured' in last) == (data > 3200)
+        for m in ('head', 'LoRA', 'full'): assert f"{m} {c23.interval(f'{m}, {near} pairs', 'macro-F1'):.2f}" in last
+        assert f"untrained {c23.interval('untrained base', 'macro-F1'):.2f}" in last and 'ahead of LoRA from 200 pairs on' in last
+    rows = [dict(r, values=[v - (.1 if r['arm'] == 'full, 3200 pairs' else 0) for v in r['values']]) for r in c23['rows']]         # ahead in the middle is not ahead from there on
+    with monkeypatch.context() as patch:
+        patch.setattr(planner, 'measured', lambda claim: Measured(c23, rows=rows))
+        assert 'at the largest size full fine-tuning is not ahead' in planner.with_pairs(100)
     rows = {r[0]: r for r in choose(c, 100, length=40).rows}
     for m, arm in (('lora', 'LoRA'), ('adapters', 'Houlsby'), ('full', 'full')):
         assert rows[m][4:6] in ([measured('C15').interval(arm, 'macro-F1'), measured('C17').interval(arm, 'kept: generic answers')], (measured('C15').interval(arm, 'macro-F1'), measured('C17').interval(arm, 'kept: generic answers')))

@@ -459,3 +459,23 @@ def test_lora_on_another_part_than_the_text(ds, base):
     got = {n for n, p in run.model.named_parameters() if 'lora_B' in n and p.abs().sum() > 0}
     assert got and all('vision_tower' in n and 'layers.0.' in n for n in got)
     with pytest.raises(ValueError, match="trains 'vision'"): training.fit(*models.load('base'), ds, train={0: 'projector'}, lora=dict(rank=2, part='vision'), steps=2, bar=False)
+
+def test_hard_negatives_come_with_the_records(ds, base):
+    "Records that bring K wrong captions: the contrastive term sees them, a batch keeps a row's K together, and unequal K are refused."
+    model, processor = base; wrong = [[f'This is wrong caption {i}.', f'Here is another wrong one, number {i}, a little longer.'] for i in range(8)]
+    records = [dict(ds[i], wrong=w) for i, w in enumerate(wrong)]
+    rows = training.Rows(records, chat.Collator(processor)); b = rows.batch([rows[i] for i in (3, 1, 5)])
+    assert [processor.tokenizer.decode(ids[m.bool()], skip_special_tokens=True).strip() for ids, m in zip(b['wrong_ids'], b['wrong_mask'])] == [c for i in (3, 1, 5) for c in wrong[i]]
+    with torch.no_grad():
+        got = training.terms(model, b, losses.Weights(1, 0, 0))['contrastive']
+        z, read = training.image_tokens(model, b).mean(1), models.embed_text(model, b['text_ids'], b['text_mask'])
+        K = models.embed_text(model, b['wrong_ids'], b['wrong_mask']).reshape(3, 2, -1)
+        assert torch.allclose(got, losses.info_nce(z, read, .07, b['caption_id'], negatives=K)) and got > training.terms(model, {k: v for k, v in b.items() if 'wrong' not in k}, losses.Weights(1, 0, 0))['contrastive']
+    run = training.fit(*base, records, steps=2, batch=4, weights=losses.Weights(1, 0, 0), bar=False); assert np.isfinite(run.history['contrastive']).all()
+    with pytest.raises(ValueError, match=r'\[1, 2\] wrong captions'): training.Rows([dict(records[0]), dict(records[1], wrong=['one'])], chat.Collator(processor))
+
+def test_a_schedule_of_your_own(ds, base):
+    half = lambda share: 1. if share < .5 else .25
+    run = training.fit(*base, ds, steps=4, batch=4, lr=1e-3, schedule=half, bar=False); assert np.allclose(run.history['lr'], [1e-3, 1e-3, 2.5e-4, 2.5e-4])
+    clock = training.Clock(steps=4, schedule=dict(text=half)); clock.start = 0.
+    assert [clock.factor(s, 'text') for s in range(4)] == [1, 1, .25, .25] and [clock.factor(s, 'vision') for s in range(4)] == [training.Clock.factor(c, s) for c in [training.Clock(steps=4)] if not setattr(c, 'start', 0.) for s in range(4)]

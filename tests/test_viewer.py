@@ -6,7 +6,7 @@ import numpy as np, pytest, traitlets
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from mmkit import viewer
+from mmkit import core, viewer
 from mmkit.viewer import TokenViewer, ViewState, full, inside, overlay, packed, peaks, reduced, said, sharpest, sharpness, shown, spread, still, strip_words
 
 def look(words=('Describe', ' it', '.', ' A', ' dark', ' veil'), label='base', seed=0, **kw):
@@ -156,7 +156,7 @@ def test_still_shows_what_the_state_says():
 
 def test_a_person_gets_the_widget_and_a_program_the_still(monkeypatch):
     v = TokenViewer(look()); assert v.comm is None and set(v._repr_mimebundle_()) == {'text/plain', 'text/html'}
-    monkeypatch.setenv('SERVER_SOFTWARE', 'voila/0.5.13')
+    monkeypatch.setattr(core, '_kernel', lambda: SimpleNamespace(shell=SimpleNamespace(user_ns={}))); monkeypatch.setenv('SERVER_SOFTWARE', 'voila/0.5.13')
     v = TokenViewer(look()); data, _ = v._repr_mimebundle_()
     assert v.comm is not None and 'application/vnd.jupyter.widget-view+json' in data and 'data:image/jpeg' in data['text/html']
     v.close()

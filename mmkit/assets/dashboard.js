@@ -62,6 +62,7 @@ function axes(ctx, p, look, x1, [y0, y1], label, top = 5) {       // draws them;
 function marked(ctx, {box, X}, marks, look) {       // where a slider moved
   ctx.strokeStyle = look.quiet; ctx.fillStyle = look.quiet; ctx.lineWidth = 1; ctx.setLineDash([2, 2]); let before = -9
   for (const m of marks) {
+    if (!m.step) continue                          // where it began is not where it was turned
     const x = Math.round(X(m.step)) + .5; if (x - before < 4) continue
     before = x; ctx.globalAlpha = .7; ctx.beginPath(); ctx.moveTo(x, box.t + 3); ctx.lineTo(x, box.b); ctx.stroke()
     ctx.globalAlpha = 1; ctx.beginPath(); ctx.moveTo(x - 3.5, box.t - 4); ctx.lineTo(x + 3.5, box.t - 4); ctx.lineTo(x, box.t + 2); ctx.fill()
@@ -204,8 +205,10 @@ async function render({model, el}) {
   const legend = make('div', {class: 'mm-legend'}), liveView = make('div', {role: 'tabpanel', 'data-view': 'live'}, grid, lesions, legend)
   // sweep
   const ternary = panel('ternary', 'recorded sweep', 'Every disc is a training run of its own, at the weights where it lies.'), which = make('div', {class: 'mm-which', role: 'radiogroup', 'aria-label': 'what is shown'}), readout = make('div', {class: 'mm-readout'})
-  const MEASURES = {macro_f1: 'macro-F1', r1: 'R@1', image_share: 'image share'}; let measure = 'macro_f1', point = null
+  const MEASURES = {macro_f1: 'macro-F1', r1: 'R@1', image_share: 'picture’s share'}, SETS = F.sweep?.slower ? ['points', 'slower'] : ['points']; let measure = 'macro_f1', set = 'points', point = null
   const radios = Object.entries(MEASURES).map(([m, text]) => { const r = make('input', {type: 'radio', name: hint.id + '-measure', 'data-measure': m}); r.addEventListener('change', () => { measure = m; point = null; ask('sweep') }); which.append(make('label', {}, r, text)); return [m, r] })
+  const sets = SETS.map(m => { const r = make('input', {type: 'radio', name: hint.id + '-set', 'data-set': m}); r.addEventListener('change', () => { set = m; point = null; ask('sweep') }); return [m, r] })
+  if (sets.length > 1) which.append(make('hr'), ...sets.map(([m, r]) => make('label', {}, r, `learning rate ${figure(F.sweep.lr[m])}`)))
   ternary.canvas.tabIndex = 0; for (const [k, v] of Object.entries(own)) ternary.canvas.setAttribute(k, v)
   const sweepView = make('div', {role: 'tabpanel', 'data-view': 'sweep', hidden: true}, F.sweep ? make('div', {class: 'mm-sweep'}, ternary.node, make('div', {class: 'mm-aside'}, which, readout)) : make('p', {class: 'mm-absent'}, F.no_sweep))
   // export
@@ -356,37 +359,37 @@ async function render({model, el}) {
   }
 
   // -- sweep
-  const mean = v => v.reduce((a, b) => a + b, 0)/v.length, share = o => { const s = o.contrastive + o.ce + o.mse; return s > 0 ? [o.contrastive/s, o.ce/s, o.mse/s] : null }
+  const mean = v => { const k = v.filter(x => x != null); return k.length ? k.reduce((a, b) => a + b, 0)/k.length : null }, three = x => x == null ? '–' : x.toFixed(3), two = x => x == null ? '–' : x.toFixed(2), share = o => { const s = o.contrastive + o.ce + o.mse; return s > 0 ? [o.contrastive/s, o.ce/s, o.mse/s] : null }
   let spots = []
   function simplex(p) {
     const ctx = cleared(p); if (!ctx || !F.sweep) return
-    const pts = F.sweep.points, W = p.w, H = p.h, pad = 34, side = Math.min(W - 90, (H - 2*pad + 8)/.866), x0 = (W - side)/2, y1 = pad + side*.866 - 6
-    const place = ([c, e, m]) => [x0 + side*(m + c/2), y1 - side*.866*c], values = pts.map(q => mean(q[measure])), lo = Math.min(...values), hi = Math.max(...values)
+    const pts = F.sweep[set], W = p.w, H = p.h, pad = 34, side = Math.min(W - 130, (H - 2*pad)/.866), x0 = (W - side)/2, y1 = pad + side*.866
+    const place = ([c, e, m]) => [x0 + side*(e + m/2), y1 - side*.866*m], values = pts.map(q => mean(q[measure])), both = SETS.flatMap(n => F.sweep[n].map(q => mean(q[measure]))).filter(v => v != null), lo = Math.min(...both), hi = Math.max(...both)
     const corners = [[1, 0, 0], [0, 1, 0], [0, 0, 1]].map(place); ctx.strokeStyle = look.line; ctx.lineWidth = 1; ctx.beginPath(); ctx.moveTo(...corners[0]); ctx.lineTo(...corners[1]); ctx.lineTo(...corners[2]); ctx.closePath(); ctx.stroke()
     spots = pts.map(q => place(share(q)))
     let gap = side; spots.forEach((a, i) => spots.forEach((b, j) => { if (i < j) gap = Math.min(gap, Math.hypot(a[0] - b[0], a[1] - b[1])) }))
-    const r = clamp(gap*.44, 7, 24)
+    const r = clamp(gap*.5, 14, 24)
     spots.forEach(([x, y], i) => {
-      const c = 3*Math.round(255*(hi > lo ? (values[i] - lo)/(hi - lo) : 0)), bright = .3*lut[c] + .6*lut[c + 1] + .1*lut[c + 2]
-      ctx.fillStyle = `rgb(${lut[c]},${lut[c + 1]},${lut[c + 2]})`; ctx.beginPath(); ctx.arc(x, y, r, 0, 7); ctx.fill()
+      const v = values[i], c = 3*Math.round(255*(hi > lo && v != null ? (v - lo)/(hi - lo) : 0)), bright = .3*lut[c] + .6*lut[c + 1] + .1*lut[c + 2]
+      ctx.fillStyle = v == null ? look.line : `rgb(${lut[c]},${lut[c + 1]},${lut[c + 2]})`; ctx.beginPath(); ctx.arc(x, y, r, 0, 7); ctx.fill(); ctx.strokeStyle = look.paper; ctx.lineWidth = 1; ctx.stroke()
       if (i === point) { ctx.strokeStyle = look.ink; ctx.lineWidth = 2.5; ctx.stroke() }
-      if (r > 12) { ctx.fillStyle = bright > 140 ? '#111' : '#fff'; ctx.textAlign = 'center'; ctx.textBaseline = 'middle'; ctx.font = '11px system-ui, sans-serif'; ctx.fillText(values[i].toFixed(2), x, y + .5) }
+      ctx.fillStyle = bright > 140 ? '#111' : '#fff'; ctx.textAlign = 'center'; ctx.textBaseline = 'middle'; ctx.font = '10.5px system-ui, sans-serif'; ctx.fillText(two(v), x, y + .5)
     })
     ctx.fillStyle = look.ink; ctx.font = '600 12px system-ui, sans-serif'; ctx.textAlign = 'center'; ctx.textBaseline = 'alphabetic'
-    ctx.fillText('contrastive alone', corners[0][0], corners[0][1] - r - 6); ctx.fillText('CE alone', corners[1][0], corners[1][1] + r + 14); ctx.fillText('MSE alone', corners[2][0], corners[2][1] + r + 14)
+    TERMS.forEach(([, name], k) => ctx.fillText(`${name} alone`, corners[k][0], corners[k][1] + (k === 2 ? -r - 6 : r + 15)))
     const here = told.knobs && share(told.knobs)
     if (here) {
-      const [x, y] = place(here); for (const [c, w] of [['#fff', 5], [P.vermilion, 2.5]]) { ctx.strokeStyle = c; ctx.lineWidth = w; ctx.beginPath(); ctx.arc(x, y, r + 2, 0, 7); ctx.stroke() }
-      const t = `run ${told.active} now`; ctx.textAlign = 'left'; ctx.lineWidth = 4; ctx.strokeStyle = look.paper; ctx.strokeText(t, x + r + 6, y - r + 4); ctx.fillStyle = P.vermilion; ctx.fillText(t, x + r + 6, y - r + 4)
+      const [x, y] = place(here); for (const [c, w] of [['#fff', 5], [P.vermilion, 2.5]]) { ctx.strokeStyle = c; ctx.lineWidth = w; ctx.beginPath(); ctx.arc(x, y, r + 3, 0, 7); ctx.stroke() }
+      const t = `run ${told.active} now`; ctx.textAlign = 'left'; ctx.lineWidth = 5; ctx.strokeStyle = look.paper; ctx.strokeText(t, x + r*.6, y - r - 6); ctx.fillStyle = P.vermilion; ctx.fillText(t, x + r*.6, y - r - 6)
     }
+    const best = values.indexOf(Math.max(...values.filter(v => v != null))), k = point ?? best, q = pts[k], v = q[measure], line = (...t) => make('div', {}, ...t), weights = w => TERMS.map(([, name], n) => `${name} ${two(w[n])}`).join(', ')
+    const near = here && spots.map((s, i) => [Math.hypot(s[0] - place(here)[0], s[1] - place(here)[1]), i]).sort((a, b) => a[0] - b[0])[0][1], spare = Object.entries(F.sweep.controls ?? {}).map(([n, c]) => `${n} ${three(mean(c[measure]))}`).join(', ')
     put(p.value, MEASURES[measure])
-    const k = point ?? values.indexOf(hi), q = pts[k], v = q[measure], weights = share(q).map(w => w.toFixed(2))
-    const near = here && spots.map((s, i) => [Math.hypot(s[0] - place(here)[0], s[1] - place(here)[1]), i]).sort((a, b) => a[0] - b[0])[0][1]
-    const line = (...t) => make('div', {}, ...t)
-    readout.replaceChildren(line(make('b', {}, point == null ? `Best ${MEASURES[measure]}` : 'The chosen run')), line(`contrastive ${weights[0]}, CE ${weights[1]}, MSE ${weights[2]}`), line(make('b', {}, mean(v).toFixed(3)), ` mean of ${v.length} seeds: ${v.map(x => x.toFixed(2)).join(', ')}`),
-      ...(here ? [make('hr'), line(make('b', {}, `Run ${told.active} now`)), line(`contrastive ${here[0].toFixed(2)}, CE ${here[1].toFixed(2)}, MSE ${here[2].toFixed(2)}`), line(`the recorded run nearest to it: ${mean(pts[near][measure]).toFixed(3)}`)] : []),
-      make('hr'), make('div', {class: 'mm-quiet'}, `${pts.length} weights × ${F.sweep.seeds.length ?? F.sweep.seeds} seeds, ${F.sweep.steps} steps each; recorded ${F.sweep.date}. Point at a disc, or use ← →.`))
-    mark(p.canvas, 'aria-label', `recorded sweep, ${MEASURES[measure]} from ${lo.toFixed(2)} to ${hi.toFixed(2)}; ${readout.textContent}`)
+    readout.replaceChildren(line(make('b', {}, point == null ? `Highest ${MEASURES[measure]}` : 'The chosen weights')), line(weights(share(q))), line(make('b', {}, three(mean(v))), `, ${v.length} seeds: ${v.map(two).join(', ')}`),
+      ...(spare ? [line(make('span', {class: 'mm-quiet'}, `Beside it: ${spare}`))] : []),
+      ...(here ? [make('hr'), line(make('b', {}, `Run ${told.active} now`)), line(weights(here)), line(`recorded nearest to it: ${three(mean(pts[near][measure]))}`)] : []),
+      make('hr'), make('div', {class: 'mm-quiet'}, `${pts.length} weights × ${F.sweep.seeds.length ?? F.sweep.seeds} seeds, ${F.sweep.steps} steps${F.sweep.train ? `, ${F.sweep.train.join(' + ')}` : ''}; recorded ${F.sweep.date}. Point at a disc, or ← →.`))
+    mark(p.canvas, 'aria-label', `recorded sweep, ${MEASURES[measure]} from ${two(lo)} to ${two(hi)}; ${readout.textContent}`)
   }
   ternary.canvas.addEventListener('pointermove', e => { const k = spots.findIndex(([x, y]) => Math.hypot(x - e.offsetX, y - e.offsetY) < 20); if ((k < 0 ? null : k) !== point) { point = k < 0 ? null : k; ask('sweep') } })
   ternary.canvas.addEventListener('pointerleave', () => { point = null; ask('sweep') })
@@ -429,7 +432,7 @@ async function render({model, el}) {
       if (changed('captions', [told.active, told.captions?.step, chosen])) { cards.forEach((c, i) => caption(c, told.captions?.items[i])); captionsLine(run) }
       if (changed('attention', [told.attention?.step, told.attention?.lesion, told.attention?.word])) cards.forEach(lesion)
       if (changed('hovered', [hover, run.marks.length])) captionsLine(run)
-    } else if (view === 'sweep' && changed('sweep', [measure, point, told.knobs.contrastive, told.knobs.ce, told.knobs.mse, told.active])) { radios.forEach(([m, r]) => { r.checked = m === measure }); simplex(ternary) }
+    } else if (view === 'sweep' && changed('sweep', [measure, set, point, told.knobs.contrastive, told.knobs.ce, told.knobs.mse, told.active])) { radios.forEach(([m, r]) => { r.checked = m === measure }); sets.forEach(([m, r]) => { r.checked = m === set }); simplex(ternary) }
     else if (view === 'export' && changed('remarks', told.remarks)) remarks.replaceChildren(...(told.remarks ?? []).map(r => make('li', {}, r)))
   }
   function captionsLine(run) {
