@@ -1,5 +1,5 @@
 # mmkit: one command each. `make` alone lists them; README.md has the plain commands behind every one.
-.PHONY: help tour lab test bench ledger clean
+.PHONY: help tour tuner lab test bench ledger clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -12,13 +12,14 @@ say    = @printf '\n\033[1mmmkit\033[0m · %s\n'
 # The first Python that is 3.10 or newer: yours if you name one (make tour PYTHON=/path/to/python3.12).
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && { echo $$p; break; }; done)
-tour test bench ledger: export HF_HUB_OFFLINE := 1
+tour tuner test bench ledger: export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help:
 	@echo 'make tour              run the tour on the procedural lesions; leaves a notebook and one HTML page in tour/'
 	@echo 'make tour DATA=folder  the same on your own data set'
+	@echo 'make tuner             a page with sliders on a model that trains; to this machine alone, Ctrl-C ends it'
 	@echo 'make lab               open JupyterLab at the tour'
 	@echo 'make test              every chapter and every test'
 	@echo 'make bench             measured speeds, with machine, seed and command'
@@ -28,6 +29,10 @@ help:
 tour: $(VENV)/.ready-tour
 	$(say) 'running nbs/index.ipynb$(if $(DATA), on $(DATA)); a few minutes on two cores'
 	@$(BIN)/python -m mmkit.tour --out '$(OUT)' $(if $(DATA),--data '$(DATA)')
+
+tuner: $(VENV)/.ready-lab
+	$(say) 'serving the live tuner; Ctrl-C here ends it'
+	@$(BIN)/python -m mmkit.dashboard $(if $(PORT),--port $(PORT))
 
 lab: $(VENV)/.ready-lab
 	$(say) 'opening JupyterLab at nbs/index.ipynb; Ctrl-C twice here ends it'
