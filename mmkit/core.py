@@ -7,8 +7,8 @@ __all__ = ['PALETTE', 'Palette', 'style', 'Interval', 'bootstrap', 'paired', 'se
            'html_escape', 'Table', 'table', 'progress', 'assets', 'compare_arms', 'verdict', 'Measured', 'measured',
            'plot_arms', 'Turn', 'live', 'turn']
 
-# %% ../nbs/00_core.ipynb #fa3e3b70
-import base64, difflib, html, io, math, numbers, os, random, time, warnings
+# %% ../nbs/00_core.ipynb #c379df74
+import base64, difflib, functools, html, io, math, numbers, os, random, time, warnings
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
@@ -363,7 +363,24 @@ def _about(draw, controls):
     span = lambda c: '' if isinstance(c, list) else f'{c[0]:g} to {c[1]:g}'
     return {k: ', '.join(filter(None, (said.get(k), span(c)))) for k, c in controls.items()}
 
-# %% ../nbs/00_core.ipynb #244ea069
+# %% ../nbs/00_core.ipynb #c4927461
+@functools.cache
+def _own_keys():
+    "An unseen widget: keys pressed in the box around it stay there (JupyterLab would take `b` for a new cell), and a slider says its name to a screen reader."
+    import anywidget
+    class Keys(anywidget.AnyWidget):
+        _esm = """export default {render({el}) {
+  const find = () => {
+    const box = el.closest('.mmkit-turn'); if (!box) return requestAnimationFrame(find)
+    box.addEventListener('focusin', ({target}) => {
+      target.setAttribute('data-lm-suppress-shortcuts', 'true')
+      const name = target.closest('.widget-slider')?.querySelector('label'); if (name) target.setAttribute('aria-label', name.textContent)
+    })
+  }
+  el.style.display = 'none'; find()
+}}"""
+    return Keys
+
 class _View:
     "What a person turns: the controls of a `Turn`, Reset, and the picture."
     def __init__(self, turn):
@@ -376,7 +393,7 @@ class _View:
         self.reset.on_click(lambda _: turn.reset())
         quiet = lambda text: w.HTML(f'<span style="opacity:.7">{html_escape(text)}</span>')
         rows = [w.HBox([knob, quiet(about[k])], layout=dict(flex_flow='row wrap')) for k, knob in self.knobs.items()]
-        self.box = w.VBox([*rows, w.HBox([self.reset, self.said]), self.stage]); self.box.add_class('mmkit-turn')
+        self.box = w.VBox([*rows, w.HBox([self.reset, self.said]), self.stage, _own_keys()()]); self.box.add_class('mmkit-turn')
     def moved(self, name, value):
         "A control was moved by hand."
         if self.ours: return
