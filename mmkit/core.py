@@ -7,8 +7,8 @@ __all__ = ['PALETTE', 'Palette', 'style', 'Interval', 'bootstrap', 'paired', 'se
            'html_escape', 'Table', 'table', 'progress', 'assets', 'compare_arms', 'verdict', 'Measured', 'measured',
            'plot_arms', 'Turn', 'live', 'turn']
 
-# %% ../nbs/00_core.ipynb #c379df74
-import base64, difflib, functools, html, io, math, numbers, os, random, time, warnings
+# %% ../nbs/00_core.ipynb #6b6c60b1
+import base64, contextlib, difflib, functools, html, io, math, numbers, os, random, sys, threading, time, warnings
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
@@ -317,22 +317,34 @@ class Turn:
 
 def _whole(control): return all(isinstance(x, numbers.Integral) for x in control)
 
-# %% ../nbs/00_core.ipynb #f8e1aac1
+# %% ../nbs/00_core.ipynb #2a86245f
+class _Here(io.StringIO):
+    "What this thread prints; what others print goes where it went. (JupyterLab runs what a control sets off beside the cells, in a thread.)"
+    def __init__(self): super().__init__(); self.thread, self.out = threading.get_ident(), sys.stdout
+    def write(self, s): return super().write(s) if threading.get_ident() == self.thread else self.out.write(s)
+
 def _caught(draw, state): # a list of ('png', bytes) and ('html', text), and the error or None
     "What a drawing shows, caught."
-    from IPython.utils.capture import capture_output
     from ipywidgets.widgets.interaction import show_inline_matplotlib_plots
-    error, pre = None, lambda text: [('html', f'<pre>{html_escape(text)}</pre>')] if text else []
-    with capture_output() as got:
-        try: draw(**state)
-        except Exception as e: error = e
-        show_inline_matplotlib_plots()                                # also those that it left without plt.show()
-    if error: return [('html', f'<p role="alert" style="color:#a02000;max-width:60em"><b>{html_escape(str(error) or type(error).__name__)}</b></p>')], error
-    shown = pre(got.stdout + got.stderr)
-    for data in (o.data for o in got.outputs):
-        if 'image/png' in data: png = data['image/png']; shown.append(('png', base64.b64decode(png) if isinstance(png, str) else png))
-        else: shown += [('html', data['text/html'])] if 'text/html' in data else pre(data.get('text/plain', ''))
-    return shown, None
+    kernel, text, shown, error = _kernel(), _Here(), [], None
+    def put(html): shown.append(('html', html))
+    def printed():
+        if text.getvalue(): put(f'<pre>{html_escape(text.getvalue())}</pre>'); text.truncate(text.seek(0))
+    def keep(msg): # instead of sending it
+        printed(); data = msg['content'].get('data', {}); png = data.get('image/png')
+        if png: shown.append(('png', png if isinstance(png, bytes) else base64.b64decode(png)))     # Pillow's come as bytes, matplotlib's as text
+        elif data: put(data['text/html'] if 'text/html' in data else f'<pre>{html_escape(data.get("text/plain", ""))}</pre>')
+    if kernel: kernel.shell.display_pub.register_hook(keep)           # the publisher itself must stay: the kernel speaks to it meanwhile
+    try:
+        with contextlib.redirect_stdout(text):
+            try: draw(**state)
+            except Exception as e: error = e
+            show_inline_matplotlib_plots()                            # also those that it left without plt.show()
+    finally:
+        if kernel: kernel.shell.display_pub.unregister_hook(keep)
+    printed()
+    if error: shown = [('html', f'<p role="alert" style="color:#a02000;max-width:60em"><b>{html_escape(str(error) or type(error).__name__)}</b></p>')]
+    return shown, error
 
 def _log(control): return isinstance(control, tuple) and not _whole(control) and 0 < control[0] <= control[1]/100
 
@@ -363,7 +375,7 @@ def _about(draw, controls):
     span = lambda c: '' if isinstance(c, list) else f'{c[0]:g} to {c[1]:g}'
     return {k: ', '.join(filter(None, (said.get(k), span(c)))) for k, c in controls.items()}
 
-# %% ../nbs/00_core.ipynb #c4927461
+# %% ../nbs/00_core.ipynb #594e117c
 @functools.cache
 def _own_keys():
     "An unseen widget: keys pressed in the box around it stay there (JupyterLab would take `b` for a new cell), and a slider says its name to a screen reader."
@@ -381,11 +393,12 @@ def _own_keys():
 }}"""
     return Keys
 
+# %% ../nbs/00_core.ipynb #e2f4009e
 class _View:
     "What a person turns: the controls of a `Turn`, Reset, and the picture."
     def __init__(self, turn):
         import ipywidgets as w
-        self.turn, self.ours, self.took, about = turn, False, 0., _about(turn.draw, turn.controls)
+        self.turn, self.ours, self.took, self.lock, about = turn, False, 0., threading.RLock(), _about(turn.draw, turn.controls)
         wide = f'{1 + .55*max(map(len, turn.controls), default=0):.1f}em'
         self.knobs = {k: _knob(k, c, about[k], wide) for k, c in turn.controls.items()}
         self.reset, self.said, self.stage = w.Button(description='Reset', tooltip='back to the starting values'), w.HTML(), w.VBox(layout=dict(align_items='flex-start'))
@@ -396,28 +409,34 @@ class _View:
         self.box = w.VBox([*rows, w.HBox([self.reset, self.said]), self.stage, _own_keys()()]); self.box.add_class('mmkit-turn')
     def moved(self, name, value):
         "A control was moved by hand."
-        if self.ours: return
+        if self.ours: return              # by us
         if isinstance(value, float): # a slider's arithmetic leaves 0.30000000000000004
+            if math.isclose(value, self.turn.state[name], rel_tol=1e-6): return
             c = self.turn.controls[name]; value = min(max(float(f'{value:.3g}' if _log(c) else f'{value:.10g}'), c[0]), c[1])
-        if value == self.turn.state[name]: return
-        self.ours = True
-        try: self.turn.set(**{name: value})
-        finally: self.ours = False
+        with self.lock:
+            self.ours = True
+            try: self.turn.set(**{name: value})
+            finally: self.ours = False
     def show(self):
         "Controls and picture as the state says."
-        if not self.ours:                                             # moved from Python
-            self.ours = True
-            try:
-                for k, knob in self.knobs.items():
-                    with knob.hold_sync():                            # step and place in one message
-                        if hasattr(knob, 'step'): knob.step = _step(self.turn.controls[k], self.turn.state[k])
-                        knob.value = self.turn.state[k]
-            finally: self.ours = False
-        if self.took > .5: self.said.value = 'drawing …'
-        began = time.perf_counter(); shown, self.turn.error = _caught(self.turn.draw, self.turn.state); self.took = time.perf_counter() - began
-        for knob in self.knobs.values():
-            if hasattr(knob, 'continuous_update'): knob.continuous_update = self.took < .4
-        self.put(shown); self.said.value = ''
+        with self.lock:
+            if not self.ours: self.follow()                           # moved from Python
+            if self.took > .5: self.said.value = 'drawing …'
+            began = time.perf_counter(); shown, self.turn.error = _caught(self.turn.draw, self.turn.state); self.took = time.perf_counter() - began
+            self.put(shown); self.said.value = ''
+            for knob in self.knobs.values():
+                if hasattr(knob, 'step'): knob.continuous_update = self.took < .4
+    def follow(self):
+        "Put every control where the state is."
+        self.ours = True
+        try:
+            for k, knob in self.knobs.items():
+                value = self.turn.state[k]
+                if knob.value != value:
+                    with knob.hold_sync():                            # in one message: else the page snaps to its old steps, and says so
+                        if hasattr(knob, 'step'): knob.step, knob.continuous_update = _step(self.turn.controls[k], value), False
+                        knob.value = value
+        finally: self.ours = False
     def put(self, shown):
         "Fill the places that are there; make others only where the kinds differ."
         import ipywidgets as w

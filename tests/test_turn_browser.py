@@ -38,7 +38,7 @@ ODD = ['''def odd(how_many, # pixels, or an error above 150
     if how_many > 150: raise ValueError(f'how_many={how_many}: <b>at most 150</b>; turn it down')
     display(Image.new('RGB', (500, 160), (how_many, 255 - how_many, 0)))
 odd_one = turn(odd, how_many=(0, 200, 1, 10), where=['left', 'right'], seen=[False, True]); follow(odd_one, 'odd')
-b = ipywidgets.Button(description='set'); b.add_class('setter'); b.on_click(lambda _: odd_one.set(how_many=42, where='right', seen=True)); b''']
+b = ipywidgets.Button(description='set'); b.add_class('setter'); b.on_click(lambda _: odd_one.set(how_many=42, where='right', seen=True) or dial.set(tau=.07123, own=.83)); b''']
 
 class Dial:
     "A dial on a page: its parts, and what Python says."
@@ -50,7 +50,7 @@ class Dial:
         "What Python says, once `js`, of that as `s` and of `arg` as `a`, is true."
         self.tab.wait_for_function(f'([name, a]) => {{ const e = document.querySelector(`.${{name}}-told`); if (!e || !e.textContent) return false; const s = JSON.parse(e.textContent); return {js} }}', arg=[self.name, arg])
         return self.told()
-    def picture(self): return self.root.locator('img').first.evaluate('async e => { await e.decode(); const c = document.createElement("canvas"); c.width = e.naturalWidth; c.height = e.naturalHeight; '
+    def picture(self): return self.root.locator('img').first.evaluate('async e => { for (let k = 0; k < 100; k++) try { await e.decode(); break } catch { await new Promise(requestAnimationFrame) } const c = document.createElement("canvas"); c.width = e.naturalWidth; c.height = e.naturalHeight; '
                                                                       'c.getContext("2d").drawImage(e, 0, 0); return c.toDataURL() }')
     def pixels(self): return np.asarray(Image.open(io.BytesIO(base64.b64decode(self.picture().partition(',')[2]))).convert('RGB'))
     def to_view(self): self.root.evaluate('e => e.scrollIntoView({block: "center"})')
@@ -83,11 +83,13 @@ def test_temperature(page):
     d = Dial(page, 'dial'); d.where = 'lab'; turned_by_keyboard_and_mouse(d)
 
 def test_code_moves_the_controls(page):
-    d = Dial(page, 'odd'); before = d.wait('s.how_many === 10')['drawn']; page.locator('.setter').click()
+    d = Dial(page, 'odd'); before, drawn = d.wait('s.how_many === 10')['drawn'], Dial(page, 'dial').told()['drawn']; page.locator('.setter').click()
     assert d.wait('s.how_many === 42 && s.where === "right" && s.seen')['drawn'] == before + 1
     assert d.readout('how many').inner_text() == '42' and d.root.locator('select').evaluate('e => e.selectedOptions[0].text') == 'right' and d.root.locator('input[type=checkbox]').is_checked()
-    d.root.locator('select').select_option('left'); d.wait('s.where === "left"'); d.root.locator('input[type=checkbox]').uncheck(); d.wait('!s.seen')
-    d.root.locator('button').click(); d.wait('s.how_many === 10')
+    dial = Dial(page, 'dial'); now = dial.wait('s.tau === .07123 && s.own === .83'); page.wait_for_timeout(300)             # off the sliders' grids: nothing moves it there
+    assert now['drawn'] == dial.told()['drawn'] == drawn + 1 and dial.readout('tau').inner_text() == '0.0712' and dial.readout('own').inner_text() == '0.83'; dial.root.locator('button').click()
+    d.to_view(); d.root.locator('select').select_option('left'); d.wait('s.where === "left"'); d.root.locator('input[type=checkbox]').uncheck(); d.wait('!s.seen')
+    d.root.locator('button').click(); d.wait('s.how_many === 10'); assert dial.wait('s.tau === .3')['drawn'] == drawn + 2                   # one drawing for each setting, and no click was lost while it drew
 
 def test_keys_stay_in_the_dial(page):
     d = Dial(page, 'odd'); d.wait('s.how_many === 10'); d.to_view(); cells = lambda: page.evaluate('jupyterapp.shell.currentWidget.content.widgets.map(w => w.model.type + w.model.id)'); before = cells()
