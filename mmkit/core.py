@@ -317,7 +317,7 @@ class Turn:
 
 def _whole(control): return all(isinstance(x, numbers.Integral) for x in control)
 
-# %% ../nbs/00_core.ipynb #2a86245f
+# %% ../nbs/00_core.ipynb #db449bc7
 class _Here(io.StringIO):
     "What this thread prints; what others print goes where it went. (JupyterLab runs what a control sets off beside the cells, in a thread.)"
     def __init__(self): super().__init__(); self.thread, self.out = threading.get_ident(), sys.stdout
@@ -346,6 +346,7 @@ def _caught(draw, state): # a list of ('png', bytes) and ('html', text), and the
     if error: shown = [('html', f'<p role="alert" style="color:#a02000;max-width:60em"><b>{html_escape(str(error) or type(error).__name__)}</b></p>')]
     return shown, error
 
+# %% ../nbs/00_core.ipynb #a795d4db
 def _log(control): return isinstance(control, tuple) and not _whole(control) and 0 < control[0] <= control[1]/100
 
 def _step(control, value):
