@@ -346,7 +346,7 @@ def _caught(draw, state): # a list of ('png', bytes) and ('html', text), and the
     if error: shown = [('html', f'<p role="alert" style="color:#a02000;max-width:60em"><b>{html_escape(str(error) or type(error).__name__)}</b></p>')]
     return shown, error
 
-# %% ../nbs/00_core.ipynb #a795d4db
+# %% ../nbs/00_core.ipynb #fe826129
 def _log(control): return isinstance(control, tuple) and not _whole(control) and 0 < control[0] <= control[1]/100
 
 def _step(control, value):
@@ -355,6 +355,10 @@ def _step(control, value):
     low, step, value = (Fraction(f'{x:.10g}') for x in (control[0], control[2], value)); far, whole = abs(value - low), step.denominator*value.denominator*low.denominator
     step = Fraction(math.gcd(int(step*whole), int(far*whole)), whole)
     return int(step) if _whole(control) else float(step)
+
+def _plain(control, value):
+    "A slider's value without what its arithmetic leaves: 0.3, not 0.30000000000000004."
+    return min(max(float(f'{value:.3g}' if _log(control) else f'{value:.10g}'), control[0]), control[1]) if isinstance(value, float) else value
 
 def _knob(name, control, about, wide):
     "The widget of one control."
@@ -394,7 +398,7 @@ def _own_keys():
 }}"""
     return Keys
 
-# %% ../nbs/00_core.ipynb #e2f4009e
+# %% ../nbs/00_core.ipynb #2ead0898
 class _View:
     "What a person turns: the controls of a `Turn`, Reset, and the picture."
     def __init__(self, turn):
@@ -405,18 +409,14 @@ class _View:
         self.reset, self.said, self.stage = w.Button(description='Reset', tooltip='back to the starting values'), w.HTML(), w.VBox(layout=dict(align_items='flex-start'))
         for k, knob in self.knobs.items(): knob.observe(lambda change, k=k: self.moved(k, change.new), 'value')
         self.reset.on_click(lambda _: turn.reset())
-        quiet = lambda text: w.HTML(f'<span style="opacity:.7">{html_escape(text)}</span>')
-        rows = [w.HBox([knob, quiet(about[k])], layout=dict(flex_flow='row wrap')) for k, knob in self.knobs.items()]
+        rows = [w.HBox([knob, w.HTML(f'<span style="opacity:.7">{html_escape(about[k])}</span>')], layout=dict(flex_flow='row wrap')) for k, knob in self.knobs.items()]
         self.box = w.VBox([*rows, w.HBox([self.reset, self.said]), self.stage, _own_keys()()]); self.box.add_class('mmkit-turn')
-    def moved(self, name, value):
-        "A control was moved by hand."
-        if self.ours: return              # by us
-        if isinstance(value, float): # a slider's arithmetic leaves 0.30000000000000004
-            if math.isclose(value, self.turn.state[name], rel_tol=1e-6): return
-            c = self.turn.controls[name]; value = min(max(float(f'{value:.3g}' if _log(c) else f'{value:.10g}'), c[0]), c[1])
+    def moved(self, name, value): # by hand
+        if self.ours: return
+        if isinstance(value, float) and math.isclose(value, self.turn.state[name], rel_tol=1e-6): return
         with self.lock:
             self.ours = True
-            try: self.turn.set(**{name: value})
+            try: self.turn.set(**{name: _plain(self.turn.controls[name], value)})
             finally: self.ours = False
     def show(self):
         "Controls and picture as the state says."
@@ -425,18 +425,15 @@ class _View:
             if self.took > .5: self.said.value = 'drawing …'
             began = time.perf_counter(); shown, self.turn.error = _caught(self.turn.draw, self.turn.state); self.took = time.perf_counter() - began
             self.put(shown); self.said.value = ''
-            for knob in self.knobs.values():
-                if hasattr(knob, 'step'): knob.continuous_update = self.took < .4
-    def follow(self):
-        "Put every control where the state is."
+            for knob in (k for k in self.knobs.values() if hasattr(k, 'step')): knob.continuous_update = self.took < .4
+    def follow(self): # controls where the state is
         self.ours = True
         try:
             for k, knob in self.knobs.items():
-                value = self.turn.state[k]
-                if knob.value != value:
-                    with knob.hold_sync():                            # in one message: else the page snaps to its old steps, and says so
-                        if hasattr(knob, 'step'): knob.step, knob.continuous_update = _step(self.turn.controls[k], value), False
-                        knob.value = value
+                with knob.hold_sync():                                # in one message: else the page snaps to its old steps, and says so
+                    value = self.turn.state[k]
+                    if hasattr(knob, 'step') and value != knob.value: knob.step, knob.continuous_update = _step(self.turn.controls[k], value), False
+                    knob.value = value
         finally: self.ours = False
     def put(self, shown):
         "Fill the places that are there; make others only where the kinds differ."
