@@ -7,8 +7,13 @@ __all__ = ['PALETTE', 'Palette', 'style', 'Interval', 'bootstrap', 'paired', 'se
            'html_escape', 'Table', 'table', 'progress', 'assets', 'compare_arms', 'verdict', 'Measured', 'measured',
            'plot_arms', 'curves', 'plot_curves', 'Turn', 'live', 'turn']
 
+<<<<<<< HEAD
 # %% ../nbs/00_core.ipynb #fa3e3b70
 import base64, difflib, html, io, math, numbers, os, random, re, time, warnings
+=======
+# %% ../nbs/00_core.ipynb #6b6c60b1
+import base64, contextlib, difflib, functools, html, io, math, numbers, os, random, sys, threading, time, warnings
+>>>>>>> d960febc25388e0692044d2cf0cd7a86523b8b78
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
@@ -340,23 +345,36 @@ class Turn:
 
 def _whole(control): return all(isinstance(x, numbers.Integral) for x in control)
 
-# %% ../nbs/00_core.ipynb #f8e1aac1
+# %% ../nbs/00_core.ipynb #db449bc7
+class _Here(io.StringIO):
+    "What this thread prints; what others print goes where it went. (JupyterLab runs what a control sets off beside the cells, in a thread.)"
+    def __init__(self): super().__init__(); self.thread, self.out = threading.get_ident(), sys.stdout
+    def write(self, s): return super().write(s) if threading.get_ident() == self.thread else self.out.write(s)
+
 def _caught(draw, state): # a list of ('png', bytes) and ('html', text), and the error or None
     "What a drawing shows, caught."
-    from IPython.utils.capture import capture_output
     from ipywidgets.widgets.interaction import show_inline_matplotlib_plots
-    error, pre = None, lambda text: [('html', f'<pre>{html_escape(text)}</pre>')] if text else []
-    with capture_output() as got:
-        try: draw(**state)
-        except Exception as e: error = e
-        show_inline_matplotlib_plots()                                # also those that it left without plt.show()
-    if error: return [('html', f'<p role="alert" style="color:#a02000;max-width:60em"><b>{html_escape(str(error) or type(error).__name__)}</b></p>')], error
-    shown = pre(got.stdout + got.stderr)
-    for data in (o.data for o in got.outputs):
-        if 'image/png' in data: png = data['image/png']; shown.append(('png', base64.b64decode(png) if isinstance(png, str) else png))
-        else: shown += [('html', data['text/html'])] if 'text/html' in data else pre(data.get('text/plain', ''))
-    return shown, None
+    kernel, text, shown, error = _kernel(), _Here(), [], None
+    def put(html): shown.append(('html', html))
+    def printed():
+        if text.getvalue(): put(f'<pre>{html_escape(text.getvalue())}</pre>'); text.truncate(text.seek(0))
+    def keep(msg): # instead of sending it
+        printed(); data = msg['content'].get('data', {}); png = data.get('image/png')
+        if png: shown.append(('png', png if isinstance(png, bytes) else base64.b64decode(png)))     # Pillow's come as bytes, matplotlib's as text
+        elif data: put(data['text/html'] if 'text/html' in data else f'<pre>{html_escape(data.get("text/plain", ""))}</pre>')
+    if kernel: kernel.shell.display_pub.register_hook(keep)           # the publisher itself must stay: the kernel speaks to it meanwhile
+    try:
+        with contextlib.redirect_stdout(text):
+            try: draw(**state)
+            except Exception as e: error = e
+            show_inline_matplotlib_plots()                            # also those that it left without plt.show()
+    finally:
+        if kernel: kernel.shell.display_pub.unregister_hook(keep)
+    printed()
+    if error: shown = [('html', f'<p role="alert" style="color:#a02000;max-width:60em"><b>{html_escape(str(error) or type(error).__name__)}</b></p>')]
+    return shown, error
 
+# %% ../nbs/00_core.ipynb #fe826129
 def _log(control): return isinstance(control, tuple) and not _whole(control) and 0 < control[0] <= control[1]/100
 
 def _step(control, value):
@@ -365,6 +383,10 @@ def _step(control, value):
     low, step, value = (Fraction(f'{x:.10g}') for x in (control[0], control[2], value)); far, whole = abs(value - low), step.denominator*value.denominator*low.denominator
     step = Fraction(math.gcd(int(step*whole), int(far*whole)), whole)
     return int(step) if _whole(control) else float(step)
+
+def _plain(control, value):
+    "A slider's value without what its arithmetic leaves: 0.3, not 0.30000000000000004."
+    return min(max(float(f'{value:.3g}' if _log(control) else f'{value:.10g}'), control[0]), control[1]) if isinstance(value, float) else value
 
 def _knob(name, control, about, wide):
     "The widget of one control."
@@ -386,44 +408,61 @@ def _about(draw, controls):
     span = lambda c: '' if isinstance(c, list) else f'{c[0]:g} to {c[1]:g}'
     return {k: ', '.join(filter(None, (said.get(k), span(c)))) for k, c in controls.items()}
 
-# %% ../nbs/00_core.ipynb #244ea069
+# %% ../nbs/00_core.ipynb #594e117c
+@functools.cache
+def _own_keys():
+    "An unseen widget: keys pressed in the box around it stay there (JupyterLab would take `b` for a new cell), and a slider says its name to a screen reader."
+    import anywidget
+    class Keys(anywidget.AnyWidget):
+        _esm = """export default {render({el}) {
+  const find = () => {
+    const box = el.closest('.mmkit-turn'); if (!box) return requestAnimationFrame(find)
+    box.addEventListener('focusin', ({target}) => {
+      target.setAttribute('data-lm-suppress-shortcuts', 'true')
+      const name = target.closest('.widget-slider')?.querySelector('label'); if (name) target.setAttribute('aria-label', name.textContent)
+    })
+  }
+  el.style.display = 'none'; find()
+}}"""
+    return Keys
+
+# %% ../nbs/00_core.ipynb #2ead0898
 class _View:
     "What a person turns: the controls of a `Turn`, Reset, and the picture."
     def __init__(self, turn):
         import ipywidgets as w
-        self.turn, self.ours, self.took, about = turn, False, 0., _about(turn.draw, turn.controls)
+        self.turn, self.ours, self.took, self.lock, about = turn, False, 0., threading.RLock(), _about(turn.draw, turn.controls)
         wide = f'{1 + .55*max(map(len, turn.controls), default=0):.1f}em'
         self.knobs = {k: _knob(k, c, about[k], wide) for k, c in turn.controls.items()}
         self.reset, self.said, self.stage = w.Button(description='Reset', tooltip='back to the starting values'), w.HTML(), w.VBox(layout=dict(align_items='flex-start'))
         for k, knob in self.knobs.items(): knob.observe(lambda change, k=k: self.moved(k, change.new), 'value')
         self.reset.on_click(lambda _: turn.reset())
-        quiet = lambda text: w.HTML(f'<span style="opacity:.7">{html_escape(text)}</span>')
-        rows = [w.HBox([knob, quiet(about[k])], layout=dict(flex_flow='row wrap')) for k, knob in self.knobs.items()]
-        self.box = w.VBox([*rows, w.HBox([self.reset, self.said]), self.stage]); self.box.add_class('mmkit-turn')
-    def moved(self, name, value):
-        "A control was moved by hand."
+        rows = [w.HBox([knob, w.HTML(f'<span style="opacity:.7">{html_escape(about[k])}</span>')], layout=dict(flex_flow='row wrap')) for k, knob in self.knobs.items()]
+        self.box = w.VBox([*rows, w.HBox([self.reset, self.said]), self.stage, _own_keys()()]); self.box.add_class('mmkit-turn')
+    def moved(self, name, value): # by hand
         if self.ours: return
-        if isinstance(value, float): # a slider's arithmetic leaves 0.30000000000000004
-            c = self.turn.controls[name]; value = min(max(float(f'{value:.3g}' if _log(c) else f'{value:.10g}'), c[0]), c[1])
-        if value == self.turn.state[name]: return
-        self.ours = True
-        try: self.turn.set(**{name: value})
-        finally: self.ours = False
+        if isinstance(value, float) and math.isclose(value, self.turn.state[name], rel_tol=1e-6): return
+        with self.lock:
+            self.ours = True
+            try: self.turn.set(**{name: _plain(self.turn.controls[name], value)})
+            finally: self.ours = False
     def show(self):
         "Controls and picture as the state says."
-        if not self.ours:                                             # moved from Python
-            self.ours = True
-            try:
-                for k, knob in self.knobs.items():
-                    with knob.hold_sync():                            # step and place in one message
-                        if hasattr(knob, 'step'): knob.step = _step(self.turn.controls[k], self.turn.state[k])
-                        knob.value = self.turn.state[k]
-            finally: self.ours = False
-        if self.took > .5: self.said.value = 'drawing …'
-        began = time.perf_counter(); shown, self.turn.error = _caught(self.turn.draw, self.turn.state); self.took = time.perf_counter() - began
-        for knob in self.knobs.values():
-            if hasattr(knob, 'continuous_update'): knob.continuous_update = self.took < .4
-        self.put(shown); self.said.value = ''
+        with self.lock:
+            if not self.ours: self.follow()                           # moved from Python
+            if self.took > .5: self.said.value = 'drawing …'
+            began = time.perf_counter(); shown, self.turn.error = _caught(self.turn.draw, self.turn.state); self.took = time.perf_counter() - began
+            self.put(shown); self.said.value = ''
+            for knob in (k for k in self.knobs.values() if hasattr(k, 'step')): knob.continuous_update = self.took < .4
+    def follow(self): # controls where the state is
+        self.ours = True
+        try:
+            for k, knob in self.knobs.items():
+                with knob.hold_sync():                                # in one message: else the page snaps to its old steps, and says so
+                    value = self.turn.state[k]
+                    if hasattr(knob, 'step') and value != knob.value: knob.step, knob.continuous_update = _step(self.turn.controls[k], value), False
+                    knob.value = value
+        finally: self.ours = False
     def put(self, shown):
         "Fill the places that are there; make others only where the kinds differ."
         import ipywidgets as w

@@ -27,7 +27,7 @@ def test_states_are_separate():
     seen, draw = noting(); a, b = turn(draw, **CONTROLS), turn(draw, **CONTROLS)
     before = a.state; a.set(tau=1.); assert b.state == START == before and a.start == START
 
-@pytest.mark.parametrize('wrong, says', [(dict(tau=2.1), 'tau=2.1: a number from 0.01 to 2.0'), (dict(tau=float('nan')), 'nan'), (dict(tau=None), 'None'), (dict(rows=2.5), 'whole number from 0 to 10'),
+@pytest.mark.parametrize('wrong, says', [(dict(tau=2.1), 'tau=2.1: a number from 0.01 to 2.0'), (dict(tau=float('nan')), 'nan'), (dict(tau=None), 'None'), (dict(rows=-1), 'rows=-1: a number from 0 to 10'), (dict(rows=2.5), 'whole number from 0 to 10'),
     (dict(kind='c'), "kind='c': one of 'b', 'a'"), (dict(on=None), 'one of False, True'), (dict(taw=1), "'taw'; did you mean 'tau'"), (dict(temperature=1), 'there is tau, rows, kind, on'), (dict(rows=10, tau=-1), 'tau=-1')])
 def test_what_cannot_be_changes_nothing(wrong, says):
     seen, draw = noting(); t = turn(draw, **CONTROLS)
@@ -77,8 +77,9 @@ def test_hand_and_code_move_the_same_state():
     knobs['tau'].value = .31622776601683794; assert t.state['tau'] == .316 == seen[-1]['tau'] and len(seen) == 2         # as the slider says it
     knobs['kind'].value = 'a'; knobs['on'].value = True; assert t.state == START | dict(tau=.316, kind='a', on=True) and len(seen) == 4
     t.set(tau=.07, rows=10); assert (knobs['tau'].value, knobs['rows'].value) == (.07, 10) and len(seen) == 5             # once, not once a control
-    knobs['tau'].value = .07000000000000001; assert len(seen) == 5
-    t.view.reset.click(); assert t.state == START and {k: x.value for k, x in knobs.items()} == START and len(seen) == 6
+    knobs['tau'].value = .0700000001; assert len(seen) == 5
+    t.set(tau=.0712345); assert t.state['tau'] == seen[-1]['tau'] == .0712345 and len(seen) == 6
+    t.view.reset.click(); assert t.state == START and {k: x.value for k, x in knobs.items()} == START and len(seen) == 7
 
 def test_ends_of_a_slider():
     t = viewed(lambda tau: None, tau=(.01234, 2.3456, .01, .3)); knob = t.view.knobs['tau']
@@ -98,6 +99,12 @@ def test_an_error_is_its_sentence_and_the_controls_live():
     knob.value = 2; assert t.error is None and not any('alert' in c.value for c in t.view.stage.children)
     plt.close('all')
 
+def test_what_others_print_meanwhile_is_theirs(capsys):
+    import threading
+    def draw(n):
+        print('mine', n); other = threading.Thread(target=print, args=('another cell',)); other.start(); other.join()
+    t = viewed(draw, n=(0, 3, 1, 1)); assert t.view.stage.children[0].value == '<pre>mine 1\n</pre>' and capsys.readouterr().out == 'another cell\n'
+
 def test_quick_pictures_follow_the_hand_and_slow_ones_wait(monkeypatch):
     now = [0.]; monkeypatch.setattr(core.time, 'perf_counter', lambda: now[0])
     def draw(seconds): now[0] += seconds
@@ -107,14 +114,16 @@ def test_quick_pictures_follow_the_hand_and_slow_ones_wait(monkeypatch):
 # ---- in a kernel: where a person is, and where nobody is -----------------------------------------------------------------------
 
 CELLS = ['''import matplotlib.pyplot as plt, json
+from IPython.display import display
+from PIL import Image
 from mmkit.core import live, turn
 def draw(n, kind='line'): # how many
     print('n is', n)
     plt.figure(figsize=(2, 1)); plt.plot(range(n)); plt.show()
-    plt.figure(figsize=(1, 1)); plt.plot([0, 1])                # left to the end of the cell
+    plt.figure(figsize=(1, 1)); plt.plot([0, 1]); display(Image.new('RGB', (9, 9)))                # left to the end of the cell
 t = turn(draw, n=(1, 9, 1, 3))
 t''', '''t.set(n=5)
-print(json.dumps([live(), t.view and [[type(c).__name__, hash(c.value)] for c in t.view.stage.children]]))''', '''t.set(n=6)
+print(json.dumps([live(), t.view and [[type(c).__name__, bytes(c.value[:4]).decode('latin1') if hasattr(c, 'format') else '', hash(c.value)] for c in t.view.stage.children]]))''', '''t.set(n=6)
 print(json.dumps([repr(t), plt.get_fignums(), t.view and [[type(c).__name__, hash(c.value)] for c in t.view.stage.children]]))''']
 
 def run(cells, monkeypatch, env):
@@ -126,7 +135,7 @@ def run(cells, monkeypatch, env):
 def test_a_program_gets_the_still_and_nothing_else(monkeypatch):
     first, second, third = run(CELLS, monkeypatch, {})
     kinds = lambda outs: [o.get('name') or ('image/png' in o.data) for o in outs]
-    assert kinds(first) == ['stdout', True, True] and first[0].text == 'n is 3\n'
+    assert kinds(first) == ['stdout', True, True, True] and first[0].text == 'n is 3\n'
     assert kinds(second)[:2] == ['stdout', True] and second[0].text.startswith('n is 5\n') and json.loads(second[-2 if second[-1].get('data') else -1].text.splitlines()[-1]) == [False, None]
     assert first[1].data['image/png'] != second[1].data['image/png']
 
@@ -136,4 +145,5 @@ def test_a_person_gets_controls_and_the_picture(monkeypatch, env):
     assert len(first) == 1 and 'application/vnd.jupyter.widget-view+json' in first[0].data and first[0].data['image/png']       # and a still, for the page that is saved
     (live, one), (said, figures, two) = json.loads(second[0].text), json.loads(third[0].text)
     assert live and len(second) == len(third) == 1 and said == 'Turn(n=6)' and not figures
-    assert [c[0] for c in one] == ['HTML', 'Image', 'Image'] == [c[0] for c in two] and one[0] != two[0] and one[1] != two[1] and one[2] == two[2]
+    assert [c[0] for c in one] == ['HTML', 'Image', 'Image', 'Image'] == [c[0] for c in two] and {c[1] for c in one[1:]} == {'\x89PNG'}
+    assert [c[-1] for c in one][:2] != [c[-1] for c in two][:2] and one[1][-1] != two[1][-1] and [c[-1] for c in one[2:]] == [c[-1] for c in two[2:]]
