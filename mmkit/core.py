@@ -7,13 +7,8 @@ __all__ = ['PALETTE', 'Palette', 'style', 'Interval', 'bootstrap', 'paired', 'se
            'html_escape', 'Table', 'table', 'progress', 'assets', 'compare_arms', 'verdict', 'Measured', 'measured',
            'plot_arms', 'curves', 'plot_curves', 'Turn', 'live', 'turn']
 
-<<<<<<< HEAD
-# %% ../nbs/00_core.ipynb #fa3e3b70
-import base64, difflib, html, io, math, numbers, os, random, re, time, warnings
-=======
 # %% ../nbs/00_core.ipynb #6b6c60b1
-import base64, contextlib, difflib, functools, html, io, math, numbers, os, random, sys, threading, time, warnings
->>>>>>> d960febc25388e0692044d2cf0cd7a86523b8b78
+import base64, contextlib, difflib, functools, html, io, math, numbers, os, random, re, sys, threading, time, warnings
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
