@@ -3,6 +3,7 @@ import json, os, random, re, shutil
 import pytest
 from browser import PATIENCE, SHOTS, shoot, watched_tab
 from conftest import ROOT
+from mmkit import tuner
 
 CELLS = ["import torch; torch.set_num_threads(1)\nfrom mmkit.dashboard import Dashboard\nd = Dashboard(ahead=0, batch=4)\nd", "d.runner.alive"]
 ACTS = int(os.environ.get('MMKIT_MONKEY', 300))
@@ -116,7 +117,7 @@ def test_presets_and_the_tour(page):
     f = Face(page); tour = f.root.locator('.mm-tour'); assert tour.is_visible()
     f.root.locator('[data-guess="1"]').click(); page.wait_for_function("() => document.querySelector('[data-guess=\"1\"]').getAttribute('aria-pressed') == 'true'")
     f.root.locator('select[data-do=preset]').select_option('MSE only'); k = f.until('t.knobs.mse == 1')['knobs']; assert k['ce'] == k['contrastive'] == 0
-    page.wait_for_function("() => document.querySelector('.mm-sentence').textContent.includes('middle')")
+    page.wait_for_function("text => document.querySelector('.mm-sentence').textContent == text", arg=tuner.PRESETS['MSE only'].says)
     f.start(); f.root.locator('.mm-found').wait_for(); assert 'chance' in tour.inner_text() and 'predicted' in tour.inner_text(); shoot(page, 'dashboard_lab_tour')
     f.pause(); assert f.root.locator('[data-panel=ce] .mm-value').first.inner_text() == 'off'
     f.do('next').click(); page.wait_for_function("() => document.querySelector('.mm-says').textContent.startsWith('2.')"); f.do('close-tour').click(); tour.wait_for(state='hidden')
