@@ -167,7 +167,7 @@ class _Pile:
         if self.own is not None and (knobs['dark_benign'] or knobs['camera']):
             raise ValueError('dark_benign and camera are planted by drawing the lesions anew, and these records are your own; mismatch and shortcut can be planted in them')
 
-# %% ../nbs/16_tuner.ipynb #0fb7e80c
+# %% ../nbs/16_tuner.ipynb #ac352e52
 class Deck(_Pile):
     "Records to train on, and the faults that can be planted among them: `deck.batch(drawn, knobs)` is the next batch, the same whenever it is asked for."
     def pick(self, drawn:int, knobs:dict)->list: # of dicts: row, words (whose caption), dark, camera, notes
@@ -206,8 +206,7 @@ class Deck(_Pile):
             like = self.rows(p['dark'], p['camera'], p['notes'], knobs['hard'], pixels); mine = like[p['row']]
             rows.append(mine if p['words'] == p['row'] else like[p['words']] | {k: mine[k] for k in ('image', 'features', 'row') if k in mine})
         if not rows: raise ValueError('the batch is empty: there are no records to draw from')
-        ids = {c: k for k, c in enumerate(dict.fromkeys(r['caption'] for r in rows))}                    # equal captions are positives of one another, whatever kind they are of
-        return self.rows().batch([r | dict(caption_id=ids[r['caption']]) for r in rows])
+        return self.rows().batch(rows)                                        # every kind has the same captions, so their numbers agree
 
 # %% ../nbs/16_tuner.ipynb #9e396197
 def _rgb(image): return (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).convert('RGB')

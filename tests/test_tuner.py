@@ -67,13 +67,14 @@ def test_a_smaller_share_is_part_of_a_larger(base, a, b, fault):
     assert where(min(a, b)) <= where(max(a, b)) and where(0) == set() and where(1) == set(range(24))
 
 def test_a_batch_knows_equal_captions_of_different_kinds(base):
-    b = base.deck.batch(0, START | dict(batch=24, shortcut=.5))
-    said = [base.deck.rows()[i]['caption'] for i in b['row'].tolist()]
+    mixed = START | dict(batch=24, shortcut=.5, dark_benign=.5, mismatch=.5); b = base.deck.batch(0, mixed)
+    said = [base.deck.rows(dark=p['dark'])[p['words']]['caption'] for p in base.deck.pick(0, mixed)]
     assert [x == y for x in said for y in said] == [x == y for x in b['caption_id'].tolist() for y in b['caption_id'].tolist()]
-    notes = base.deck.batch(0, START | dict(batch=24, shortcut=1.))
-    assert notes['input_ids'].shape[1] > base.deck.batch(0, START | dict(batch=24))['input_ids'].shape[1] and torch.equal(notes['features'], b['features'])
+    assert len({tuple(base.deck.records(d, c)['caption']) for d in (False, True) for c in (False, True)}) == 1      # so that numbers of captions agree in all kinds
+    plain, notes = (base.deck.batch(0, START | dict(batch=24, shortcut=s)) for s in (0., 1.))
+    assert notes['input_ids'].shape[1] > plain['input_ids'].shape[1] and torch.equal(notes['features'], plain['features'])
 
-def test_dark_and_camera_change_pictures_and_dark_changes_words(base):
+def test_dark_and_camera_change_pictures_and_no_words(base):
     plain, dark, cam = (base.deck.batch(0, START | dict(batch=8) | k) for k in ({}, dict(dark_benign=1.), dict(camera=1.)))
     assert not torch.allclose(plain['features'], cam['features']) and not torch.allclose(plain['features'], dark['features'])
     assert torch.equal(plain['row'], cam['row']) and torch.equal(plain['labels'], cam['labels'])
