@@ -174,7 +174,7 @@ def test_monkey(page):
         else: f.root.evaluate(f'(_, a) => ({ACT})(a)', [kind, rng.random(), rng.random()])
         if i % 10 == 9: page.wait_for_timeout(60)
         if i % 60 == 59: assert f.told()['status'] in ('running', 'paused', 'ready'), (i, f.told()['reason'])
-    shoot(page, 'dashboard_lab_monkey'); f.root.locator('[role=tab][data-view=live]').click()
+    shoot(page, 'dashboard_lab_monkey'); assert f.root.locator('.mm-side').bounding_box()['width'] < 240 and f.root.bounding_box()['width'] < 900; f.root.locator('[role=tab][data-view=live]').click()
     kernel(page, "d.runner.reset(seed=0, rank=8); d.runner.set(train=('projector',), batch=4, linked=False, mismatch=0, shortcut=0, dark_benign=0, camera=0); d.runner.set(contrastive=.4, ce=.5, mse=.1)")
     f.until('t.status != "running" && t.step == 0 && !t.busy && t.knobs.batch == 4'); f.start(); f.until('t.step >= 5'); f.pause()
     assert kernel(page, THREADS) == '1' and kernel(page, 'print(d.runner.error)') == 'None' and not page.troubles
@@ -199,7 +199,7 @@ def test_in_voila(voila, tab):
     tab.goto(voila.write('dashboard', ['import torch; torch.set_num_threads(1)\nfrom mmkit.dashboard import Dashboard\nDashboard()'])); tab.wait_for_selector('.mmkit-dash [data-panel=ce] canvas')
     f = Face(tab); f.until('t.status == "ready"'); assert f.root.bounding_box()['y'] + f.root.bounding_box()['height'] <= 720, 'does not fit in 1280×720'
     f.start(); f.until('t.step >= 12 && t.captions'); f.knob('ce').fill('0.8'); f.until('Math.abs(t.knobs.ce - .8) < 1e-9'); f.trains(10)
-    f.do('fork').click(); f.until('t.active == "B"'); f.knob('temperature').fill('140'); f.trains(16); f.root.locator('.mm-caption').nth(0).locator('[data-ok=true]').first.click(); f.until('t.attention'); f.trains(4)
+    f.do('fork').click(); f.until('t.active == "B"'); f.knob('temperature').fill('140'); f.trains(16); f.root.locator('.mm-caption').nth(0).locator('[data-ok=true]').first.click(); f.until('t.attention'); f.trains(150 if os.environ.get('MMKIT_PICTURES') else 4)
     tab.mouse.move(3, 715); tab.wait_for_timeout(300); shoot(tab, 'dashboard_voila')
     assert f.root.bounding_box()['y'] + f.root.bounding_box()['height'] <= 720 and tab.locator('.mmkit-dash').count() == 1
     if os.environ.get('MMKIT_PICTURES'): shutil.copy(SHOTS/'dashboard_voila.png', ROOT/'nbs/images/dashboard.png')     # the README's
