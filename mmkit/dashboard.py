@@ -4,7 +4,7 @@
 __all__ = ['TERMS', 'TOUR', 'RUNS', 'alone', 'since', 'newest', 'Prompt', 'Tour', 'small_plot', 'curves', 'matrix', 'still',
            'Dashboard', 'free_port', 'main']
 
-# %% ../nbs/17_dashboard.ipynb #5229dcb8
+# %% ../nbs/17_dashboard.ipynb #f1061192
 import argparse, base64, io, json, os, signal, socket, subprocess, sys, tempfile, time, weakref
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +13,8 @@ import anywidget, nbformat, numpy as np, traitlets as T
 from PIL import Image
 from fastcore.basics import patch
 from . import tuner
-from .core import PALETTE, assets, html_escape
-from .viewer import COLOURS, attended
+from .core import PALETTE, assets, html_escape, live
+from .viewer import COLOURS
 
 # %% ../nbs/17_dashboard.ipynb #17b235d6
 TERMS = {t: tuner.KNOBS[t].label for t in tuner.WEIGHTS}
@@ -192,7 +192,7 @@ def still(told:dict, lesions:list)->str: # HTML that needs nothing from outside
     return (f'<div style="max-width:1080px;font-size:13px">{head}{runs}<div style="display:flex;flex-wrap:wrap;gap:8px 16px">{"".join(pictures)}</div>'
             f'<div style="display:flex;flex-wrap:wrap;gap:12px;margin-top:10px">{"".join(cards)}</div>{foot}</div>')
 
-# %% ../nbs/17_dashboard.ipynb #07c1a12e
+# %% ../nbs/17_dashboard.ipynb #35e988a2
 def _text(v, _=None):
     "JSON that every browser reads: what is no number becomes null."
     try: return json.dumps(v, allow_nan=False)
@@ -217,10 +217,10 @@ class Dashboard(anywidget.AnyWidget):
         self.runner = tuner.Runner(state, hear=self._hear, every=every, **settings); Dashboard._open.add(self)
         self.on_msg(lambda _, content, __: self.act(**content))
         self._hear(self.runner.told())
-        if ahead and not attended(): self.run(ahead).runner.stop()
+        if ahead and not live(): self.run(ahead).runner.stop()
     def open(self):
         "Speak to the screen, where there is one."
-        if attended(): super().open()
+        if live(): super().open()
     def _pack(self, lesions):
         try: found, why = tuner.sweep(), ''
         except (OSError, ValueError) as e: found, why = None, str(e)

@@ -731,7 +731,7 @@ class _Watch:
         s, now = self.state, time.perf_counter(); h = s.held
         if self.status == 'running' and self.spent > self.allowance*(now - self.began) + .5: return
         at = s.steps
-        for name, pause in LOOKS.items():
+        for name, pause in sorted(LOOKS.items(), key=lambda l: self.due[l[0]]):           # the longest due first: else a slow look starves the others
             last = self.seen_at.get(name)
             if last == (self.active, at) and not (name == 'attention' and self.due[name] == 0.): continue
             if now < self.due[name]: continue

@@ -3,6 +3,7 @@ import json, os, random, re, shutil
 import pytest
 from browser import PATIENCE, SHOTS, shoot, watched_tab
 from conftest import ROOT
+from mmkit import tuner
 
 CELLS = ["import torch; torch.set_num_threads(1)\nfrom mmkit.dashboard import Dashboard\nd = Dashboard(ahead=0, batch=4)\nd", "d.runner.alive"]
 ACTS = int(os.environ.get('MMKIT_MONKEY', 300))
@@ -116,7 +117,7 @@ def test_presets_and_the_tour(page):
     f = Face(page); tour = f.root.locator('.mm-tour'); assert tour.is_visible()
     f.root.locator('[data-guess="1"]').click(); page.wait_for_function("() => document.querySelector('[data-guess=\"1\"]').getAttribute('aria-pressed') == 'true'")
     f.root.locator('select[data-do=preset]').select_option('MSE only'); k = f.until('t.knobs.mse == 1')['knobs']; assert k['ce'] == k['contrastive'] == 0
-    page.wait_for_function("() => document.querySelector('.mm-sentence').textContent.includes('middle')")
+    page.wait_for_function("text => document.querySelector('.mm-sentence').textContent == text", arg=tuner.PRESETS['MSE only'].says)
     f.start(); f.root.locator('.mm-found').wait_for(); assert 'chance' in tour.inner_text() and 'predicted' in tour.inner_text(); shoot(page, 'dashboard_lab_tour')
     f.pause(); assert f.root.locator('[data-panel=ce] .mm-value').first.inner_text() == 'off'
     f.do('next').click(); page.wait_for_function("() => document.querySelector('.mm-says').textContent.startsWith('2.')"); f.do('close-tour').click(); tour.wait_for(state='hidden')
@@ -173,7 +174,7 @@ def test_monkey(page):
         else: f.root.evaluate(f'(_, a) => ({ACT})(a)', [kind, rng.random(), rng.random()])
         if i % 10 == 9: page.wait_for_timeout(60)
         if i % 60 == 59: assert f.told()['status'] in ('running', 'paused', 'ready'), (i, f.told()['reason'])
-    shoot(page, 'dashboard_lab_monkey'); f.root.locator('[role=tab][data-view=live]').click()
+    shoot(page, 'dashboard_lab_monkey'); assert f.root.locator('.mm-side').bounding_box()['width'] < 240 and f.root.bounding_box()['width'] < 900; f.root.locator('[role=tab][data-view=live]').click()
     kernel(page, "d.runner.reset(seed=0, rank=8); d.runner.set(train=('projector',), batch=4, linked=False, mismatch=0, shortcut=0, dark_benign=0, camera=0); d.runner.set(contrastive=.4, ce=.5, mse=.1)")
     f.until('t.status != "running" && t.step == 0 && !t.busy && t.knobs.batch == 4'); f.start(); f.until('t.step >= 5'); f.pause()
     assert kernel(page, THREADS) == '1' and kernel(page, 'print(d.runner.error)') == 'None' and not page.troubles
@@ -198,7 +199,7 @@ def test_in_voila(voila, tab):
     tab.goto(voila.write('dashboard', ['import torch; torch.set_num_threads(1)\nfrom mmkit.dashboard import Dashboard\nDashboard()'])); tab.wait_for_selector('.mmkit-dash [data-panel=ce] canvas')
     f = Face(tab); f.until('t.status == "ready"'); assert f.root.bounding_box()['y'] + f.root.bounding_box()['height'] <= 720, 'does not fit in 1280×720'
     f.start(); f.until('t.step >= 12 && t.captions'); f.knob('ce').fill('0.8'); f.until('Math.abs(t.knobs.ce - .8) < 1e-9'); f.trains(10)
-    f.do('fork').click(); f.until('t.active == "B"'); f.knob('temperature').fill('140'); f.trains(16); f.root.locator('.mm-caption').nth(0).locator('[data-ok=true]').first.click(); f.until('t.attention'); f.trains(4)
+    f.do('fork').click(); f.until('t.active == "B"'); f.knob('temperature').fill('140'); f.trains(16); f.root.locator('.mm-caption').nth(0).locator('[data-ok=true]').first.click(); f.until('t.attention'); f.trains(150 if os.environ.get('MMKIT_PICTURES') else 4)
     tab.mouse.move(3, 715); tab.wait_for_timeout(300); shoot(tab, 'dashboard_voila')
     assert f.root.bounding_box()['y'] + f.root.bounding_box()['height'] <= 720 and tab.locator('.mmkit-dash').count() == 1
     if os.environ.get('MMKIT_PICTURES'): shutil.copy(SHOTS/'dashboard_voila.png', ROOT/'nbs/images/dashboard.png')     # the README's

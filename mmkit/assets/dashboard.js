@@ -75,7 +75,7 @@ function crossed(ctx, {box, X}, step, look) {
   ctx.strokeStyle = look.ink; ctx.globalAlpha = .55; ctx.lineWidth = 1; ctx.beginPath(); ctx.moveTo(Math.round(X(step)) + .5, box.t); ctx.lineTo(Math.round(X(step)) + .5, box.b); ctx.stroke(); ctx.globalAlpha = 1
 }
 
-function traced(ctx, {X, Y, box}, x, y, {colour, dash = [], wide = 1.75, alpha = 1, fill}) {     // a line; a gap where there is no value
+function traced(ctx, {X, Y, box}, x, y, {colour, dash = [], wide = 1.75, alpha = 1, fill, dots = x.length < 4}) {     // a line; a gap where there is no value
   ctx.strokeStyle = colour; ctx.lineWidth = wide; ctx.globalAlpha = alpha; ctx.setLineDash(dash); ctx.beginPath()
   let pen = false, from = 0
   for (let i = 0; i < x.length; i++) {
@@ -84,7 +84,7 @@ function traced(ctx, {X, Y, box}, x, y, {colour, dash = [], wide = 1.75, alpha =
     pen = true
   }
   ctx.stroke(); ctx.setLineDash([])
-  if (x.length < 25 && !fill) { ctx.fillStyle = colour; for (let i = 0; i < x.length; i++) if (y[i] != null) { ctx.beginPath(); ctx.arc(X(x[i]), Y(y[i]), wide + .4, 0, 7); ctx.fill() } }   // few values: each is seen
+  if (dots && !fill) { ctx.fillStyle = colour; for (let i = 0; i < x.length; i++) if (y[i] != null) { ctx.beginPath(); ctx.arc(X(x[i]), Y(y[i]), wide + .4, 0, 7); ctx.fill() } }   // few values: each is seen
   if (fill) {
     ctx.fillStyle = colour; ctx.globalAlpha = fill
     for (let i = 0; i < x.length; i = from) {
@@ -310,8 +310,8 @@ async function render({model, el}) {
   function retrieval(p, all) {
     const ctx = cleared(p); if (!ctx) return
     const place = axes(ctx, p, look, width(all), [0, 1], v => figure(v)), run = all[told.active], n = told.similarity?.n
-    if (n) traced(ctx, place, [0, width(all)], [1/n, 1/n], {colour: look.quiet, dash: [1, 3], wide: 1.25})
-    for (const l of sorted(all)) traced(ctx, place, all[l].r1.step, all[l].r1.value, {colour: runColour(l), dash: runDash(l), wide: l === told.active ? 1.9 : 1.4})
+    if (n) traced(ctx, place, [0, width(all)], [1/n, 1/n], {colour: look.quiet, dash: [1, 3], wide: 1.25, dots: false})
+    for (const l of sorted(all)) traced(ctx, place, all[l].r1.step, all[l].r1.value, {dots: all[l].r1.step.length < 25, colour: runColour(l), dash: runDash(l), wide: l === told.active ? 1.9 : 1.4})
     marked(ctx, place, run.marks, look); crossed(ctx, place, hover, look)
     put(p.value, percent(at(run.r1.step, run.r1.value, hover))); mark(p.canvas, 'aria-label', `R@1: ${percent(last(run.r1.value))}${n ? `, chance ${percent(1/n)}` : ''}`)
   }
@@ -324,7 +324,7 @@ async function render({model, el}) {
     if (now != null) { ctx.fillStyle = P.green; ctx.fillRect(box.l, 0, (box.r - box.l)*now, bar); ctx.fillStyle = look.ink; ctx.fillRect(box.l + (box.r - box.l)*now - 1.5, -1, 3, bar + 2) }
     const label = (t, x, align) => { ctx.textAlign = align; ctx.lineWidth = 2.5; ctx.strokeStyle = look.paper; ctx.globalAlpha = .8; ctx.strokeText(t, x, bar/2 + .5); ctx.globalAlpha = 1; ctx.fillStyle = look.ink; ctx.fillText(t, x, bar/2 + .5) }
     label('picture', box.l + 4, 'left'); label('prompt', box.r - 4, 'right')
-    for (const l of sorted(all)) traced(ctx, place, all[l].gauge.step, all[l].gauge.share, {colour: runColour(l), dash: runDash(l), wide: l === told.active ? 1.9 : 1.4})
+    for (const l of sorted(all)) traced(ctx, place, all[l].gauge.step, all[l].gauge.share, {dots: all[l].gauge.step.length < 25, colour: runColour(l), dash: runDash(l), wide: l === told.active ? 1.9 : 1.4})
     marked(ctx, place, run.marks, look); crossed(ctx, place, hover, look)
     const i = at(g.step, g.image, hover), t = at(g.step, g.text, hover)
     put(p.value, now == null ? (g.step.length ? 'nothing yet' : '') : percent(now)); put(p.more, now == null ? '' : 'of right words')
@@ -363,7 +363,7 @@ async function render({model, el}) {
   let spots = []
   function simplex(p) {
     const ctx = cleared(p); if (!ctx || !F.sweep) return
-    const pts = F.sweep[set], W = p.w, H = p.h, pad = 34, side = Math.min(W - 130, (H - 2*pad)/.866), x0 = (W - side)/2, y1 = pad + side*.866
+    const pts = F.sweep[set], W = p.w, H = p.h, pad = 34, side = Math.min(W - 150, (H - 2*pad)/.866), x0 = (W - side)/2, y1 = (H + side*.866)/2
     const place = ([c, e, m]) => [x0 + side*(e + m/2), y1 - side*.866*m], values = pts.map(q => mean(q[measure])), both = SETS.flatMap(n => F.sweep[n].map(q => mean(q[measure]))).filter(v => v != null), lo = Math.min(...both), hi = Math.max(...both)
     const corners = [[1, 0, 0], [0, 1, 0], [0, 0, 1]].map(place); ctx.strokeStyle = look.line; ctx.lineWidth = 1; ctx.beginPath(); ctx.moveTo(...corners[0]); ctx.lineTo(...corners[1]); ctx.lineTo(...corners[2]); ctx.closePath(); ctx.stroke()
     spots = pts.map(q => place(share(q)))
@@ -376,11 +376,11 @@ async function render({model, el}) {
       ctx.fillStyle = bright > 140 ? '#111' : '#fff'; ctx.textAlign = 'center'; ctx.textBaseline = 'middle'; ctx.font = '10.5px system-ui, sans-serif'; ctx.fillText(two(v), x, y + .5)
     })
     ctx.fillStyle = look.ink; ctx.font = '600 12px system-ui, sans-serif'; ctx.textAlign = 'center'; ctx.textBaseline = 'alphabetic'
-    TERMS.forEach(([, name], k) => ctx.fillText(`${name} alone`, corners[k][0], corners[k][1] + (k === 2 ? -r - 6 : r + 15)))
+    TERMS.forEach(([, name], k) => ctx.fillText(`${name} alone`, clamp(corners[k][0], 56, W - 62), corners[k][1] + (k === 2 ? -r - 6 : r + 15)))
     const here = told.knobs && share(told.knobs)
     if (here) {
       const [x, y] = place(here); for (const [c, w] of [['#fff', 5], [P.vermilion, 2.5]]) { ctx.strokeStyle = c; ctx.lineWidth = w; ctx.beginPath(); ctx.arc(x, y, r + 3, 0, 7); ctx.stroke() }
-      const t = `run ${told.active} now`; ctx.textAlign = 'left'; ctx.lineWidth = 5; ctx.strokeStyle = look.paper; ctx.strokeText(t, x + r*.6, y - r - 6); ctx.fillStyle = P.vermilion; ctx.fillText(t, x + r*.6, y - r - 6)
+      const t = `run ${told.active} now`; ctx.textAlign = 'left'; ctx.lineWidth = 5; ctx.strokeStyle = look.paper; ctx.strokeText(t, x + r + 7, y + 4); ctx.fillStyle = P.vermilion; ctx.fillText(t, x + r + 7, y + 4)
     }
     const best = values.indexOf(Math.max(...values.filter(v => v != null))), k = point ?? best, q = pts[k], v = q[measure], line = (...t) => make('div', {}, ...t), weights = w => TERMS.map(([, name], n) => `${name} ${two(w[n])}`).join(', ')
     const near = here && spots.map((s, i) => [Math.hypot(s[0] - place(here)[0], s[1] - place(here)[1]), i]).sort((a, b) => a[0] - b[0])[0][1], spare = Object.entries(F.sweep.controls ?? {}).map(([n, c]) => `${n} ${three(mean(c[measure]))}`).join(', ')
