@@ -33,7 +33,7 @@ def newest(told:dict, *keys, run:str=None): # None where there is none
     for k in keys: found = found[k]
     return next((v for v in reversed(found) if v is not None), None)
 
-# %% ../nbs/17_dashboard.ipynb #85a0ad60
+# %% ../nbs/17_dashboard.ipynb #421abb91
 class Prompt(NamedTuple):
     "One prediction of the tour: what to do, what to predict, how Python knows that it was done, and what came."
     title:str
@@ -75,8 +75,7 @@ def _forked(told, then):
     a, b = (newest(told, 'right', 'value', run=r) or 0 for r in (parent, here))
     return _rises(b, a, .03), f'Run {here} has {b:.0%} of its claims right, run {parent} {a:.0%}. One fork is an anecdote; three seeds would begin to be a finding.'
 
-def _log(told): return [m['says'] for m in told['runs'][told['active']]['marks']]
-
+# %% ../nbs/17_dashboard.ipynb #4b60f4a8
 TOUR = [
     Prompt('MSE alone', 'Choose “MSE only”, press Start, train 40 steps.', 'R@1 will', ('rise', 'stay', 'fall'), lambda t: alone(t['knobs'], 'mse'), 40, 'r1', _mse),
     Prompt('Contrastive alone', 'Reset, choose “contrastive only”, train 60 steps.', 'Right claims will', ('rise', 'stay', 'fall'), lambda t: alone(t['knobs'], 'contrastive'), 60, 'right', _contrast),
