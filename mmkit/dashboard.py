@@ -144,7 +144,7 @@ def small_plot(title:str, number:str, lines:list, # (x, y, colour, dash)
     out += [_curve(x, y, (X, Y), c, dash) for x, y, c, dash in lines]
     return f'<svg viewBox="0 0 250 130" width="250" role="img" aria-label="{html_escape(title)} {html_escape(number)}" font-size="10" fill="currentColor" fill-opacity=".75">{"".join(out)}</svg>'
 
-# %% ../nbs/17_dashboard.ipynb #4b1a6581
+# %% ../nbs/17_dashboard.ipynb #674391cc
 RUNS = dict(A=(PALETTE.blue, ''), B=(PALETTE.vermilion, '6 4'), C=(PALETTE.green, '2 3'), D=(PALETTE.purple, '9 3 2 3')) # colour and dashes of a run
 
 def curves(told:dict)->list: # of SVG
@@ -173,6 +173,7 @@ def matrix(similarity:dict)->str: # HTML
             f'</span></figcaption>{_img(out.getvalue(), "width:104px;height:104px;image-rendering:pixelated;margin:2px 0 0 34px", "similarity of pictures (rows) and captions (columns)")}'
             '<div style="font-size:10px;opacity:.75;padding-left:34px">pictures down, captions across</div></figure>')
 
+# %% ../nbs/17_dashboard.ipynb #f68b3e99
 def still(told:dict, lesions:list)->str: # HTML that needs nothing from outside
     "What the dashboard shows, for a page without a kernel."
     k = told.get('knobs') or {}; say = lambda n: f'{tuner.KNOBS[n].label} {", ".join(k[n]) if n == "train" else format(k[n], ".3g") if not isinstance(k[n], bool) else "on" if k[n] else "off"}'
@@ -227,7 +228,7 @@ class Dashboard(anywidget.AnyWidget):
                     knobs=[{a: getattr(k, a) for a in ('name', 'kind', 'low', 'high', 'step', 'log', 'label', 'help', 'group', 'live')} for k in tuner.KNOBS.values()],
                     presets=[dict(name=n, says=p.says, knobs=dict(p.knobs)) for n, p in tuner.PRESETS.items()])
 
-# %% ../nbs/17_dashboard.ipynb #16d83599
+# %% ../nbs/17_dashboard.ipynb #1d2f5fa6
 @patch
 def _hear(self:Dashboard, told:dict): # in the training thread
     self._ran |= told['status'] == 'running'
@@ -250,6 +251,7 @@ def act(self:Dashboard, do:str, knobs:dict=None, name:str=None, label:str=None, 
     else: self.send(dict(did=do))
     if do == 'tour': self._tour = self.tour.told()
 
+# %% ../nbs/17_dashboard.ipynb #8f9536b0
 @patch
 def run(self:Dashboard, steps:int, # to train
         patience:float=120 # seconds
