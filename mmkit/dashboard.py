@@ -33,7 +33,7 @@ def newest(told:dict, *keys, run:str=None): # None where there is none
     for k in keys: found = found[k]
     return next((v for v in reversed(found) if v is not None), None)
 
-# %% ../nbs/17_dashboard.ipynb #85a0ad60
+# %% ../nbs/17_dashboard.ipynb #421abb91
 class Prompt(NamedTuple):
     "One prediction of the tour: what to do, what to predict, how Python knows that it was done, and what came."
     title:str
@@ -75,8 +75,7 @@ def _forked(told, then):
     a, b = (newest(told, 'right', 'value', run=r) or 0 for r in (parent, here))
     return _rises(b, a, .03), f'Run {here} has {b:.0%} of its claims right, run {parent} {a:.0%}. One fork is an anecdote; three seeds would begin to be a finding.'
 
-def _log(told): return [m['says'] for m in told['runs'][told['active']]['marks']]
-
+# %% ../nbs/17_dashboard.ipynb #4b60f4a8
 TOUR = [
     Prompt('MSE alone', 'Choose “MSE only”, press Start, train 40 steps.', 'R@1 will', ('rise', 'stay', 'fall'), lambda t: alone(t['knobs'], 'mse'), 40, 'r1', _mse),
     Prompt('Contrastive alone', 'Reset, choose “contrastive only”, train 60 steps.', 'Right claims will', ('rise', 'stay', 'fall'), lambda t: alone(t['knobs'], 'contrastive'), 60, 'right', _contrast),
@@ -145,7 +144,7 @@ def small_plot(title:str, number:str, lines:list, # (x, y, colour, dash)
     out += [_curve(x, y, (X, Y), c, dash) for x, y, c, dash in lines]
     return f'<svg viewBox="0 0 250 130" width="250" role="img" aria-label="{html_escape(title)} {html_escape(number)}" font-size="10" fill="currentColor" fill-opacity=".75">{"".join(out)}</svg>'
 
-# %% ../nbs/17_dashboard.ipynb #4b1a6581
+# %% ../nbs/17_dashboard.ipynb #674391cc
 RUNS = dict(A=(PALETTE.blue, ''), B=(PALETTE.vermilion, '6 4'), C=(PALETTE.green, '2 3'), D=(PALETTE.purple, '9 3 2 3')) # colour and dashes of a run
 
 def curves(told:dict)->list: # of SVG
@@ -174,6 +173,7 @@ def matrix(similarity:dict)->str: # HTML
             f'</span></figcaption>{_img(out.getvalue(), "width:104px;height:104px;image-rendering:pixelated;margin:2px 0 0 34px", "similarity of pictures (rows) and captions (columns)")}'
             '<div style="font-size:10px;opacity:.75;padding-left:34px">pictures down, captions across</div></figure>')
 
+# %% ../nbs/17_dashboard.ipynb #f68b3e99
 def still(told:dict, lesions:list)->str: # HTML that needs nothing from outside
     "What the dashboard shows, for a page without a kernel."
     k = told.get('knobs') or {}; say = lambda n: f'{tuner.KNOBS[n].label} {", ".join(k[n]) if n == "train" else format(k[n], ".3g") if not isinstance(k[n], bool) else "on" if k[n] else "off"}'
@@ -228,7 +228,7 @@ class Dashboard(anywidget.AnyWidget):
                     knobs=[{a: getattr(k, a) for a in ('name', 'kind', 'low', 'high', 'step', 'log', 'label', 'help', 'group', 'live')} for k in tuner.KNOBS.values()],
                     presets=[dict(name=n, says=p.says, knobs=dict(p.knobs)) for n, p in tuner.PRESETS.items()])
 
-# %% ../nbs/17_dashboard.ipynb #16d83599
+# %% ../nbs/17_dashboard.ipynb #1d2f5fa6
 @patch
 def _hear(self:Dashboard, told:dict): # in the training thread
     self._ran |= told['status'] == 'running'
@@ -251,6 +251,7 @@ def act(self:Dashboard, do:str, knobs:dict=None, name:str=None, label:str=None, 
     else: self.send(dict(did=do))
     if do == 'tour': self._tour = self.tour.told()
 
+# %% ../nbs/17_dashboard.ipynb #8f9536b0
 @patch
 def run(self:Dashboard, steps:int, # to train
         patience:float=120 # seconds
