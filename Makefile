@@ -8,6 +8,8 @@ BIN   := $(VENV)/bin
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 DATA  ?=
 OUT   ?= tour
+JOBS  ?= 2
+TESTS := tests --ignore=tests/test_export.py --ignore=tests/test_chapters.py
 say    = @printf '\n\033[1mmmkit\033[0m · %s\n'
 # The first Python that is 3.10 or newer: yours if you name one (make tour PYTHON=/path/to/python3.12).
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
@@ -39,12 +41,14 @@ lab: $(VENV)/.ready-lab
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
 test: $(VENV)/.ready-dev
-	$(say) '1 of 3 · are mmkit/*.py what the notebooks export?'
+	$(say) '1 of 4 · are mmkit/*.py what the notebooks export?'
 	@$(BIN)/python -m pytest -q tests/test_export.py
-	$(say) '2 of 3 · every chapter, top to bottom, in a fresh kernel'
-	@$(BIN)/python -m pytest -v --durations=0 --durations-min=0.5 tests/test_chapters.py
-	$(say) '3 of 3 · the tests'
-	@$(BIN)/python -m pytest -q --durations=5 tests --ignore=tests/test_export.py --ignore=tests/test_chapters.py
+	$(say) '2 of 4 · every chapter, top to bottom, in a fresh kernel; $(JOBS) at a time'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -n $(JOBS) --dist worksteal --durations=0 --durations-min=0.5 tests/test_chapters.py
+	$(say) '3 of 4 · the tests; $(JOBS) files at a time'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' --durations=10 tests/test_training.py tests/test_base.py $(TESTS)
+	$(say) '4 of 4 · one at a time: in a browser, and against the clock'
+	@$(BIN)/python -m pytest -q -m alone --durations=5 $(TESTS)
 
 bench: $(VENV)/.ready-dev
 	$(say) 'measuring; close what else is running'

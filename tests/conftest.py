@@ -10,12 +10,18 @@ os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'), key=lambda p: (p.stem != 'index', p.name))   # the longest first: two run at a time
 
 def pytest_generate_tests(metafunc):
     "A test that asks for `notebook` runs once for each notebook of the house."
     if 'notebook' in metafunc.fixturenames:
         metafunc.parametrize('notebook', NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "A test in a browser runs alone."
+    for item in items:
+        if {'browser', 'lab', 'voila'} & set(getattr(item, 'fixturenames', ())): item.add_marker('alone')
 
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory):

@@ -1,6 +1,6 @@
 """Kill a training run with signal 9 at a random moment, call it again, compare: `python tests/kill_nine.py 20`.
 
-Every round must end with the very weights and losses of a run that was never stopped. `make test` runs two rounds.
+Every round must end with the very weights and losses of a run that was never stopped. `make test` runs one round.
 """
 import os, random, signal, subprocess, sys, tempfile, time
 from pathlib import Path

@@ -35,6 +35,7 @@ def test_requirements_are_named(wheel):
     for r in ('torch', 'transformers', 'peft', 'datasets', 'scikit-learn', 'nbclient'): assert f'Requires-Dist: {r}>' in meta
     assert 'Provides-Extra: lab' in meta and 'Provides-Extra: dev' in meta and 'Requires-Python: ' in meta
 
+@pytest.mark.alone
 def test_installs_and_imports_lightly(wheel, tmp_path):
     subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', tmp_path/'t', wheel], check=True, capture_output=True)
     env = {**os.environ, 'PYTHONPATH': str(tmp_path/'t')}

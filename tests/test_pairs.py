@@ -211,6 +211,7 @@ def test_a_patient_of_another_source_is_someone_else():
     both = datasets.concatenate_datasets([a, b])
     assert len(set(groups(both))) == 60 and len(set(groups(both, linked=[(0, 30), (0, 1)]))) == 58
 
+@pytest.mark.alone
 def test_split_at_the_scale_of_siim():
     rng = np.random.default_rng(0)
     patient = np.concatenate([np.arange(2056), rng.choice(2056, 33126 - 2056, p=(w := rng.pareto(1.5, 2056) + .3)/w.sum())])
@@ -272,6 +273,7 @@ def test_comparing_in_blocks_is_comparing_all():
     slow = [(i, j) for i in range(90) for j in range(90) if None not in (names[i], names[j]) and (bits[i] != bits[j]).sum() <= 8 and base[i] @ base[j] >= .95]
     assert sorted(pairs._close((names, bits, base), (names, bits, base), 8, .95, block=17)) == slow and len(slow) > 90
 
+@pytest.mark.alone
 def test_thousands_of_pictures_can_be_compared():
     rng = np.random.default_rng(0); n = 6000
     h = (np.arange(n).astype(object), rng.random((n, 64)) < .5, rng.standard_normal((n, 1024)).astype(np.float32)/32)

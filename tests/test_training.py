@@ -133,6 +133,7 @@ def test_terms_without_weight_cost_nothing(ds, base, monkeypatch):
     monkeypatch.setattr(type(model), 'forward', lambda *a, **k: pytest.fail('logits that nobody asked for'))
     assert set(training.terms(model, b, losses.Weights(ce=0, contrastive=1, mse=1))) == {'contrastive', 'mse'}
 
+@pytest.mark.alone
 def test_budgets(ds, base, tmp_path, monkeypatch, capfd):
     "Seconds, steps and epochs end a run; the rate rises and ends near 0; nothing is left on disk or said aloud."
     model, processor = base
@@ -386,43 +387,51 @@ import sys, torch
 from mmkit import losses, models, training
 from mmkit.pairs import melanoma_pairs
 torch.set_num_threads(1)
-out, batch, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+import os, transformers
+from safetensors.torch import load_file
 ds = melanoma_pairs(n=24, seed=3, masks=False)
-model, processor = models.load('base')
-import transformers
-tau, grads = losses.Temperature() if how == 'learned' else .07, []
-class Grads(transformers.TrainerCallback):
-    def on_pre_optimizer_step(self, *args, **kw): grads.append(tau.log_scale.grad.item())
-kw = dict(projector={}, learned=dict(callbacks=[Grads()]), lora=dict(lora=4, train=('projector', 'text')), staged=dict(lora=4, train={0: 'projector', .5: ('projector', 'text')}, out=out + '-kept', every=2),
-          fsdp=dict(out=out + '-kept', every=2, **(dict(fsdp=True, fsdp_config=dict(transformer_layer_cls_to_wrap=['Gemma3DecoderLayer', 'SiglipEncoderLayer'])) if batch == 4 else {})))[how]
-run = training.fit(model, processor, ds, steps=3, batch=batch, lr=1e-3, seed=2, bar=False, weights=losses.Weights(contrastive=.3, ce=.6, mse=.1, temperature=tau), **kw)
-import os
-if os.environ.get('RANK', '0') == '0':
-    from safetensors.torch import load_file
-    learnt = load_file(out + '-kept/checkpoint-3/trained.safetensors') if 'out' in kw else {n: p.detach() for n, p in models.inner(run.model).named_parameters() if 'projector' in n or 'lora' in n}
-    if how == 'learned': learnt |= dict(log_scale=tau.log_scale.detach(), grads=torch.tensor(grads))
-    torch.save(({k: v.tolist() for k, v in run.history.items()}, learnt), out)
+def go(out, batch, how):
+    model, processor = models.load('base')
+    tau, grads = losses.Temperature() if how == 'learned' else .07, []
+    class Grads(transformers.TrainerCallback):
+        def on_pre_optimizer_step(self, *args, **kw): grads.append(tau.log_scale.grad.item())
+    kw = dict(projector={}, learned=dict(callbacks=[Grads()]), lora=dict(lora=4, train=('projector', 'text')), staged=dict(lora=4, train={0: 'projector', .5: ('projector', 'text')}, out=out + '-kept', every=2),
+              fsdp=dict(out=out + '-kept', every=2, **(dict(fsdp=True, fsdp_config=dict(transformer_layer_cls_to_wrap=['Gemma3DecoderLayer', 'SiglipEncoderLayer'])) if batch == 4 else {})))[how]
+    run = training.fit(model, processor, ds, steps=3, batch=batch, lr=1e-3, seed=2, bar=False, weights=losses.Weights(contrastive=.3, ce=.6, mse=.1, temperature=tau), **kw)
+    if os.environ.get('RANK', '0') == '0':
+        learnt = load_file(out + '-kept/checkpoint-3/trained.safetensors') if 'out' in kw else {n: p.detach() for n, p in models.inner(run.model).named_parameters() if 'projector' in n or 'lora' in n}
+        if how == 'learned': learnt |= dict(log_scale=tau.log_scale.detach(), grads=torch.tensor(grads))
+        torch.save(({k: v.tolist() for k, v in run.history.items()}, learnt), out)
+for how in sys.argv[3:]: go(f'{sys.argv[1]}/{how}', int(sys.argv[2]), how)
 """
+HOWS = ['projector', 'learned', 'lora', 'staged', 'fsdp']
 
-@pytest.mark.parametrize('how', ['projector', 'learned', 'lora', 'staged', 'fsdp'])
-def test_two_processes_train_as_one(home, ds, tmp_path, how):
+@pytest.fixture(scope='module')
+def singles(home, ds, tmp_path_factory):
+    "What one process says of each way: (folder, script, environment)."
+    import subprocess, sys
+    folder = tmp_path_factory.mktemp('one'); script = folder/'two.py'; script.write_text(TWO)
+    env = {**os.environ, 'MMKIT_DEVICE': 'cpu', 'OMP_NUM_THREADS': '1'}
+    subprocess.run([sys.executable, script, folder, '8', *HOWS], check=True, env=env, capture_output=True, timeout=300)
+    return folder, script, env
+
+@pytest.mark.parametrize('how', HOWS)
+def test_two_processes_train_as_one(singles, tmp_path, how):
     "torchrun or accelerate with gloo, DDP or FSDP: two processes with batches of four give the losses and weights of one with a batch of eight; one saves."
     import subprocess, sys
-    script = tmp_path/'two.py'; script.write_text(TWO)
-    env = {**os.environ, 'MMKIT_DEVICE': 'cpu', 'OMP_NUM_THREADS': '1'}
-    subprocess.run([sys.executable, script, tmp_path/'one.pt', '8', how], check=True, env=env, capture_output=True, timeout=300)
+    one, script, env = singles
     port = str(29000 + os.getpid() % 900)
     launch = ['accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
               '--main_process_port', port] if how == 'staged' else ['torch.distributed.run', '--nproc_per_node', '2', '--master_port', port]
-    done = subprocess.run([sys.executable, '-m', *launch, script, tmp_path/'two.pt', '4', how], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, '-m', *launch, script, tmp_path, '4', how], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    (h1, w1), (h2, w2) = torch.load(tmp_path/'one.pt'), torch.load(tmp_path/'two.pt')
+    (h1, w1), (h2, w2) = torch.load(one/how), torch.load(tmp_path/how)
     assert np.abs(np.array(h1['contrastive']) - h2['contrastive']).max() < 1e-4      # the joined batch, in every process
     assert set(w1) == set(w2)
     for n in w1: torch.testing.assert_close(w1[n], w2[n], rtol=1e-3, atol=2e-5, msg=n)
     if how == 'learned': assert len(w1['grads']) == 3 and w1['grads'].abs().min() > 1e-3, 'a gradient that can differ'
     if how == 'staged':
-        kept = {f.name for f in (tmp_path/'two.pt-kept'/'checkpoint-2').iterdir()}
+        kept = {f.name for f in (tmp_path/f'{how}-kept'/'checkpoint-2').iterdir()}
         assert {'run.json', 'trained.safetensors', 'optimizer.pt', 'rng_state_0.pth', 'rng_state_1.pth'} <= kept and 'run.tmp' not in kept
 
 def test_kill_nine_and_go_on_is_bit_identical(home, tmp_path):
