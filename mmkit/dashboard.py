@@ -192,7 +192,7 @@ def still(told:dict, lesions:list)->str: # HTML that needs nothing from outside
     return (f'<div style="max-width:1080px;font-size:13px">{head}{runs}<div style="display:flex;flex-wrap:wrap;gap:8px 16px">{"".join(pictures)}</div>'
             f'<div style="display:flex;flex-wrap:wrap;gap:12px;margin-top:10px">{"".join(cards)}</div>{foot}</div>')
 
-# %% ../nbs/17_dashboard.ipynb #35e988a2
+# %% ../nbs/17_dashboard.ipynb #63cecdc8
 def _text(v, _=None):
     "JSON that every browser reads: what is no number becomes null."
     try: return json.dumps(v, allow_nan=False)
@@ -223,8 +223,8 @@ class Dashboard(anywidget.AnyWidget):
         if live(): super().open()
     def _pack(self, lesions):
         try: found, why = tuner.sweep(), ''
-        except (OSError, ValueError) as e: found, why = None, str(e)
-        return dict(terms=list(TERMS.items()), palette=PALETTE._asdict(), lut=COLOURS.tobytes(), lesions=lesions, sweep=found, no_sweep=f'No sweep is recorded here. {why}'.strip(),
+        except (OSError, ValueError) as e: found, why = None, f'No sweep is recorded here: {e}'
+        return dict(terms=list(TERMS.items()), palette=PALETTE._asdict(), lut=COLOURS.tobytes(), lesions=lesions, sweep=found, no_sweep=why,
                     knobs=[{a: getattr(k, a) for a in ('name', 'kind', 'low', 'high', 'step', 'log', 'label', 'help', 'group', 'live')} for k in tuner.KNOBS.values()],
                     presets=[dict(name=n, says=p.says, knobs=dict(p.knobs)) for n, p in tuner.PRESETS.items()])
 

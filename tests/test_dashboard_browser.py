@@ -19,7 +19,9 @@ class Face:
         self.tab.wait_for_function(f'a => {{ const e = document.querySelector(".mmkit-dash"), t = e?.told(); return t && ({what}) }}', arg=arg, timeout=timeout); return self.told()
     def step(self): return self.told()['step']
     def trains(self, n=2): at = self.step(); return self.until('t.step >= a', at + n)
-    def start(self): self.do('start').click(); return self.until('t.status == "running"')
+    def start(self):
+        if self.told()['status'] != 'running': self.do('start').click()
+        return self.until('t.status == "running"')
     def pause(self):
         if self.told()['status'] == 'running': self.do('pause').click()
         return self.until('t.status != "running"')
@@ -98,7 +100,7 @@ def test_a_word_shows_where_it_looked(page):
     page.keyboard.press('ArrowRight'); f.until('t.attention.word == 3'); assert f.root.locator('[data-panel=lesion1] [aria-selected=true]').get_attribute('data-w') == '3'
 
 def test_fork_compare_switch_drop(page):
-    f = Face(page); at = f.step(); f.do('fork').click(); f.until('t.active == "B"'); f.knob('temperature').fill('120'); f.start(); f.trains(3); f.pause()
+    f = Face(page); f.pause(); at = f.step(); f.do('fork').click(); f.until('t.active == "B"'); f.knob('temperature').fill('120'); f.start(); f.trains(3); f.pause()
     runs = f.told()['runs']; assert runs['A']['steps'] == at and runs['B']['parent'] == ['A', at] and runs['B']['steps'] >= at + 3
     assert f.root.locator('[data-run]').count() == 2 and f.root.locator('[data-run=B]').get_attribute('aria-pressed') == 'true'
     dashes = f.root.locator('[data-run] path').evaluate_all('l => l.map(p => [p.getAttribute("stroke"), p.getAttribute("stroke-dasharray")])'); assert dashes[0][0] != dashes[1][0] and dashes[0][1] != dashes[1][1]
