@@ -46,7 +46,7 @@ test: $(VENV)/.ready-dev
 	$(say) '2 of 4 · every chapter, top to bottom, in a fresh kernel; $(JOBS) at a time'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -n $(JOBS) --dist worksteal --durations=0 --durations-min=0.5 tests/test_chapters.py
 	$(say) '3 of 4 · the tests; $(JOBS) files at a time'
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' --durations=10 tests/test_training.py tests/test_base.py $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' --durations=10 $(TESTS)
 	$(say) '4 of 4 · one at a time: in a browser, and against the clock'
 	@$(BIN)/python -m pytest -q -m alone --durations=5 $(TESTS)
 

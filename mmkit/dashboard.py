@@ -33,7 +33,7 @@ def newest(told:dict, *keys, run:str=None): # None where there is none
     for k in keys: found = found[k]
     return next((v for v in reversed(found) if v is not None), None)
 
-# %% ../nbs/17_dashboard.ipynb #421abb91
+# %% ../nbs/17_dashboard.ipynb #e9dc4414
 class Prompt(NamedTuple):
     "One prediction of the tour: what to do, what to predict, how Python knows that it was done, and what came."
     title:str
@@ -51,9 +51,13 @@ def _retrieval(told, then):
     n, now = (told['similarity'] or {}).get('n', 0), newest(told, 'r1', 'value') or 0
     return now, f'R@1 is {now:.2f}; chance among {n} is {1/max(n, 1):.2f}'
 
+def _spread(told, then):
+    a, b = ((t['similarity'] or {}).get('spread') for t in (then, told))
+    return 'One place can be near its own caption, and as near to all others.' if None in (a, b) else f'The vectors of all pictures went from a spread of {a:.2g} to {b:.2g}: a cloud that shrinks to a point still has nearest neighbours, and R@1 asks for nothing else.'
+
 def _mse(told, then):
     (now, says), raw = _retrieval(told, then), [v for v in told['runs'][told['active']]['raw']['mse'] if v is not None]
-    return _rises(now, newest(then, 'r1', 'value') or 0, .15), f'MSE went from {raw[0]:.2g} to {raw[-1]:.2g}, and {says}. One place can be near its own caption, and as near to all others.'
+    return _rises(now, newest(then, 'r1', 'value') or 0, .15), f'MSE went from {raw[0]:.2g} to {raw[-1]:.2g}, and {says}. {_spread(told, then)}'
 
 def _contrast(told, then):
     (now, says), right = _retrieval(told, then), newest(told, 'right', 'value')

@@ -141,7 +141,7 @@ def test_exports(page):
 def test_sweep_or_its_absence(page):
     f = Face(page); f.root.locator('[role=tab][data-view=sweep]').click(); view = f.root.locator('[role=tabpanel][data-view=sweep]')
     if (ROOT/'mmkit/assets/sweep.json').exists():
-        for m in ('r1', 'image_share', 'macro_f1'): view.locator(f'[data-measure={m}]').check(); page.wait_for_function("() => document.querySelector('.mm-readout').textContent.includes('nearest')")
+        for m in ('r1', 'image_gain', 'macro_f1'): view.locator(f'[data-measure={m}]').check(); page.wait_for_function("() => document.querySelector('.mm-readout').textContent.includes('nearest')")
         first = view.locator('.mm-readout').inner_text(); view.locator('canvas').focus(); page.keyboard.press('ArrowRight'); page.wait_for_function("t => document.querySelector('.mm-readout').innerText != t", arg=first)
         page.wait_for_timeout(100); shoot(page, 'dashboard_lab_sweep')
     else: assert 'No sweep is recorded' in view.inner_text()

@@ -197,7 +197,7 @@ async function render({model, el}) {
   const panels = {}
   for (const [name, title] of TERMS) panels[name] = panel(name, title, `The ${title} term. Line: as it is. Shaded: times its weight, which is what counts.`)
   panels.sum = panel('sum', 'weighted sum', 'Every term times its weight, upon each other: what is minimised.')
-  panels.similarity = panel('similarity', 'similarity', 'Cosine of every probe picture (row) with every probe caption (column). A white dot: the row’s best is its own caption; a cross: it is another one.')
+  panels.similarity = panel('similarity', 'similarity', 'Cosine of every probe picture (row) with every probe caption (column). A white dot: the row’s best is its own caption; a cross: it is another one. Spread: how far the pictures’ vectors differ, 1 far apart, 0 all at one point.')
   panels.r1 = panel('r1', 'R@1 over time', 'Share of probe pictures that find their own caption first. Dotted grey: chance.')
   panels.gauge = panel('gauge', 'picture’s share', 'Of the right words that picture and prompt bring: the picture’s share. At 0 the prompt answers alone.')
   panels.shares = panel('shares', 'gradient', 'Each part’s share of the gradient’s norm.')
@@ -205,7 +205,7 @@ async function render({model, el}) {
   const legend = make('div', {class: 'mm-legend'}), liveView = make('div', {role: 'tabpanel', 'data-view': 'live'}, grid, lesions, legend)
   // sweep
   const ternary = panel('ternary', 'recorded sweep', 'Every disc is a training run of its own, at the weights where it lies.'), which = make('div', {class: 'mm-which', role: 'radiogroup', 'aria-label': 'what is shown'}), readout = make('div', {class: 'mm-readout'})
-  const MEASURES = {macro_f1: 'macro-F1', r1: 'R@1', image_share: 'picture’s share'}, SETS = F.sweep?.slower ? ['points', 'slower'] : ['points']; let measure = 'macro_f1', set = 'points', point = null
+  const MEASURES = {macro_f1: 'macro-F1', r1: 'R@1', image_gain: 'right words from the picture'}, SETS = F.sweep?.slower ? ['points', 'slower'] : ['points']; let measure = 'macro_f1', set = 'points', point = null
   const radios = Object.entries(MEASURES).map(([m, text]) => { const r = make('input', {type: 'radio', name: hint.id + '-measure', 'data-measure': m}); r.addEventListener('change', () => { measure = m; point = null; ask('sweep') }); which.append(make('label', {}, r, text)); return [m, r] })
   const sets = SETS.map(m => { const r = make('input', {type: 'radio', name: hint.id + '-set', 'data-set': m}); r.addEventListener('change', () => { set = m; point = null; ask('sweep') }); return [m, r] })
   if (sets.length > 1) which.append(make('hr'), ...sets.map(([m, r]) => make('label', {}, r, `learning rate ${figure(F.sweep.lr[m])}`)))
@@ -355,7 +355,7 @@ async function render({model, el}) {
     const bx = l + size + 8, ramp = ctx.createLinearGradient(0, size, 0, 0); for (let k = 0; k <= 5; k++) ramp.addColorStop(k/5, `rgb(${lut.slice(153*k, 153*k + 3)})`)
     ctx.fillStyle = ramp; ctx.fillRect(bx, 0, 7, size); ctx.fillStyle = look.quiet; ctx.textAlign = 'left'; ctx.textBaseline = 'top'; ctx.fillText(hi.toFixed(2), bx + 10, 0); ctx.textBaseline = 'bottom'; ctx.fillText(lo.toFixed(2), bx + 10, size)
     ctx.textBaseline = 'alphabetic'; ctx.textAlign = 'center'; ctx.fillText('captions', l + size/2, p.h - 3); ctx.save(); ctx.translate(9, size/2); ctx.rotate(-Math.PI/2); ctx.fillText('pictures', 0, 0); ctx.restore()
-    put(p.value, `R@1 ${percent(s.r1)}`); mark(p.canvas, 'aria-label', `similarity of ${s.n} pictures with ${s.n} captions, cosines ${lo.toFixed(2)} to ${hi.toFixed(2)}; R@1 ${percent(s.r1)}, chance ${percent(1/s.n)}`)
+    put(p.value, `R@1 ${percent(s.r1)}${s.spread == null ? '' : ` · spread ${s.spread.toFixed(2)}`}`); mark(p.canvas, 'aria-label', `similarity of ${s.n} pictures with ${s.n} captions, cosines ${lo.toFixed(2)} to ${hi.toFixed(2)}; R@1 ${percent(s.r1)}, chance ${percent(1/s.n)}`)
   }
 
   // -- sweep
