@@ -784,15 +784,16 @@ class _Work(_Watch):
         self.busy = f"replaying: step {state.steps} of {self.log['steps']}"
         if state.steps == self.log['steps']: self.replayed, self.job, self.busy = same(state, self.log), None, ''; self._say(f"replayed: {self.replayed['says']}")
 
-# %% ../nbs/16_tuner.ipynb #d430253e
+# %% ../nbs/16_tuner.ipynb #95e5fa1c
 class _Obedience(_Work):
     "What each order does, of a `Runner`; a ValueError becomes the reason of a pause."
     def _obey(self, name, args, kw):
         s = self.state
+        if self.job and name in ('start', 'step', 'pause', 'reset', 'restore', 'fork', 'switch', 'drop'): self.job, self.busy = None, ''; self._say('the replay was given up')
         if name == 'start': self.status, self.reason, self.back, self.left = 'running', '', None, -1; self.rates = []
         elif name == 'pause':
             if self.status == 'running': self.status = 'paused'
-            self.left = 0; self.job = None; self.busy = ''
+            self.left = 0
         elif name == 'step': self.status, self.reason, self.back, self.left = 'running', '', None, max(1, int(args[0]))
         elif name == 'halt': self._halt(args[0], s.way_back())
         elif name in ('turn', 'preset'):
@@ -818,7 +819,7 @@ class _Obedience(_Work):
         elif name == 'replay': told = log(s); self.job, self.log, self.left = replaying(told, **s.source), told, 0; self.status = 'paused' if s.steps else 'ready'; self.replayed = None
         elif name == 'point': self.pointed = args; self.due['attention'] = 0.
 
-# %% ../nbs/16_tuner.ipynb #90e02cb5
+# %% ../nbs/16_tuner.ipynb #d4b02d98
 ALIVE = weakref.WeakSet()          # runners whose threads run
 
 class _Calls(_Obedience):
@@ -830,7 +831,7 @@ class _Calls(_Obedience):
             except queue.Full: raise RuntimeError('64 orders wait already; let it come to its next step') from None
             self.turns = args[0] if name == 'turn' else None                 # what is turned after another order must wait for it
     def start(self): self._order('start')                                    # train until something stops it
-    def pause(self): self._order('pause')                                    # ends a replay as well
+    def pause(self): self._order('pause')
     def step(self, n:int=1): self._order('step', n)                          # so many steps, then pause
     def reset(self, **knobs): self._order('reset', **checked(knobs))         # begin anew; seed and rank may be named here
     def snapshot(self, name:str=None): self._order('snapshot', name)
@@ -838,7 +839,7 @@ class _Calls(_Obedience):
     def fork(self, label:str=None): self._order('fork', label)               # a copy goes on, and this run stays
     def switch(self, label:str): self._order('switch', label)                # which run trains
     def drop(self, label:str): self._order('drop', label)
-    def replay(self): self._order('replay')                                  # from its own log; `told()['replay']` says whether it came out the same
+    def replay(self): self._order('replay')                                  # from its own log, until another order comes; `told()['replay']` says whether it came out the same
     def point(self, lesion:int, word:int): self._order('point', lesion, word) # whose attention is wanted
 
 # %% ../nbs/16_tuner.ipynb #20ff1cc2

@@ -67,7 +67,7 @@ def test_a_dragged_slider_is_felt_at_the_next_step(page):
     mark = f.run()['marks'][-1]; assert before['step'] <= mark['step'] and mark['says'].startswith('ce'), mark
     f.until('t.step >= a', mark['step'] + 3); r = f.run(); after = [(w/v, s) for s, v, w in zip(r['step'], r['raw']['ce'], r['weighted']['ce']) if s > mark['step'] and v]
     assert after[0][0] == pytest.approx(ce, rel=.02), 'not at the first step after it'
-    assert f.knob('ce').evaluate('e => e.labels[0].querySelector("output").textContent') == f'{ce:.3g}'
+    last = float(f.knob('ce').evaluate('e => e.value')); f.until('t.knobs.ce == a', last); assert f.knob('ce').evaluate('e => e.labels[0].querySelector("output").textContent') == f'{last:.3g}'
 
 def test_linked_weights_move_together(page):
     f = Face(page); f.knob('linked').check(); f.until('t.knobs.linked'); f.knob('contrastive').fill('0.2'); k = f.until('Math.abs(t.knobs.contrastive - .2) < 1e-6')['knobs']
@@ -177,6 +177,7 @@ def test_monkey(page):
         if i % 10 == 9: page.wait_for_timeout(60)
         if i % 60 == 59: assert f.told()['status'] in ('running', 'paused', 'ready'), (i, f.told()['reason'])
     shoot(page, 'dashboard_lab_monkey'); assert f.root.locator('.mm-side').bounding_box()['width'] < 240 and f.root.bounding_box()['width'] < 900; f.root.locator('[role=tab][data-view=live]').click()
+    f.root.evaluate('() => new Promise(done => setTimeout(done, 1500))')                       # JupyterLab hears clicks in threads of their own: let the last of them arrive
     kernel(page, "d.runner.reset(seed=0, rank=8); d.runner.set(train=('projector',), batch=4, linked=False, mismatch=0, shortcut=0, dark_benign=0, camera=0); d.runner.set(contrastive=.4, ce=.5, mse=.1)")
     f.until('t.status != "running" && t.step == 0 && !t.busy && t.knobs.batch == 4'); f.start(); f.until('t.step >= 5'); f.pause()
     assert kernel(page, THREADS) == '1' and kernel(page, 'print(d.runner.error)') == 'None' and not page.troubles

@@ -218,6 +218,8 @@ def test_orders(runner):
     runner.switch('A'); until(runner, lambda t: t['active'] == 'A' and t['step'] == at); runner.drop('B'); until(runner, lambda t: list(t['runs']) == ['A'])
     for wrong, says in ((lambda: runner.drop('A'), 'the only run'), (lambda: runner.switch('Z'), "no run 'Z'"), (lambda: runner.restore('never'), 'no snapshot')): wrong(); until(runner, lambda t: says in t['reason'])
     for ce in (.3, .6): runner.set(ce=ce); until(runner, lambda t: t['knobs']['ce'] == ce)              # each is heard, one after the other
+    runner.step(30); until(runner, lambda t: t['step'] >= at + 30 and t['status'] == 'paused'); runner.replay(); until(runner, lambda t: t['busy'].startswith('replaying'))
+    runner.restore('start'); until(runner, lambda t: t['step'] == 0 and not t['busy'] and 'the replay was given up' in t['remarks']); at = 0      # a replay holds nothing up
     runner.snapshot('k'); runner.step(2); until(runner, lambda t: t['step'] == at + 2 and t['status'] == 'paused'); runner.restore('k'); until(runner, lambda t: t['step'] == at)
     until(runner, lambda t: t['captions']); runner.point(0, 2); a = until(runner, lambda t: t['attention'])['attention']
     assert (a['lesion'], a['word']) == (0, 2) and len(a['values']) == a['h']*a['w'] and 0 <= sum(a['values']) <= 1.001
