@@ -720,8 +720,8 @@ def curves(state, most:int=300)->dict:
                 gauge=dict(step=[l['step'] for l in g], **{k: [None if l[k] is None else round(l[k], 4) for l in g] for k in ('share', 'image', 'text')}),
                 r1=seen('r1'), spread=seen('spread'), right=seen('right'), held={w: seen(w) for w in WEIGHTS}, marks=marks(state), parent=state.parent, steps=state.steps)
 
-# %% ../nbs/16_tuner.ipynb #ead849c1
-LOOKS = dict(captions=2., attention=2., similarity=.7, gauge=2.5)        # seconds between two looks, the most wanted first
+# %% ../nbs/16_tuner.ipynb #6832ae64
+LOOKS = dict(captions=2.6, attention=2., similarity=.7, gauge=2.5)        # seconds between two looks, the most wanted first
 
 class _Watch:
     "Looking at a run within its allowance, and telling of it, of a `Runner`."
@@ -729,12 +729,11 @@ class _Watch:
     def _look(self):
         "One look, when one is due and there is time for it."
         s, now = self.state, time.perf_counter(); h = s.held
-        if self.status == 'running' and self.spent > self.allowance*(now - self.began) + .5: return
-        at = s.steps
+        at, over = s.steps, self.status == 'running' and self.spent > self.allowance*(now - self.began) + .5
         for name, pause in sorted(LOOKS.items(), key=lambda l: self.due[l[0]]):           # the longest due first: else a slow look starves the others
             last = self.seen_at.get(name)
             if last == (self.active, at) and not (name == 'attention' and self.due[name] == 0.): continue
-            if now < self.due[name]: continue
+            if now < self.due[name] or (over and name != 'captions'): continue                  # captions have a tenth of their own
             if name == 'attention':
                 c, (lesion, word) = self.seen['captions'], self.pointed
                 if not c or word is None or lesion >= len(c['items']) or word >= len(c['items'][lesion]['words']): continue
@@ -744,7 +743,7 @@ class _Watch:
                 self.seen[name] = got = getattr(h, name)(s)
                 if name == 'similarity': _noted(s, {k: got[k] for k in ('step', 'r1', 'contrastive', 'mse', 'spread', 'spread_text')})
                 else: of = sum(i['of'] for i in got['items']); _noted(s, dict(step=at, right=sum(i['right'] for i in got['items'])/of if of else None))
-            self.seen_at[name] = (self.active, at); took = time.perf_counter() - now; self.spent += took; self.due[name] = now + max(pause, took/self.allowance*.25)
+            self.seen_at[name] = (self.active, at); took = time.perf_counter() - now; self.spent += took*(name != 'captions'); self.due[name] = now + max(pause, 9*took)
             return True
 
     def _tell(self, now=False):
@@ -819,8 +818,16 @@ class _Obedience(_Work):
         elif name == 'replay': told = log(s); self.job, self.log, self.left = replaying(told, **s.source), told, 0; self.status = 'paused' if s.steps else 'ready'; self.replayed = None
         elif name == 'point': self.pointed = args; self.due['attention'] = 0.
 
-# %% ../nbs/16_tuner.ipynb #d4b02d98
+# %% ../nbs/16_tuner.ipynb #775e5d2b
 ALIVE = weakref.WeakSet()          # runners whose threads run
+
+def _let_go():
+    "End the calling thread's own OpenMP helpers (they come back when needed): where the processor is full, GNU's library puts those of the training thread to sleep at every barrier, and a step takes twice as long."
+    import ctypes
+    from threadpoolctl import threadpool_info                                # comes with scikit-learn
+    for lib in threadpool_info():
+        if lib['user_api'] == 'openmp':
+            with contextlib.suppress(OSError, AttributeError): ctypes.CDLL(lib['filepath']).omp_pause_resource_all(1)   # 1: omp_pause_soft
 
 class _Calls(_Obedience):
     "What may be asked of a `Runner` from any thread; every call returns at once."
@@ -842,13 +849,13 @@ class _Calls(_Obedience):
     def replay(self): self._order('replay')                                  # from its own log, until another order comes; `told()['replay']` says whether it came out the same
     def point(self, lesion:int, word:int): self._order('point', lesion, word) # whose attention is wanted
 
-# %% ../nbs/16_tuner.ipynb #20ff1cc2
+# %% ../nbs/16_tuner.ipynb #108d7342
 class Runner(_Calls):
     "A run in one background thread: every call returns at once, and `hear` is told what became of it."
     def __init__(self, state:TunerState=None, # None: one is made of the settings, in the thread
                  hear=None,           # is called in the thread with `told()`, at most every …
                  every:float=.2,      # … so many seconds, and after every command
-                 allowance:float=.1,  # share of the time that looking may take
+                 allowance:float=.05, # share of the time that looking may take, beside the tenth that captions take
                  **settings):         # of `TunerState`
         self.hear, self.every, self.allowance = hear, every, allowance
         self.states, self.active, self.status, self.reason, self.back, self.busy, self.error = {}, 'A', 'preparing', '', None, 'reading the model', None
@@ -857,7 +864,7 @@ class Runner(_Calls):
         self.pointed, self.told_now, self.still, self.heard = (0, None), None, {}, 0.
         self._forget(); self.rates, self.replayed, self.log = [], None, None
         self.thread = threading.Thread(target=_live, args=(weakref.ref(self), self.orders, self.ended, state, settings), daemon=True, name='mmkit tuner')
-        ALIVE.add(self); self.thread.start()
+        _let_go(); ALIVE.add(self); self.thread.start()
 
     @property
     def alive(self)->bool: return self.thread.is_alive()
