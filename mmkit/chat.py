@@ -4,9 +4,9 @@
 __all__ = ['TEMPLATES', 'CONTROL', 'ROLE_COLOURS', 'messages', 'tiny_tokenizer', 'tiny_processor', 'control_tokens', 'Grammar',
            'skeleton', 'grammar', 'token_bytes', 'regions', 'image_token_id', 'placeholder', 'count_image_tokens',
            'Token', 'tokens', 'roles', 'Span', 'spans', 'boxes', 'draw_boxes', 'show_strip', 'refuse_control',
-           'proofread', 'write', 'tokenize', 'see', 'pixels', 'pad', 'cross_mask', 'assemble', 'encode', 'Collator',
-           'by_picture', 'grids', 'pictures', 'wanted', 'picture_faults', 'label_faults', 'role_faults', 'faults',
-           'check', 'draw_row', 'xray']
+           'proofread', 'write', 'tokenize', 'rgb', 'see', 'pixels', 'pad', 'cross_mask', 'assemble', 'encode',
+           'Collator', 'by_picture', 'grids', 'pictures', 'wanted', 'picture_faults', 'label_faults', 'role_faults',
+           'faults', 'check', 'draw_row', 'xray']
 
 # %% ../nbs/03_chat.ipynb #ae891226
 import functools, hashlib, json, re, textwrap
@@ -423,12 +423,15 @@ def tokenize(
     return rows
 
 # %% ../nbs/03_chat.ipynb #c1f9f4f6
+def rgb(image)->Image.Image: # a PIL image, or an array: (H, W) or (H, W, 3) uint8
+    "A picture in three colours."
+    return (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).convert('RGB')
+
 def see(
     processor, # of the model in use
     pictures:list, # for each row a list of its pictures: PIL images or (H, W, 3) uint8 arrays
 )->dict: # pixel_values, and what the family wants beside them; {} where no row has a picture
     "What the vision tower gets."
-    def rgb(i): return (i if isinstance(i, Image.Image) else Image.fromarray(np.asarray(i))).convert('RGB')
     rows = [[rgb(i) for i in row] for row in pictures if row]
     if not rows: return {}
     out = processor(images=rows, text=[processor.image_token*len(row) for row in rows], return_tensors='pt', padding=True)

@@ -312,9 +312,7 @@ class Page:
 
 # %% ../nbs/07_evaluate.ipynb #f2ae5874
 def _thumb(image, size=96):
-    from PIL import Image
-    im = (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).convert('RGB').resize((size, size))
-    f = io.BytesIO(); im.save(f, 'JPEG', quality=85)
+    f = io.BytesIO(); chat.rgb(image).resize((size, size)).save(f, 'JPEG', quality=85)
     return f'<img width={size} height={size} alt="the image" src="data:image/jpeg;base64,{base64.b64encode(f.getvalue()).decode()}">'
 
 def _marked(caption, truth, label):

@@ -607,7 +607,8 @@ def _run(model, names, stages, rows, held, weights, budget, lr, batch, warmup, s
         trainer.signature = dict(seconds=seconds, steps=steps, rows=len(rows), batch=batch, rates=rates, warmup=warmup, seed=seed, weights=said,
             trained={n: list(p.shape) for n, p in trainer.trained().items()}, args={k: str(v) for k, v in args.items()})
         if stages: trainer.signature['stages'] = str(stages.plan)
-        if schedule: trainer.signature['schedule'] = [[clock.factor(s*(steps or 0), p) for s in (0, .25, .5, .75, 1)] for p in rates]
+        own = lambda part: schedule.get(part) if isinstance(schedule, dict) else schedule
+        if schedule: trainer.signature['schedule'] = [[f(s) for s in (0, .25, .5, .75, 1)] if (f := own(p)) else None for p in rates]
         last = trainer.go_on(out) if out else None
         if bar: clock.bar, clock.seen = progress(total=steps or max(1, round(seconds)), desc='training'), trainer.seen
         try: trainer.train(resume_from_checkpoint=last)
@@ -620,6 +621,10 @@ def _run(model, names, stages, rows, held, weights, budget, lr, batch, warmup, s
 
 # %% ../nbs/06_training.ipynb #20c3e177
 RATES = dict(vision=2e-4, projector=1e-2, text=2e-3)   # peak learning rate of each part at toy size; large checkpoints want 10 to 100 times less
+
+def _known_parts(model, *rates):
+    for part in [part for told in rates if isinstance(told, dict) for part in told]:
+        if part not in (*RATES, 'temperature'): raise ValueError(f'a rate for {part!r}, which is no part of the model.{models.astray(model, part)}')
 
 def _budget(seconds, steps, epochs, rows, batch):
     "The one budget that was given, as (seconds, steps)."
@@ -671,7 +676,7 @@ def fit(model, processor,
     if not len(ds): raise ValueError('there are 0 records to train on; was everything set aside while loading?')
     if (kind := models.inner(model).config.model_type) != 'gemma3':
         raise ValueError(f"fit and its cache know Gemma 3's way from a picture to its tokens, not {kind}'s; chat.Collator makes batches for {type(model).__name__} that transformers' own Trainer takes")
-    seed_everything(seed); models.no_repack(model)
+    _known_parts(model, lr, schedule); seed_everything(seed); models.no_repack(model)
     names, weights = learning(model, train, lora), weights or losses.Weights()
     if lora: model = _lora(model, **(lora if isinstance(lora, dict) else dict(rank=lora)))
     budget, stages = _budget(seconds, steps, epochs, len(ds), batch), models.stages(model, train) if isinstance(train, dict) else None

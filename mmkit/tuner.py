@@ -2,21 +2,20 @@
 
 # %% auto #0
 __all__ = ['KNOBS', 'PARTS', 'WEIGHTS', 'CAMERA', 'COLOURS', 'DASHES', 'PRESETS', 'LOOKS', 'CHEAP', 'ALIVE', 'Knob', 'checked',
-           'link', 'turned', 'leak', 'edits', 'Deck', 'Held', 'look', 'Pause', 'Snapshot', 'TunerState', 'tell',
-           'marks', 'plot_runs', 'compare', 'bits', 'log', 'save', 'read', 'replaying', 'replay', 'same', 'Preset',
-           'segments', 'fit_arguments', 'cannot', 'export', 'curves', 'Runner', 'stop_all', 'sweep', 'corner',
+           'link', 'turned', 'leak', 'edits', 'allowed', 'Deck', 'Held', 'look', 'Pause', 'Snapshot', 'TunerState',
+           'tell', 'marks', 'plot_runs', 'compare', 'bits', 'log', 'save', 'read', 'replaying', 'replay', 'same',
+           'Preset', 'segments', 'fit_arguments', 'cannot', 'export', 'Runner', 'stop_all', 'sweep', 'corner',
            'plot_sweep']
 
-# %% ../nbs/16_tuner.ipynb #e358a143
+# %% ../nbs/16_tuner.ipynb #43b1d517
 import atexit, contextlib, copy, hashlib, io, json, math, os, queue, re, sys, threading, time, traceback, weakref
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch
 from PIL import Image
 from . import attention, chat, dominance, evaluate, losses, models, training
-from .core import PALETTE, assets, device, progress, seed_everything, table
+from .core import PALETTE, assets, progress, seed_everything, table
 from .lesions import CAMERAS, LEVELS
 from .pairs import PROMPT, caption, melanoma_pairs
 
@@ -134,7 +133,13 @@ def edits(record:dict, # with caption, attributes and label
         out.append(say(record['attributes'] | {name: str(level)}, 2*LEVELS['colours'].index(level) + 1 if name == 'colours' else count, k))
     return out
 
-# %% ../nbs/16_tuner.ipynb #f94c9798
+# %% ../nbs/16_tuner.ipynb #3cecfe27
+def allowed(knobs:dict, own)->dict: # the same
+    "Refuse faults that records of your own (`own`; None: procedural lesions) cannot have."
+    if own is not None and (knobs['dark_benign'] or knobs['camera']):
+        raise ValueError('dark_benign and camera are planted by drawing the lesions anew, and these records are your own; mismatch and shortcut can be planted in them')
+    return knobs
+
 class _Pile:
     "Records, and every kind of faulty copy of them, made when first asked for."
     def __init__(self, processor, records=None, # your own, with images and captions; None: `n` procedural lesions
@@ -162,11 +167,6 @@ class _Pile:
             if hard: said = [dict(t, wrong=edits(r, hard, (self.seed, i))) for i, (t, r) in enumerate(zip(said, _facts(ds)))]
             self.made[key] = training.Rows(_Told(said, ds), self.collate, feats)
         return self.made[key]
-
-    def allow(self, knobs:dict):
-        "Refuse faults that these records cannot have."
-        if self.own is not None and (knobs['dark_benign'] or knobs['camera']):
-            raise ValueError('dark_benign and camera are planted by drawing the lesions anew, and these records are your own; mismatch and shortcut can be planted in them')
 
 # %% ../nbs/16_tuner.ipynb #ac352e52
 class Deck(_Pile):
@@ -209,9 +209,7 @@ class Deck(_Pile):
         if not rows: raise ValueError('the batch is empty: there are no records to draw from')
         return self.rows().batch(rows)                                        # every kind has the same captions, so their numbers agree
 
-# %% ../nbs/16_tuner.ipynb #9e396197
-def _rgb(image): return (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).convert('RGB')
-
+# %% ../nbs/16_tuner.ipynb #3c530b25
 class _Shown:
     "Held-out records: what never changes about them."
     def __init__(self, model, processor, records=None, n:int=16, shown:int=3):
@@ -223,11 +221,10 @@ class _Shown:
         first = [next((i for i in rich if self.records[i].get('label') == l), None) for l in ('melanoma', 'benign')]
         self.shown = list(dict.fromkeys([i for i in first if i is not None] + rich))[:shown]
         self.text = chat.pad(processor, [dict(input_ids=ids, labels=[]) for ids in processor.tokenizer([r['caption'] for r in self.records]).input_ids])
-        self.collate = chat.Collator(processor, notes=True); blind = [dict(r, notes=None) for r in self.records]
-        self.noted = [dict(r, notes=leak(r['caption'])) for r in self.records]
+        blind, noted = ([dict(r, notes=leak(r['caption']) if told else None) for r in self.records] for told in (False, True))
         self.rows = training.Rows(blind, chat.Collator(processor), self.features)
         self.ask = chat.Collator(processor, answers=False).rows([training.text_of([self.records[i]])[0] for i in self.shown])
-        self.probes = {False: dominance.Probe(processor, blind[:n//2]), True: dominance.Probe(processor, self.noted[:n//2], notes=True)}
+        self.probes = {False: dominance.Probe(processor, blind[:n//2]), True: dominance.Probe(processor, noted[:n//2], notes=True)}
 
     def see(self, state, m)->torch.Tensor: # (n, P, D)
         if 'vision' not in state.touched: return self.features
@@ -236,7 +233,7 @@ class _Shown:
 
     def still(self)->dict:
         "What does not change: the pictures that are shown, and those of the matrix."
-        def png(r, side): out = io.BytesIO(); _rgb(r['image']).resize((side, side)).save(out, 'PNG'); return out.getvalue()
+        def png(r, side): out = io.BytesIO(); chat.rgb(r['image']).resize((side, side)).save(out, 'PNG'); return out.getvalue()
         return dict(lesions=[dict(png=png(self.records[i], 192), id=str(self.records[i].get('id') or i), label=self.records[i].get('label'), truth={k: v for k, v in (self.records[i].get('attributes') or {}).items() if v is not None}) for i in self.shown],
                     probe=[dict(png=png(r, 32), id=str(r.get('id') or i), caption=r['caption']) for i, r in enumerate(self.records)])
 
@@ -264,7 +261,9 @@ class _Numbers(_Shown):
             batch = self.rows.batch([self.rows[i] for i in range(len(self.rows))]) | dict(features=self.see(state, m))
             return float(training.terms(state.model, {k: v.to(m.device) for k, v in batch.items()}, losses.Weights())['ce'])
 
-# %% ../nbs/16_tuner.ipynb #b9dbdfee
+# %% ../nbs/16_tuner.ipynb #e82dee53
+def _words(said): return re.findall(r'\S+\s*', said)                        # joined, they are the caption again
+
 class Held(_Numbers):
     "Records that a run is looked at with and never trained on."
     def captions(self, state)->dict:
@@ -278,31 +277,30 @@ class Held(_Numbers):
         for i, said in zip(self.shown, got):
             r = self.records[i]; truth = r.get('attributes') or {}
             cut = evaluate.judged(said, truth, r.get('label')); told = [ok for _, ok in cut if ok is not None]
-            words, p = [], 0
-            flags = [ok for t, ok in cut for _ in t]
-            for w in re.findall(r'\S+\s*', said):
+            words, p, flags = [], 0, [ok for t, ok in cut for _ in t]
+            for w in _words(said):
                 mine = [f for f in flags[p:p + len(w.rstrip())] if f is not None]; p += len(w)
                 words.append([w, mine[0] if mine else None])
             items.append(dict(words=words, right=sum(told), of=len(told) + len(evaluate.unsaid(said, truth))))
-        return dict(step=state.steps, items=items)
+        of = sum(i['of'] for i in items)
+        return dict(step=state.steps, items=items, right=sum(i['right'] for i in items)/of if of else None)
 
     def attention(self, state, lesion:int, word:int, said:str)->dict:
         "Where one word of a caption looked: raw attention, layers, heads and the word's tokens averaged."
         batch = chat.encode(self.processor, self.records[self.shown[lesion]]['image'], PROMPT, said)
         groups, words, answered, spans = attention.words_of(self.processor, batch['input_ids'][0])
-        ends = np.cumsum([len(w) for w in re.findall(r'\S+\s*', said)]); a, b = ends[word] - len(re.findall(r'\S+\s*', said)[word]), ends[word]
+        pieces = _words(said); b = sum(map(len, pieces[:word + 1])); a = b - len(pieces[word])
         lead = sum(map(len, (w for w, y in zip(words, answered) if y))) - len(said)                     # a space that the template puts before the answer
         at = [k - 1 for g, y, (s, e) in zip(groups, answered, spans) if y and s - lead < b and e - lead > a for k in g]
         with dominance.at_rest(state.model): A = attention.attention(state.model, batch, at).mean((0, 1, 2))
         return dict(step=state.steps, lesion=lesion, word=word, text=said[a:b].strip(), h=A.shape[0], w=A.shape[1], values=A.flatten().tolist())
 
-# %% ../nbs/16_tuner.ipynb #71d0c89e
+# %% ../nbs/16_tuner.ipynb #8b18d0ba
 def look(state)->dict: # r1, contrastive, mse, ce, share, image, text, right: also kept in `state.looks`
     "Look at a run from all sides, which changes nothing in it."
     h = state.held; s, g, c = h.similarity(state), h.gauge(state), h.captions(state)
-    of = sum(i['of'] for i in c['items'])
     told = dict(step=state.steps, r1=s['r1'], contrastive=s['contrastive'], mse=s['mse'], spread=s['spread'], spread_text=s['spread_text'], ce=h.ce(state), share=g['share'], image=g['image'], text=g['text'],
-                right=sum(i['right'] for i in c['items'])/of if of else None)
+                right=c['right'])
     _noted(state, told)
     return dict(told, similarity=s, captions=c)
 
@@ -319,7 +317,7 @@ class Snapshot:
     "All that a run needs to go on from one step."
     steps:int; drawn:int; seconds:float; knobs:dict; params:dict; log_scale:float; optimiser:dict; history:list; looks:list; changes:list; auto:bool=False
 
-# %% ../nbs/16_tuner.ipynb #2563adc5
+# %% ../nbs/16_tuner.ipynb #c53022b3
 class _Turning:
     "Turning and stepping, of a `TunerState`."
     def weights(self)->losses.Weights:
@@ -331,7 +329,7 @@ class _Turning:
         "Turn some knobs; the next step feels it. Nothing changes where a value cannot be."
         for name in changes:
             if name in KNOBS and not KNOBS[name].live: raise ValueError(f'{name} is fixed while a run goes on: reset({name}={changes[name]!r}) begins anew with it')
-        new = turned(self.knobs, changes); self.deck.allow(new)
+        new = allowed(turned(self.knobs, changes), self.source['records'])
         if self.knobs['learned'] and not new['learned'] and 'temperature' not in changes: new['temperature'] = float(self.learned().detach())
         diff = {k: v for k, v in new.items() if v != self.knobs[k]}
         if not diff: return {}
@@ -418,7 +416,7 @@ class _Parting:
         other._apply({})
         return other
 
-# %% ../nbs/16_tuner.ipynb #c0a9630a
+# %% ../nbs/16_tuner.ipynb #b26e5d2b
 class TunerState(_Turning, _Keeping, _Parting):
     "A training run that can be turned while it goes. Nothing in it knows of a screen."
     def __init__(self, records=None,         # your own, with images and captions; None: procedural lesions …
@@ -434,6 +432,7 @@ class TunerState(_Turning, _Keeping, _Parting):
 
     def _build(self, knobs):
         "The run before its first step."
+        allowed(knobs, self.source['records'])
         model, self.processor = (copy.deepcopy(self.source['model']), self.source['processor']) if self.source['model'] is not None else models.load()
         if (kind := models.inner(model).config.model_type) != 'gemma3': raise ValueError(f"the tuner trains as `fit` does, which knows Gemma 3's way from a picture to its tokens, not {kind}'s")
         seed_everything(knobs['seed']); models.no_repack(model)
@@ -476,12 +475,12 @@ def marks(state)->list: # dicts of step and says
     for step, diff in state.changes: out.append(dict(step=step, says=tell(now, diff))); now |= diff
     return out
 
-# %% ../nbs/16_tuner.ipynb #ce7fca0e
+# %% ../nbs/16_tuner.ipynb #c6ecb901
 COLOURS = dict(contrastive=PALETTE.blue, ce=PALETTE.orange, mse=PALETTE.green)
 DASHES = ('-', (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 
 def _moments(ax, states):
-    for (label, s), c in zip(states.items(), PALETTE):
+    for s, c in zip(states.values(), PALETTE):
         for m in marks(s): ax.axvline(m['step'], color=c if len(states) > 1 else '0.6', ls=':', lw=1, zorder=0)
 
 def _series(ax, s, key, **kw):
@@ -495,7 +494,7 @@ def plot_runs(states, # a `TunerState`, or {label: state}
     import matplotlib.pyplot as plt
     states = states if isinstance(states, dict) else {'': states}
     axs = plt.subplots(1, 4, figsize=(13, 2.9))[1] if axs is None else axs
-    for k, ((label, s), dash) in enumerate(zip(states.items(), DASHES)):
+    for (label, s), dash in zip(states.items(), DASHES):
         x = [h['step'] for h in s.history]
         for ax, kind in zip(axs, ('raw', 'weighted')):
             for w in WEIGHTS:
@@ -518,7 +517,7 @@ def compare(states:dict)->'Table': # label -> state
     return table([dict(run=label, steps=s.steps, parent=f'{s.parent[0]} at {s.parent[1]}' if s.parent else None, turned=len(s.changes), **{w: s.history[-1]['raw'].get(w) if s.history else None for w in WEIGHTS},
                        **{'R@1': last(s, 'r1'), 'spread': last(s, 'spread'), 'right phrases': last(s, 'right'), "image's share": last(s, 'share')}) for label, s in states.items()])
 
-# %% ../nbs/16_tuner.ipynb #12f283f8
+# %% ../nbs/16_tuner.ipynb #bfbc1744
 def bits(values)->str: # 16 letters
     "A fingerprint of numbers to the last bit."
     return hashlib.sha256(np.asarray(list(values), np.float64).tobytes()).hexdigest()[:16]
@@ -543,17 +542,19 @@ def read(told)->dict: # a log: a dict, or a file
         try: told = json.loads(Path(told).read_text(encoding='utf-8'))
         except ValueError as e: raise ValueError(f'{told} is no JSON: {e}') from None
     if not isinstance(told, dict) or told.get('made_by') != 'mmkit.tuner': raise ValueError("this is no log of mmkit.tuner: give what `save` wrote or `log` returned")
-    try: start, steps, changes = checked(told['start']), int(told['steps']), [(int(s), checked(c)) for s, c in told['changes']]
+    try: start, steps, _, changes = checked(told['start']), int(told['steps']), (told['data']['records'], int(told['data']['n']), told['model'], told['losses'], told['torch'], told['threads']), [(int(s), checked(c)) for s, c in told['changes']]
     except (KeyError, TypeError) as e: raise ValueError(f'the log is damaged: {e!r}') from None
     if set(start) != set(KNOBS): raise ValueError(f'the log does not say where {", ".join(sorted(set(KNOBS) - set(start)))} began')
     if steps < 0 or any(not 0 <= s <= steps for s, _ in changes) or [s for s, _ in changes] != sorted(s for s, _ in changes): raise ValueError('the log is damaged: its changes are not in order, or lie outside its steps')
     return told | dict(start=start, steps=steps, changes=changes)
 
-# %% ../nbs/16_tuner.ipynb #5584a2e9
+# %% ../nbs/16_tuner.ipynb #74d4c4af
 def replaying(told, **source):
     "Step by step through a log: yields the state after each step (and before the first)."
     told = read(told)
-    state = TunerState(**(dict(n=told.get('data', {}).get('n', 256)) | source), **told['start'])
+    if told['data']['records'] != 'procedural' and source.get('records') is None: raise ValueError('this log is of records of your own: give them again, records=… and held=…')
+    if told['model'] != 'the shipped base' and source.get('model') is None: raise ValueError(f"this log is of a model of your own ({told['model']}): give it again, model=… and processor=…")
+    state = TunerState(**(dict(n=told['data']['n']) | source), **told['start'])
     changes = dict(told['changes'])
     for k in range(told['steps'] + 1):
         if k in changes: state.changes.append((k, dict(changes[k]))); state._apply(dict(changes[k]))
@@ -700,7 +701,7 @@ run = training.fit(model, processor, deck.planted({_dict({k: parts[-1][2][k] for
 print(run)
 """
 
-# %% ../nbs/16_tuner.ipynb #171addd8
+# %% ../nbs/16_tuner.ipynb #e36f8abf
 def _thin(x:np.ndarray, most:int=300)->np.ndarray:
     "At most so many numbers: means of neighbours (of those that are there)."
     x = np.asarray(x, float); k = -(-len(x)//most)
@@ -710,7 +711,7 @@ def _thin(x:np.ndarray, most:int=300)->np.ndarray:
 
 def _list(x): return [round(v, 5) if math.isfinite(v) else None for v in map(float, x)]       # JSON knows no nan
 
-def curves(state, most:int=300)->dict:
+def _curves(state, most:int=300)->dict:
     "What happened, as plain lists a screen can draw."
     H, L = state.history, state.looks; get = lambda f: _list(_thin([f(h) for h in H], most)); step = _list(_thin([h['step'] for h in H], most))
     seen = lambda k: dict(step=[l['step'] for l in L if l.get(k) is not None], value=[round(l[k], 4) for l in L if l.get(k) is not None])
@@ -721,7 +722,7 @@ def curves(state, most:int=300)->dict:
                 gauge=dict(step=[l['step'] for l in g], **{k: [None if l[k] is None else round(l[k], 4) for l in g] for k in ('share', 'image', 'text')}),
                 r1=seen('r1'), spread=seen('spread'), right=seen('right'), held={w: seen(w) for w in WEIGHTS}, marks=marks(state), parent=state.parent, steps=state.steps)
 
-# %% ../nbs/16_tuner.ipynb #dbf925d5
+# %% ../nbs/16_tuner.ipynb #125f6116
 LOOKS = dict(captions=2.6, attention=2., similarity=.9, gauge=2.5)        # seconds between two looks, the most wanted first
 CHEAP = ('captions', 'similarity')
 
@@ -744,7 +745,7 @@ class _Watch:
             else:
                 self.seen[name] = got = getattr(h, name)(s)
                 if name == 'similarity': _noted(s, {k: got[k] for k in ('step', 'r1', 'contrastive', 'mse', 'spread', 'spread_text')})
-                else: of = sum(i['of'] for i in got['items']); _noted(s, dict(step=at, right=sum(i['right'] for i in got['items'])/of if of else None))
+                else: _noted(s, dict(step=at, right=got['right']))
             self.seen_at[name] = (self.active, at); took = time.perf_counter() - now; self.spent += took*(name not in CHEAP); self.due[name] = now + max(pause, 9*took)
             return True
 
@@ -758,10 +759,10 @@ class _Watch:
         rate = (r[-1][1] - r[0][1])/(r[-1][0] - r[0][0]) if self.status == 'running' and len(r) > 2 and r[-1][0] > r[0][0] else 0.
         common = dict(status=self.status, reason=self.reason, way_back=self.back, busy=self.busy, active=self.active, rate=rate, replay=self.replayed, remarks=self.remarks, **self.seen)
         if s is None: return common | dict(step=0, seconds=0., knobs={}, runs={}, snapshots=[])
-        return common | dict(step=s.steps, seconds=s.seconds, knobs={k: _plain(v) for k, v in s.knobs.items()}, runs={l: curves(x) for l, x in self.states.items()},
+        return common | dict(step=s.steps, seconds=s.seconds, knobs={k: _plain(v) for k, v in s.knobs.items()}, runs={l: _curves(x) for l, x in self.states.items()},
                              snapshots=[dict(name=n, step=x.steps, auto=x.auto) for n, x in s.snapshots.items()])
 
-# %% ../nbs/16_tuner.ipynb #9df18bae
+# %% ../nbs/16_tuner.ipynb #6a3a0348
 class _Work(_Watch):
     "Taking steps, of a `Runner`."
     def _say(self, text): self.remarks = [*self.remarks, text][-6:]
@@ -770,7 +771,7 @@ class _Work(_Watch):
         if label not in self.states: raise ValueError(f'there is no run {label!r}; there is {", ".join(self.states)}')
 
     def _train(self):
-        s, began = self.state, time.perf_counter()
+        s = self.state
         if (wait := s.deck.wants(s)): self.busy = wait; self._tell(True)
         try: s.step()
         except Pause as e: self._halt(str(e), s.way_back()); self.busy = ''; return
@@ -892,11 +893,13 @@ class Runner(_Calls):
         if self.status != 'failed': self.status = 'stopped'
         self.told_now = None
 
-# %% ../nbs/16_tuner.ipynb #9fc2182c
+# %% ../nbs/16_tuner.ipynb #b1b35606
+_slow = []                                                                  # what Python's switch interval was, once for each thread that runs
+
 def _live(ref, orders, ended, state, settings):
     "The thread: obey, step, look, tell; ends when it is told to, or when nobody holds the Runner any more."
-    was = sys.getswitchinterval(); sys.setswitchinterval(1e-4)             # or one busy line elsewhere in this kernel would make a step many times slower
     r, order = ref(), None
+    _slow.append(_slow[0] if _slow else sys.getswitchinterval()); sys.setswitchinterval(1e-4)   # or one busy line elsewhere in this kernel would make a step many times slower
     try:
         if r is None: return
         r._tell(True)
@@ -916,7 +919,9 @@ def _live(ref, orders, ended, state, settings):
         if (r := r or ref()) is not None:
             r.status, r.error, r.busy = 'failed', f'{type(e).__name__}: {e}', ''; r.reason, r.trace = f'the thread ended: {r.error}', traceback.format_exc()
             with contextlib.suppress(Exception): r._tell(True)
-    finally: sys.setswitchinterval(was)
+    finally:
+        was = _slow.pop()
+        if not _slow: sys.setswitchinterval(was)                          # the last one puts it back
 
 @atexit.register
 def stop_all():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from mmkit import dashboard, tuner
-from mmkit.dashboard import TERMS, TOUR, Dashboard, Tour, curves, free_port, newest, since, small_plot, still
+from mmkit.dashboard import TERMS, TOUR, Dashboard, Tour, plots, free_port, newest, since, small_plot, still
 
 PNG = __import__('io').BytesIO(); __import__('PIL.Image').Image.new('RGB', (40, 40), (200, 150, 120)).save(PNG, 'PNG')
 LESIONS = [dict(png=PNG.getvalue(), id='a', truth=dict(border='irregular'), label='melanoma')]

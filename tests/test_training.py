@@ -486,5 +486,7 @@ def test_hard_negatives_come_with_the_records(ds, base):
 def test_a_schedule_of_your_own(ds, base):
     half = lambda share: 1. if share < .5 else .25
     run = training.fit(*base, ds, steps=4, batch=4, lr=1e-3, schedule=half, bar=False); assert np.allclose(run.history['lr'], [1e-3, 1e-3, 2.5e-4, 2.5e-4])
+    for wrong in (dict(schedule=dict(txt=half)), dict(lr=dict(txt=1e-3))):
+        with pytest.raises(ValueError, match="'txt'.*'text'"): training.fit(*base, ds, steps=2, batch=4, bar=False, **wrong)
     clock = training.Clock(steps=4, schedule=dict(text=half)); clock.start = 0.
     assert [clock.factor(s, 'text') for s in range(4)] == [1, 1, .25, .25] and [clock.factor(s, 'vision') for s in range(4)] == [training.Clock.factor(c, s) for c in [training.Clock(steps=4)] if not setattr(c, 'start', 0.) for s in range(4)]

@@ -89,6 +89,8 @@ def test_records_of_your_own():
     assert tuner.replay(tuner.log(s), bar=False, records=mine[:16], held=mine[16:]).replayed['same']
     assert 'records = ...' in tuner.export(s, 'script') and 'records' in tuner.export(s, 'fit')
     with pytest.raises(ValueError, match='attributes'): tuner.edits(dict(mine[0], attributes={}), 1, 0)
+    with pytest.raises(ValueError, match='your own'): TunerState(mine[:16], held=mine[16:], dark_benign=.5)        # not silently unplanted
+    with pytest.raises(ValueError, match='records of your own'): tuner.replay(tuner.log(s), bar=False)
 
 # ---- to the last bit -------------------------------------------------------------------------------------------------------
 
@@ -253,6 +255,12 @@ def test_no_thread_outlives_its_runner(run):
     thread = r.thread; r.start(); del r; gc.collect(); thread.join(30)
     assert not thread.is_alive() and set(threading.enumerate()) <= here and sys.getswitchinterval() == pytest.approx(interval)
     r = Runner(run.fork()); until(r, lambda t: t['status'] != 'preparing'); tuner.stop_all(); assert not r.alive and r.told()['status'] == 'stopped'
+
+def test_two_runners_put_the_switch_interval_back(run):
+    was = sys.getswitchinterval(); one, two = Runner(run), Runner(run.fork())
+    for r in (one, two): until(r, lambda t: t['status'] != 'preparing')
+    one.stop(); assert sys.getswitchinterval() < was
+    two.stop(); assert sys.getswitchinterval() == pytest.approx(was)
 
 def test_orders_wait_in_a_bounded_queue(runner, monkeypatch):
     held, real = threading.Event(), runner.state.deck.batch; monkeypatch.setattr(runner.state.deck, 'batch', lambda *a, **k: held.wait(30) and real(*a, **k))
