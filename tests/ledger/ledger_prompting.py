@@ -64,6 +64,7 @@ def measure(cells, seeds, small=False):
     yield entry(cells, seeds, 'C7', found, [
         dict(says='fine-tuned is better than the best wording, with the threshold chosen as well', a=['fine-tuned', BA], b=['prompted, best wording and threshold', BA], expect='above'),
         dict(says='by 74 per cent of balanced accuracy or more, over the best wording', a=[over.format('best wording'), 'per cent gained in ' + BA], b=74, expect='not below'),
+        dict(says='by 74 per cent of balanced accuracy or more, over the worst wording', a=[over.format('worst wording'), 'per cent gained in ' + BA], b=74, expect='not below'),
         dict(says='the gain is larger over the worst wording than over the best', a=[over.format('worst wording'), 'per cent gained in ' + BA], b=[over.format('best wording'), 'per cent gained in ' + BA], expect='above'),
         dict(says='where melanoma is rare, fine-tuned is more often right than always “benign”', a=['fine-tuned', 'accuracy where 1.8% are melanomas'], b=['always “benign”', 'accuracy where 1.8% are melanomas'], expect='above'),
         dict(says="with another's picture the tuned model is no better than a coin", a=["fine-tuned, another's picture", BA], b=.5, expect='equal', control=True),
