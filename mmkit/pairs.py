@@ -504,9 +504,11 @@ def _close(a, b, near, alike, block=2000): # positions (i, j) of near-identical 
                 and ta[x + s] @ tb[y] >= alike]
     return out
 
-def near_identical(ds:Dataset, near:int=8, alike:float=.95)->list: # of (i, j), i < j
+def near_identical(ds:Dataset, near:int=8, alike:float=.95,
+                   hashes:tuple=None # the `picture_hashes` of ds, where they are known already
+                  )->list: # of (i, j), i < j
     "Pairs of positions whose pictures are copies: at most `near` of 64 hash bits differ and the thumbnails correlate."
-    h = picture_hashes(ds)
+    h = hashes or picture_hashes(ds)
     return [(i, j) for i, j in _close(h, h, near, alike) if i < j]
 
 # %% ../nbs/02_pairs.ipynb #5a3c631d

@@ -33,9 +33,9 @@ def r_at_1(heads, part, size=POOL):
     return float(((A @ B.T).argmax(1) == torch.arange(len(at))).float().mean())
 
 def train(seed, small=False, loss=None, # loss(heads, x, y, ids, rows): scalar; None: info_nce
-          lr=2e-3, batch=64, samples=25_600, tau=.07, learned=False, captions=None, watch=None, learn=('gain', 'W', 'T')):
-    "(heads, vectors, losses of every step). `captions`: (N,) whose caption each picture gets. `watch(step, heads, rows, loss)` sees every step."
-    v = vectors(seed, small); x, y, ids, _ = v['train']; samples = samples//100 if small else samples
+          lr=2e-3, batch=64, samples=25_600, tau=.07, learned=False, captions=None, watch=None, learn=('gain', 'W', 'T'), said=None):
+    "(heads, vectors, losses of every step). `captions`: (N,) whose caption each picture gets; or `said`: (x, y, ids) to learn from. `watch(step, heads, rows, loss)` sees every step."
+    v = vectors(seed, small); x, y, ids = said or v['train'][:3]; samples = samples//100 if small else samples
     if captions is not None: y, ids = y[captions], ids[captions]
     h, said = Heads(v, seed, tau, learned), []
     for n, p in h.named_parameters(): p.requires_grad_(n in learn or (n == 'log_scale' and learned))
