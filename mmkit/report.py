@@ -5,11 +5,11 @@ __all__ = ['STATISTICS', 'BLIND', 'WHO', 'VIEWS', 'GREY', 'JSON_PROMPT', 'SCHEMA
            'CLASSES', 'WAYS', 'TASKS', 'proportion', 'Enough', 'enough', 'ece', 'sensitivity_at', 'LeftOut', 'Task',
            'Exam', 'say', 'captions', 'told', 'as_json', 'narrative', 'chart', 'as_table', 'read_table',
            'chart_records', 'lessons', 'attributes', 'rule', 'impressions', 'plot_calibration', 'vqa', 'ranks',
-           'retrieval', 'zero_shot', 'grounded', 'read_json', 'extraction', 'absent_ones', 'probes', 'charts',
-           'by_sentence', 'reports', 'Report', 'grade', 'report', 'worst', 'page', 'save', 'load', 'mcnemar', 'holm',
-           'compare', 'plot_reports']
+           'retrieval', 'zero_shot', 'grounded', 'pointed', 'read_json', 'extraction', 'absent_ones', 'probes',
+           'charts', 'by_sentence', 'reports', 'Report', 'grade', 'report', 'worst', 'page', 'save', 'load', 'mcnemar',
+           'holm', 'compare', 'plot_reports']
 
-# %% ../nbs/18_report.ipynb #e30b7a40
+# %% ../nbs/18_report.ipynb #da695639
 import itertools, json, math, re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ import numpy as np, torch
 from PIL import Image, ImageDraw
 from scipy.stats import binomtest, norm
 from sklearn.metrics import average_precision_score
-from . import chat, evaluate, models, training
+from . import attention, chat, evaluate, models, training
 from .core import PALETTE, Interval, bootstrap, html_escape, progress, table
 from .evaluate import MISSING, STRUCTURES, Page, Similarity, column, derangement, majority, mentions, read_attributes, read_impression
 from .lesions import LEVELS, World, auc
-from .pairs import ASK, NUMBERS, PROMPT, SHOWN, THE, WORDS, caption, count_colours, impression, in_place, listing, place, raw_rows
+from .pairs import ASK, NUMBERS, PROMPT, SHOWN, THE, WORDS, answer, caption, count_colours, impression, in_place, listing, place, raw_rows
 
 # %% ../nbs/18_report.ipynb #5393e1dd
 def proportion(hits:int, of:int, # so many of so many
@@ -448,6 +448,27 @@ def grounded(exam:Exam)->Task:
     items = [exam.item(k, f'{s}: named, and {a[:1].lower()}{a[1:]}', f'{s}, {in_place(b).lower()}', s) for (k, s, b), a in zip(found, ask)]
     said = {who: [f'{"named" if n else "not named"}; {w}' for n, w in zip(names[who], where[who])] for who in where}
     return Task('grounded', 'is a structure named, and placed where its box is?', items, said, marks, {'named and placed': ('mean', ['right'], 1), 'placed': ('mean', ['placed'], 1), 'named': ('mean', ['named'], 1)})
+
+# %% ../nbs/18_report.ipynb #c4084492
+def pointed(exam:Exam, method:str='relevancy', # one of `attention.METHODS`
+            most:int=12)->Task:
+    "Structures that are there: does the map of their word peak in their box?"
+    found = [(k, b['name'], b['box']) for k, bs in enumerate(exam.get('boxes')) for b in bs or () if b['name'] in SHOWN]
+    if not found: raise LeftOut('no record has a box around a structure')
+    found = [found[i] for i in sorted(np.random.default_rng(exam.seed).permutation(len(found))[:most])]; levels = exam.get('attributes')
+    inside = lambda x, y, b: float(b[0] <= x <= b[2] and b[1] <= y <= b[3])
+    picture = {'model': lambda k: exam.ds[k]['image'], 'text-only': lambda k: GREY, 'shuffled': lambda k: exam.ds[int(exam.other[k])]['image']}
+    peaks = {who: [] for who in VIEWS}
+    for k, s, _ in found:
+        said = answer(s, (levels[k] or {}).get(s) if s == 'network' and (levels[k] or {}).get(s) in WORDS['network'] else 'typical' if s == 'network' else 'present')
+        for who in VIEWS:
+            look = attention.look(exam.model, exam.processor, picture[who](k), said, methods=(method,), only='answer', prompt=ASK[s][0].format(subject='lesion'))
+            m = look.flat(method)[look.at(said.split()[-1].strip('.'))[-1]]; i, j = np.unravel_index(m.argmax(), m.shape) if np.isfinite(m).all() else (-9, -9)
+            peaks[who].append(((j + .5)/m.shape[1], (i + .5)/m.shape[0]))
+    peaks |= dict(majority=[(.5, .5)]*len(found), oracle=[((b[0] + b[2])/2, (b[1] + b[3])/2) for _, _, b in found])
+    marks = {who: dict(right=[inside(x, y, b) for (x, y), (_, _, b) in zip(at, found)]) for who, at in peaks.items()}
+    return Task('pointed', f'does {method} of a structure\'s name peak in its box?', [exam.item(k, s, str([round(v, 2) for v in b]), s) for k, s, b in found],
+                {who: [f'peak at {x:.2f}, {y:.2f}' for x, y in at] for who, at in peaks.items()}, marks, {'peak in the box': ('mean', ['right'], 1)})
 
 # %% ../nbs/18_report.ipynb #bfda9420
 def read_json(text:str)->tuple: # (fields or None, follows the schema?)
