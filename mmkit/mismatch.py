@@ -236,7 +236,7 @@ def found(suspicion, wrong, # (N,) True where a pair is known to be wrong
     return {'AUROC': roc_auc_score(wrong, suspicion) if both else np.nan, 'average precision': average_precision_score(wrong, suspicion) if wrong.any() else np.nan,
             'precision': hit/k if k else np.nan, 'recall': hit/wrong.sum() if wrong.any() else np.nan}
 
-# %% ../nbs/20_mismatch.ipynb #b5f3c46b
+# %% ../nbs/20_mismatch.ipynb #27a8dc81
 def phrase(attribute:str, level:str)->str:
     "'a blue-white veil', 'no veil', 'an irregular border', 'melanoma'."
     if attribute == 'impression': return level
@@ -264,6 +264,7 @@ class Suspects:
     def table(self, n:int=10): return lint.table([dict(row=int(i), suspicion=f'{self.score[i]:.2f}', reason=self.reason(i)) for i in self.order[:n]])
     def _repr_html_(self): return self.table()._repr_html_()
     def __str__(self): return str(self.table())
+    __repr__ = __str__
 
 def suspects(model, processor, ds, weights:dict=None, # None: learned from swaps that are planted among the pairs
              k:int=5, seed:int=0, folder=None, bar:bool=True)->Suspects:
@@ -272,7 +273,7 @@ def suspects(model, processor, ds, weights:dict=None, # None: learned from swaps
     scores, opinion = detect(x, y, captions, fold, seed)
     return Suspects(captions, scores, learned_weights(x, y, captions, fold, seed=seed) if weights is None else weights, opinion, nearest(x, 10)[0])
 
-# %% ../nbs/20_mismatch.ipynb #88b6a3f7
+# %% ../nbs/20_mismatch.ipynb #9dc7f7e3
 def refit(x, y, captions, keep, # positions of the pairs to learn from
           X, Y, test,           # held-out pictures and captions, as arrays and as records
           steps:int=240, pool:int=192, seed:int=0)->dict: # R@1, macro-F1
@@ -282,7 +283,7 @@ def refit(x, y, captions, keep, # positions of the pairs to learn from
     hit = ((see(X[at]) @ read(Y[at]).T).argmax(1) == np.arange(len(at))).mean()
     truth, told = evaluate.column(test, 'attributes'), [{} for _ in range(len(X))]
     readings = [evaluate.reading(c) for c in said]
-    for a in {k for t in truth for k, v in (t or {}).items() if v}:
+    for a in dict.fromkeys(k for t in truth for k, v in (t or {}).items() if v):
         y_a = np.array([r.get(a, evaluate.MISSING) for r in readings]); known = y_a != evaluate.MISSING
         if len(np.unique(y_a[known])) < 2: continue
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=.02, max_iter=500)).fit(x[keep][known], y_a[known])
