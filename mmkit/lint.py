@@ -105,9 +105,9 @@ def age_band(age)->str|None: # None where unknown
     "A span of years."
     return None if age is None else next(f'{a}–{b}' if b < 200 else f'{a}+' for a, b in ((0, 29), (30, 49), (50, 69), (70, 200)) if age <= b)
 
-# %% ../nbs/19_lint.ipynb #f28f756f
+# %% ../nbs/19_lint.ipynb #6e18bcec
 CURES = {'leave out': 'leave these records out', 'rewrite': 'write the caption anew from the record\'s attributes and label', 'strip': 'take the stray characters out of the text', 'first of each': 'keep the first of each group, leave the others out',
-         'repeat': 'repeat the records of small groups (for training only)', 'even out': 'leave records out until the label is as frequent in every group', 'without leaks': 'leave out of training what validation or test shows', 'look': 'look at these records; nothing is done by itself'}
+         'repeat': 'repeat the records of small groups, up to ten times (for training only)', 'even out': 'leave records out until the label is as frequent in every group', 'without leaks': 'leave out of training what validation or test shows', 'look': 'look at these records; nothing is done by itself'}
 
 @dataclass
 class Finding:
@@ -126,13 +126,13 @@ class Finding:
 
 def column(ds, name): # None throughout where there is no such column
     "A column, also where a set does not have it."
-    return list(ds.select_columns([name])[name]) if name in ds.column_names else [None]*len(ds)
+    return ds.select_columns([name])[name][:] if name in ds.column_names else [None]*len(ds)
 
 def about(ds)->str: return pairs.digest(column(ds, 'id'), column(ds, 'caption'))
 
-def few(n, of, what): return f"{n:,} of {of:,} {what}" + (f' ({n/of:.0%})' if of >= 100 else '') + '.'
+def few(n, of, what): return f"{n:,} of {of:,}" + (f' ({n/of:.0%})' if 200 <= of <= 200*n else '') + f' {what}.'
 
-# %% ../nbs/19_lint.ipynb #88dca231
+# %% ../nbs/19_lint.ipynb #e2c6165f
 def lint_captions(ds, vague:float=.1, # visual terms per word below which a caption says nothing to see
                   shortest:int=3, longest:int=120, # words
                   batch:int=64, repeats:float=.05 # nats that repeated captions may cost in a batch
@@ -160,12 +160,12 @@ def lint_captions(ds, vague:float=.1, # visual terms per word below which a capt
     cost, same = floor([said[i] for i in there], batch), alike([said[i] if i in words else None for i in range(n)])
     if cost > repeats:
         rows = [i for g in same for i in g]; top = max(same, key=len)
-        out.append(Finding('repeated captions', few(len(rows), n, f'captions occur more than once, the commonest {len(top):,} times; in a batch of {batch}, plain InfoNCE cannot fall below {cost:.2f}'), rows, 'first of each', {i: f'{len(g)} times' for g in same for i in g}, same, more=dict(floor=cost)))
+        out.append(Finding('repeated captions', few(len(rows), n, f'captions occur more than once, the commonest {len(top):,} times; in a batch of {batch}, plain InfoNCE cannot fall below {cost:.2f}'), rows, 'first of each' if len(rows) - len(same) <= n/5 else 'look', {i: f'{len(g)} times' for g in same for i in g}, same, more=dict(floor=cost)))
     again = [g for g in alike([words_of(c) if c else None for c in said]) if len({said[i] for i in g}) > 1]
     if again: out.append(Finding('reworded repeats', few(sum(map(len, again)), n, 'captions have the same words as another one in other order, case or punctuation'), [i for g in again for i in g], 'first of each', {i: f'as record {g[0]}' for g in again for i in g[1:]}, again))
     return out
 
-# %% ../nbs/19_lint.ipynb #91df668c
+# %% ../nbs/19_lint.ipynb #932f57a7
 def _looked(ds): # hashes, {position: what is wrong}
     "`picture_hashes`, and which pictures cannot be opened."
     try: return pairs.picture_hashes(ds), {}
@@ -182,6 +182,7 @@ def lint_pictures(ds, hashes=None, bad=None)->list: # of Finding
     if hashes is None: hashes, bad = _looked(ds)
     out, n, label, lesion = [], len(ds), column(ds, 'label'), column(ds, 'lesion')
     none = {i: (bad or {}).get(i, 'no picture') for i in range(n) if hashes[0][i] is None}
+    if len(none) == n and not bad: return []                # a table without pictures: `lint` says so
     if none: out.append(Finding('no picture', few(len(none), n, 'records have no picture that can be opened'), sorted(none), 'leave out', none))
     edges = pairs.near_identical(ds, hashes=hashes); edges = [e for e in edges if lesion[e[0]] is None or lesion[e[0]] != lesion[e[1]] or hashes[0][e[0]] == hashes[0][e[1]]]
     if edges:
@@ -193,7 +194,7 @@ def lint_pictures(ds, hashes=None, bad=None)->list: # of Finding
         if two: out.append(Finding('one picture, two labels', few(sum(map(len, two)), n, 'records share a picture and differ in label'), [i for x in two for i in x], 'leave out', {i: f'{label[i]}; in the group: {", ".join(sorted({str(label[j]) for j in x}))}' for x in two for i in x}, two))
     return out
 
-# %% ../nbs/19_lint.ipynb #7f3b808f
+# %% ../nbs/19_lint.ipynb #17d6bf76
 COLUMNS = dict(label='label', skin_type='skin type', site='site', camera='camera', sex='sex', age='age band')
 
 def lint_balance(ds, smallest:int=10, share:float=.02, # a group smaller than either is named
@@ -209,13 +210,13 @@ def lint_balance(ds, smallest:int=10, share:float=.02, # a group smaller than ei
         if small:
             rows = [i for i, v in enumerate(values) if v in small]
             out.append(Finding(f'small groups: {spoken}', few(len(rows), n, f'records are in groups below {max(smallest, share*known):.0f}: ' + ', '.join(f'{v} {k}' for v, k in sorted(small.items(), key=lambda t: t[1])[:6])), rows, 'repeat', {i: f'{spoken} {values[i]}: {small[values[i]]} records' for i in rows},
-                               [[i for i in rows if values[i] == v] for v in small], more=dict(column=name)))
+                               [[i for i in rows if values[i] == v] for v in small], more=dict(column=name, least=int(np.ceil(max(smallest, share*known))))))
         if name != 'label' and (v := cramers_v(values, label)) > tells:
             groups = [[i for i, x in enumerate(values) if x == s] for s in size]; rate = {s: np.mean([label[i] == 'melanoma' for i in g if label[i]] or [np.nan]) for s, g in zip(size, groups)}
             out.append(Finding(f'shortcut: {spoken}', f"Cramér's V of {v:.2f} with the label; melanoma in " + ', '.join(f'{s} {r:.0%}' for s, r in sorted(rate.items(), key=lambda t: -t[1])[:6]) + '.', [], 'even out', {}, groups, more=dict(column=name, v=v)))
     return out
 
-# %% ../nbs/19_lint.ipynb #cce43ca0
+# %% ../nbs/19_lint.ipynb #d8a3f37c
 ORDER = ('leaks', 'one picture, two labels', 'no picture', 'no caption', 'contradictions', 'stray tokens', 'shortcut', 'one label', 'copied pictures', 'repeated captions', 'vague captions', 'language', 'length', 'reworded repeats', 'small groups')
 
 class Findings(list):
@@ -257,7 +258,8 @@ def lint(ds,                 # a data set, or named parts such as `pairs.split` 
                                           sorted(leaks.a), 'without leaks', {x: f'{kind}: {what}' for kind, x, _, what in leaks.found}, part=a, about=about(parts[a]), more=dict(other=b)))
     lacks = [c for c in ('patient', 'lesion', 'label', 'attributes') if all(v is None for d in parts.values() for v in column(d, c))]
     missing = dict(patient='leaks by patient (no patient column)', lesion='copies by lesion (no lesion column)', label='labels (there are none)', attributes='contradictions with attributes (there are none)')
-    return Findings(found, parts, [missing[c] for c in lacks if any(map(len, parts.values()))] + ([] if pictures else ['pictures were not opened']) +
+    unseen = [] if any(h[0][i] is not None for h in hashes.values() for i in range(len(h[0]))) or not any(map(len, parts.values())) else ['pictures (none was opened)']
+    return Findings(found, parts, [missing[c] for c in lacks if any(map(len, parts.values()))] + unseen +
                     [f"groups{' in ' + k if k else ''} (below 200 records every group is small)" for k, d in parts.items() if 0 < len(d) < 200])
 
 def _keyed(d): # `leakage` asks for these columns
@@ -326,7 +328,7 @@ def _evened(ds, groups, seed): # positions to leave out
         out += [*rng.permutation(pos)[keep_pos:], *rng.permutation(neg)[keep_neg:]]
     return [int(i) for i in out]
 
-# %% ../nbs/19_lint.ipynb #fbe8053b
+# %% ../nbs/19_lint.ipynb #3b904fea
 def cure(ds,            # the set, or the parts, that `lint` saw
          findings,      # a Finding, or several
          how:str=None,  # another cure for all of them: a key of `CURES`; None: each finding's own
@@ -357,7 +359,7 @@ def _cured(ds, findings, parts, how, seed, done):
             gone |= {i for g in f.groups for i in g[1:]}
         elif what == 'even out': gone |= set(_evened(ds, f.groups, seed))
         elif what == 'without leaks': gone |= pairs.leakage(_keyed(_dataset(parts[f.more['other']])), _keyed(ds)).b if 'other' in f.more else set()
-        elif what == 'repeat': most = max((len(g) for g in f.groups), default=0); twice += [g[k % len(g)] for g in f.groups for k in range(min(10*len(g), max(most, 10)) - len(g))]
+        elif what == 'repeat': twice += [g[k % len(g)] for g in f.groups for k in range(min(9*len(g), f.more.get('least', 0) - len(g)))]
     empty = [i for i, c in new.items() if not c]
     if empty: raise ValueError(f'{len(empty)} record(s) know too little to be written anew (the first is number {empty[0]}); how="leave out" leaves them out')
     new, note = ({i: t for i, t in d.items() if i not in gone and t != was[i]} for d, was in ((new, said), (note, notes)))
