@@ -75,7 +75,7 @@ def test_chance_is_left_alone_and_a_planted_gap_is_found():
     found = [f.gaps(people(*world(200, k, 0., tuple('abcd'))[::2], world(200, k)[3]), world(200, k, 0., tuple('abcd'))[1], n=120, least=5).gap['recall'].found for k in range(40)]
     assert sum(found) <= 6, f'{sum(found)} false alarms in 40'
     hits = [f.gaps(people(y, g, p), s, n=120).gap['recall'] for k in range(5) for y, s, g, p in [world(400, 100 + k, 2.)]]
-    assert all(h.found and h.worst == 'dark' for h in hits)
+    assert all(h.found and h.worst == 'dark' and 0 < h.p < .02 for h in hits)
 
 def test_the_deal_keeps_sizes_shares_and_patients():
     r = np.random.default_rng(0); p = np.repeat(np.arange(60), 3); y = (r.random(60) < .4).repeat(3); G = r.integers(0, 3, 60).repeat(3)
@@ -97,6 +97,22 @@ def test_small_groups_are_named_and_never_nan():
     assert got.gap['recall'] is None and got.worst() is None and 'AUROC' in got.silent['medium'] and 'fewer than two groups' in got.sentence()
     assert not re.search(r'\bnan\b', str(got)) and json.loads(json.dumps(got.as_dict(), allow_nan=False))
     assert any(t.startswith('dark: nothing is said') for t in got.remarks())
+
+def test_small_means_few_patients_count():
+    y = [k % 2 for k in range(60)]; got = f.gaps(people(y, ['light']*30 + ['dark']*30, [*range(30), *['one']*30]), [.6]*60, n=20)
+    assert got.each['recall']['dark'] == 'n/a: 1 patient with melanoma' and isinstance(got.each['recall']['light'], Interval), 'fifteen melanomas of one patient are one patient'
+
+def test_the_best_and_the_worst_orient_by_measure():
+    y, s, g, p = world(400, 12, 2.); got = f.gaps(people(y, g, p), s, n=60)
+    for m in ('Brier', 'ECE', 'recall', 'AUROC'):
+        v = {k: x.value for k, x in got.each[m].items()}; worst = (max if m in f.LOWER else min)(v, key=v.get)
+        assert got.gap[m].worst == worst and got.gap[m].difference.value == pytest.approx(abs(v['light'] - v['dark'])), m
+
+def test_the_chance_quantile_and_p_agree():
+    for k in range(12):
+        y, s, g, p = world(200, 50 + k, .6*(k % 3)); gap = f.gaps(people(y, g, p), s, n=400, least=2).gap['recall']
+        assert 0 < gap.p <= 1 and gap.chance.low <= gap.chance.value <= gap.chance.high
+        if abs(gap.p - .05) > .02: assert (gap.difference.value > gap.chance.high) == (gap.p < .05), gap
 
 def test_a_perfect_rate_has_an_interval():
     y = np.r_[[True]*15, [False]*30]; got = f.gaps(people(y, ['light']*45), np.where(y, .9, .1), n=50).each['recall']['light']
