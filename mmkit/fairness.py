@@ -377,7 +377,7 @@ def _compare(data, G, order, who, by, what, unknown, least, n, seed, left):
         return Gap(order[best], order[worst], _span(size, sign*(draws[best][m] - draws[worst][m])), Interval(*(float(q) for q in np.nanquantile(d, [.5, 0, .95]))), float((1 + (d >= size - 1e-12).sum())/(1 + len(d))))
     return Gaps(by, what, P, {g: who_of(idx) for g, idx in zip(order, at)}, each, overall, {m: gap(m) for m in M}, unknown, least, left)
 
-# %% ../nbs/22_fairness.ipynb #d8e2dfb5
+# %% ../nbs/22_fairness.ipynb #3b574a47
 def plot_gaps(g:Gaps, measures=('recall', 'specificity', 'AUROC'), axes=None):
     "Each group as a dot with its interval, all together as a line; what cannot be said is said."
     import matplotlib.pyplot as plt
@@ -404,7 +404,7 @@ def plot_hidden(g:Gaps, ax=None):
         ax.bar(at, 0 if small else v.value, w, align='edge', color=PALETTE[k % 6], alpha=.85, ec='white'); thin = w < .12
         ax.text(at + w if thin else at + w/2, (1.08 if thin else .04), f'{name}: n/a' if small else f'{name}: {v.value:.2f}', ha='right' if thin else 'center', va='bottom', fontsize=9, color='0.15' if thin or small else 'white'); at += w
     all_ = g.overall['recall'].value; ax.axhline(all_, color='0.3', ls='--', lw=1.2); ax.text(1.02, all_, f'all: {all_:.2f}', va='center', fontsize=9)
-    ax.set(xlim=(0, 1), ylim=(0, 1.25), yticks=(0, .5, 1), xlabel=f'share of all {g.what}', ylabel='recall')
+    ax.set(xlim=(0, 1), ylim=(0, 1.25), yticks=(0, .5, 1), xlabel=f'share of all with {g.what}', ylabel='recall')
     return ax
 
 # %% ../nbs/22_fairness.ipynb #1f43d775
