@@ -8,8 +8,8 @@ __all__ = ['KINDS', 'PICTURE', 'RATES', 'BETS', 'places', 'other_camera', 'other
            'mmd', 'mmd_test', 'jumper', 'conformal', 'State', 'Monitor', 'save', 'load', 'plot_monitor', 'augment',
            'threshold', 'retune']
 
-# %% ../nbs/21_drift.ipynb #bdef2f07
-import copy, io, json, math, tempfile, zlib
+# %% ../nbs/21_drift.ipynb #2e873170
+import copy, io, json, math, tempfile, warnings, zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
@@ -132,7 +132,7 @@ def again(ds,          # drawn by the world
     "The same lesions on the same day, photographed once more by the same camera: all that is incidental is drawn anew. What 'no shift' looks like."
     return [redrawn(dict(ds[k]), lambda l: l, shot) for k in range(len(ds))]
 
-# %% ../nbs/21_drift.ipynb #8ec24252
+# %% ../nbs/21_drift.ipynb #2238228f
 @dataclass
 class Sensed:
     "What a model makes of N pictures, labels aside."
@@ -143,14 +143,14 @@ class Sensed:
 
 def sense(model, processor, ds,
           prompt:str=YESNO_PROMPT, # where a record brings no other
-          words=('Yes', 'No'),     # the answers' first words, each one token
+          words=('Yes', 'No'),     # the answers' first words; their first tokens must differ
           batch:int=16,            # few at a time: kinder to a small machine's memory than many
           kept:dict=None,          # is filled with what the tower saw, and asked first: a picture is seen once (Gemma 3's family)
          )->Sensed:
     "One pass over the pictures: their embeddings, and how much rather yes than no."
     tok, m, kept, Z, S = processor.tokenizer, models.inner(model), {} if kept is None else kept, [], []
-    ids = [tok(w, add_special_tokens=False).input_ids for w in words]
-    if any(len(i) != 1 for i in ids): raise ValueError(f'{words}: the answers are told apart by one token each, and these have {[len(i) for i in ids]}; give others, such as (" yes", " no")')
+    ids = [tok(w, add_special_tokens=False).input_ids[0] for w in words]
+    if ids[0] == ids[1]: raise ValueError(f'{words}: answers are told apart by their first tokens, and both begin with {tok.decode(ids[:1])!r}; give others')
     if not len(ds): raise ValueError('there are no pictures to look at')
     collate, gemma = chat.Collator(processor, prompt), m.config.model_type == 'gemma3'
     for i in range(0, len(ds), batch):
@@ -161,8 +161,8 @@ def sense(model, processor, ds,
                 if new := [j for j, n in enumerate(names) if n not in kept]: kept.update(zip([names[j] for j in new], models.pool(m, m.model.vision_tower(pixel_values=b['pixel_values'][new].to(m.device, m.dtype)).last_hidden_state).cpu()))
                 b['features'] = torch.stack([kept[n] for n in names]); del b['pixel_values']
                 Z.append(models.project(m, b['features'].to(m.device, m.dtype)).mean(1).float().cpu())                       # (B, W)
-            else: Z.append(models.embed_image(m, b['pixel_values'].to(m.device)).float().cpu())
-        p = dominance.choose(model, b, [i[0] for i in ids]); S.append(p[:, 0] - p[:, 1])
+            else: Z.append(torch.stack([x.mean(0) for x in models.image_features(m, b['pixel_values'].to(m.device))]).float().cpu())
+        p = dominance.choose(model, b, ids); S.append(p[:, 0] - p[:, 1])
     return Sensed(torch.cat(Z).numpy().astype(np.float64), np.concatenate(S).astype(np.float64))
 
 def asked(ds)->list:
@@ -196,7 +196,7 @@ def drawn(P:int, n:int, seed:int)->np.ndarray: # (n, P); `core.bootstrap` with t
     "How often each patient is in each resample."
     rng = np.random.default_rng(seed); return np.stack([np.bincount(rng.integers(0, P, P), minlength=P) for _ in range(n)]).astype(float)
 
-# %% ../nbs/21_drift.ipynb #2db41fd4
+# %% ../nbs/21_drift.ipynb #5513deae
 @dataclass
 class Drops:
     "What shifts cost: `rows`, each with kind, strength, the score after, points lost, share of the score lost, share of what was above chance lost."
@@ -214,8 +214,9 @@ def together(points:np.ndarray, # (cells,) found
              draws:np.ndarray,  # (cells, n) resampled, the same patients in every cell
              level:float=.95)->tuple: # (low (cells,), high (cells,))
     "Intervals that hold for all cells at once with this chance: the resampled largest deviation, in standard errors, says how wide (max-t; Romano & Wolf 2005)."
-    se = np.maximum(np.nanstd(draws, 1), 1e-12)
-    far = np.nanquantile(np.nanmax(np.abs(draws - points[:, None])/se[:, None], 0), level)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)                                    # a resample without a melanoma has no rate
+        se = np.maximum(np.nanstd(draws, 1), 1e-12); far = np.nanquantile(np.nanmax(np.abs(draws - points[:, None])/se[:, None], 0), level)
     return points - far*se, points + far*se
 
 def drops(y, s, after:dict, # (kind, strength) -> (kept (M,) positions, scores (M,)) of the shifted records
@@ -238,7 +239,7 @@ def drops(y, s, after:dict, # (kind, strength) -> (kept (M,) positions, scores (
     for r, l, h in zip(rows, low, high): r.update(together=Interval(r['points'].value, float(l), float(h)), sure=bool(l > 0 or h < 0))
     return Drops(what, interval(b, B), len(y), int(P), rows, D)
 
-# %% ../nbs/21_drift.ipynb #cd3e5767
+# %% ../nbs/21_drift.ipynb #7487721a
 @dataclass
 class Asked:
     "What a model says to the same records before and after: labels and scores of those that have a label."
@@ -252,8 +253,8 @@ class Asked:
         if self.other:
             y, p, t = self.other; c, n_ = counts(y, t.s, p), p.max() + 1
             a, A = rate(c, what, np.ones((1, n_)))[0], rate(c, what, drawn(n_, n, seed + 1)); B = rate(counts(self.y, self.before.s, self.patient), what, drawn(self.patient.max() + 1, n, seed))
-            span = lambda v, d: Interval(float(v), *np.nanquantile(d, (.025, .975)))
-            out.rows.append({'kind': 'another draw', 'strength': 0., 'n': len(y), 'positives': int(y.sum()), 'control': True, 'after': span(a, A), 'points': span(out.before.value - a, B - A),
+            span = lambda v, d: Interval(float(v), *(np.quantile(d[np.isfinite(d)], (.025, .975)) if np.isfinite(d).sum() > n/2 else (np.nan, np.nan)))
+            with np.errstate(invalid='ignore', divide='ignore'): out.rows.append({'kind': 'another draw', 'strength': 0., 'n': len(y), 'positives': int(y.sum()), 'control': True, 'after': span(a, A), 'points': span(out.before.value - a, B - A),
                              'relative': span(1 - a/out.before.value, 1 - A/B), 'above chance': None, 'sure': False})
         return out
 
@@ -293,7 +294,7 @@ def plot_drops(d, # `Drops`, or {name: Drops} to set rates side by side
         ax.axvline(0, color='0.6', lw=1, zorder=0); ax.set(xlabel=f'points of {name} lost', ylim=(len(rows) - .5, -.5), yticks=range(len(rows)), yticklabels=[r['kind'] + f" {r['strength']:g}"*(not r['control']) for r in rows])
     return axs
 
-# %% ../nbs/21_drift.ipynb #2b57e91b
+# %% ../nbs/21_drift.ipynb #1ba6d41d
 def centred(X)->np.ndarray: # (N, N)
     "Inner products of rows without each row's own, centred so that chance adds up to nothing (Székely & Rizzo 2014)."
     K = X @ X.T; n = len(K)
@@ -307,8 +308,8 @@ def cka(X, Y)->float: # X (N, D), Y (N, E): the same N inputs, any widths; about
     X, Y = np.asarray(X, float), np.asarray(Y, float)
     if len(X) != len(Y): raise ValueError(f'{len(X)} rows and {len(Y)}: CKA compares what two layers make of the same inputs, in the same order')
     if not (np.isfinite(X).all() and np.isfinite(Y).all()): raise ValueError('there are nan or infinite numbers among the activations')
-    A, B = centred(X), centred(Y); d = np.sqrt((A*A).sum()*(B*B).sum())
-    return float((A*B).sum()/d) if d > 0 else float('nan')
+    A, B = centred(X), centred(Y); a, b = (A*A).sum(), (B*B).sum()
+    return float((A*B).sum()/np.sqrt(a*b)) if a > 1e-20*(X*X).sum()**2 and b > 1e-20*(Y*Y).sum()**2 else float('nan')        # nan where all rows are the same
 
 # %% ../nbs/21_drift.ipynb #9283eba2
 def layers_of(model)->dict: # name -> module: 'vision 0' …, 'projector', 'text 0' …
