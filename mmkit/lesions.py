@@ -470,10 +470,11 @@ def _painted(l, size): # Frame, paint (size, size, 3), owner (size, size), name 
 
 # %% ../nbs/01_lesions.ipynb #812898ed
 def render(l:Lesion, size:int=96, # pixels a side
+           shot:int=0, # another number: the same lesion photographed once more, with other skin round it, other light and grain
           )->Rendered:
     "Draw a lesion with its masks: the same lesion at every size."
     f, paint, owner, drawn = _painted(l, size)
-    rng = np.random.default_rng((l.seed, 5, l.index))
+    rng = np.random.default_rng((l.seed, 5, l.index, *[shot]*(shot > 0)))
     img = _skin(rng, l, size)
     _mix(img, skin_colour(l.skin_type)*np.array([.95, .76, .72]), np.clip((f.rim*1.2 - f.rho)/.5, 0, 1)*rng.uniform(.05, .2))   # redness round it
     rough = .05*smooth_noise(rng, 16, size) + .035*smooth_noise(rng, 44, size)                        # no edge is drawn with a compass
