@@ -3,20 +3,21 @@
 # %% auto #0
 __all__ = ['VISUAL', 'WORD', 'PLACEHOLDER', 'LITTLE', 'CURES', 'COLUMNS', 'ORDER', 'density', 'floor', 'words_of', 'alike',
            'contradictions', 'language', 'stray', 'stripped', 'cramers_v', 'age_band', 'Finding', 'column', 'about',
-           'few', 'lint_captions', 'lint_pictures', 'lint_balance', 'Findings', 'lint', 'with_columns', 'page',
-           'column_at', 'Cured', 'rewritten', 'cure']
+           'few', 'lint_captions', 'lint_pictures', 'lint_balance', 'Findings', 'lint_leaks', 'lint', 'with_columns',
+           'page', 'column_at', 'Cured', 'rewritten', 'cure']
 
-# %% ../nbs/19_lint.ipynb #e985f0b5
-import difflib, json, re, unicodedata
+# %% ../nbs/19_lint.ipynb #0939613c
+import base64, difflib, io, json, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
-import datasets, numpy as np, PIL.Image, io, base64
+from pathlib import Path
+import numpy as np, PIL.Image
 from datasets import Dataset, DatasetDict
 from scipy.stats import chi2_contingency
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from . import evaluate, pairs, real
-from .core import PALETTE, html_escape, progress, table
+from .core import html_escape, progress, table
 from .evaluate import Page
 
 # %% ../nbs/19_lint.ipynb #88d5027c
@@ -216,7 +217,7 @@ def lint_balance(ds, smallest:int=10, share:float=.02, # a group smaller than ei
             out.append(Finding(f'shortcut: {spoken}', f"Cramér's V of {v:.2f} with the label; melanoma in " + ', '.join(f'{s} {r:.0%}' for s, r in sorted(rate.items(), key=lambda t: -t[1])[:6]) + '.', [], 'even out', {}, groups, more=dict(column=name, v=v)))
     return out
 
-# %% ../nbs/19_lint.ipynb #d8a3f37c
+# %% ../nbs/19_lint.ipynb #29095240
 ORDER = ('leaks', 'one picture, two labels', 'no picture', 'no caption', 'contradictions', 'stray tokens', 'shortcut', 'one label', 'copied pictures', 'repeated captions', 'vague captions', 'language', 'length', 'reworded repeats', 'small groups')
 
 class Findings(list):
@@ -230,12 +231,32 @@ class Findings(list):
     def table(self): return table([dict(part=f.part or '–', finding=f.kind, says=f.says, cure=CURES[f.cure]) for f in self], ['part', 'finding', 'says', 'cure'])
     def json(self)->dict: return dict(records={k: len(d) for k, d in self.seen.items()}, findings=[f.json() for f in self], unchecked=self.unchecked)
     def save(self, file): # JSON
-        from pathlib import Path; Path(file).write_text(json.dumps(self.json(), indent=1, ensure_ascii=False), encoding='utf-8')
+        Path(file).write_text(json.dumps(self.json(), indent=1, ensure_ascii=False), encoding='utf-8')
     def _foot(self): return [f"{sum(map(len, self.seen.values())):,} records" + (f" in {len(self.seen)} parts" if len(self.seen) > 1 else '') + f", {len(self)} finding{'' if len(self) == 1 else 's'}."] + ([f"Not checked: {'; '.join(self.unchecked)}."] if self.unchecked else [])
     def __str__(self): return '\n'.join(([str(self.table())] if self else ['nothing found']) + self._foot())
     __repr__ = __str__
     def _repr_html_(self): return (self.table()._repr_html_() if self else '<p>Nothing found.</p>') + ''.join(f'<p>{html_escape(l)}</p>' for l in self._foot())
 
+def lint_leaks(parts:dict, # name -> data set
+               hashes:dict # name -> `picture_hashes`, where they are known
+              )->list:     # of Finding, each about the earlier part
+    "What a part shows that a later one shows again."
+    out, names = [], [k for k in parts if len(parts[k])]
+    for i, a in enumerate(names):
+        for b in names[i + 1:]:
+            seen = a in hashes and b in hashes; leaks = pairs.leakage(*(_keyed(parts[p]) for p in (a, b)), near=8 if seen else -1, hashes=(hashes[a], hashes[b]) if seen else None)
+            if leaks: out.append(Finding(f'leaks to {b}', f"{len(leaks.a):,} of {len(parts[a]):,} records share something with {len(leaks.b):,} of {len(parts[b]):,} in {b}: " + ', '.join(f'{len(leaks.of(t))} {t}' for t in leaks.KINDS if leaks.of(t)) + '.',
+                                         sorted(leaks.a), 'without leaks', {x: f'{kind}: {what}' for kind, x, _, what in leaks.found}, part=a, more=dict(other=b)))
+    return out
+
+def _unchecked(parts, hashes):
+    "What could not be looked at, and why."
+    every = [d for d in parts.values() if len(d)]; lacks = lambda c: every and all(v is None for d in every for v in column(d, c))
+    said = dict(patient='leaks by patient (no patient column)', lesion='copies by lesion (no lesion column)', label='labels (there are none)', attributes='contradictions with attributes (there are none)')
+    unseen = every and all(e is None for h in hashes.values() for e in h[0])
+    return [v for c, v in said.items() if lacks(c)] + (['pictures (none was opened)'] if unseen else []) + [f"groups{' in ' + k if k else ''} (below 200 records every group is small)" for k, d in parts.items() if 0 < len(d) < 200]
+
+# %% ../nbs/19_lint.ipynb #3496ee68
 def lint(ds,                 # a data set, or named parts such as `pairs.split` gives; a list of records is taken too
          pictures:bool=True, # open the pictures? Copies and leaks by picture are not seen otherwise
          bar:bool=True, **kw # arguments of `lint_captions`
@@ -244,23 +265,13 @@ def lint(ds,                 # a data set, or named parts such as `pairs.split` 
     parts = {k: _dataset(d) for k, d in ds.items()} if isinstance(ds, dict) else {'': _dataset(ds)}; found, hashes = [], {}
     steps = [(k, what) for k, d in parts.items() if len(d) for what in (('captions', 'pictures', 'balance') if pictures and 'image' in d.column_names else ('captions', 'balance'))]
     for k, what in progress(steps, desc='lint', disable=not bar or sum(map(len, parts.values())) < 2000):
-        d = parts[k]
-        if what == 'pictures': hashes[k], bad = _looked(d); got = lint_pictures(d, hashes[k], bad)
-        else: got = lint_captions(d, **kw) if what == 'captions' else lint_balance(d)
-        for f in got: f.part, f.about = k, about(d)
+        if what == 'pictures': hashes[k], bad = _looked(parts[k]); got = lint_pictures(parts[k], hashes[k], bad)
+        else: got = lint_captions(parts[k], **kw) if what == 'captions' else lint_balance(parts[k])
+        for f in got: f.part = k
         found += got
-    names = list(parts)
-    for i, a in enumerate(names):
-        for b in names[i + 1:]:
-            if not len(parts[a]) or not len(parts[b]): continue
-            there = a in hashes and b in hashes; leaks = pairs.leakage(*(_keyed(parts[p]) for p in (a, b)), near=8 if there else -1, hashes=(hashes[a], hashes[b]) if there else None)
-            if leaks: found.append(Finding(f'leaks to {b}', f"{len(leaks.a):,} of {len(parts[a]):,} records share something with {len(leaks.b):,} of {len(parts[b]):,} in {b}: " + ', '.join(f'{len(leaks.of(t))} {t}' for t in leaks.KINDS if leaks.of(t)) + '.',
-                                          sorted(leaks.a), 'without leaks', {x: f'{kind}: {what}' for kind, x, _, what in leaks.found}, part=a, about=about(parts[a]), more=dict(other=b)))
-    lacks = [c for c in ('patient', 'lesion', 'label', 'attributes') if all(v is None for d in parts.values() for v in column(d, c))]
-    missing = dict(patient='leaks by patient (no patient column)', lesion='copies by lesion (no lesion column)', label='labels (there are none)', attributes='contradictions with attributes (there are none)')
-    unseen = [] if any(h[0][i] is not None for h in hashes.values() for i in range(len(h[0]))) or not any(map(len, parts.values())) else ['pictures (none was opened)']
-    return Findings(found, parts, [missing[c] for c in lacks if any(map(len, parts.values()))] + unseen +
-                    [f"groups{' in ' + k if k else ''} (below 200 records every group is small)" for k, d in parts.items() if 0 < len(d) < 200])
+    found += lint_leaks(parts, hashes); names = {k: about(d) for k, d in parts.items()}
+    for f in found: f.about = names[f.part]
+    return Findings(found, parts, _unchecked(parts, hashes))
 
 def _keyed(d): # `leakage` asks for these columns
     for c in ('id', 'patient', 'lesion', 'source'):
@@ -280,7 +291,7 @@ def with_columns(ds, **columns): # name -> values
         kind = ds.features.get(name); ds = (ds.remove_columns(name) if name in ds.column_names else ds).add_column(name, values, feature=kind)
     return ds
 
-# %% ../nbs/19_lint.ipynb #04198b02
+# %% ../nbs/19_lint.ipynb #f9313829
 def _thumb(ds, i, size=72):
     try: image = ds[int(i)]['image'].convert('RGB')
     except Exception: return f'<div style="width:{size}px;height:{size}px;background:#eee;font-size:11px">no picture</div>'
@@ -291,7 +302,7 @@ def page(found:Findings, n:int=3, size:int=72)->Page: # HTML in a notebook, text
     "Every finding with its first examples."
     blocks, lines = [], []
     for f in found:
-        ds = found.seen[f.part]; said = column(ds, 'caption'); at = [i for g in f.groups for i in g[:2]][:n] if f.groups and not f.rows else (sum((g[:2] for g in f.groups), [])[:2*(n//2) or 2] if f.cure == 'first of each' else f.rows[:n])
+        ds = found.seen[f.part]; said = column(ds, 'caption'); at = [i for g in f.groups for i in g[:2]][:max(2, n)] if f.groups else f.rows[:n]
         cells = ''.join(f'<td style="vertical-align:top;text-align:left;width:18em;overflow-wrap:anywhere;white-space:normal">{_thumb(ds, i, size)}<br><b>{html_escape(column_at(ds, i, "id"))}</b> {html_escape(column_at(ds, i, "label") or "")}<br>'
                         f'{html_escape((said[i] or "–")[:220])}<br><i style="color:#a33c00">{html_escape(f.why.get(i, ""))}</i></td>' for i in at)
         head = f"{f.part + ': ' if f.part else ''}{f.kind}"

@@ -6,11 +6,12 @@ __all__ = ['KINDS', 'DETECTORS', 'DECISIONS', 'Planted', 'plant', 'folds', 'view
            'by_attributes', 'combine', 'detect', 'learned_weights', 'removed', 'found', 'phrase', 'Suspects',
            'suspects', 'refit', 'Review', 'Reviewer']
 
-# %% ../nbs/20_mismatch.ipynb #b6590957
-import contextlib, difflib, json, os, time
+# %% ../nbs/20_mismatch.ipynb #59c96868
+import base64, io, json, os, time
 from dataclasses import dataclass
 from pathlib import Path
 import anywidget, numpy as np, torch, traitlets as T
+from fastcore.basics import patch
 from scipy.special import logsumexp
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
@@ -18,7 +19,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from . import evaluate, lint, losses, pairs, training
-from .core import PALETTE, assets, html_escape, live, table
+from .core import assets, html_escape, live, table
 from .tuner import edits
 
 # %% ../nbs/20_mismatch.ipynb #43198be6
@@ -291,17 +292,23 @@ def refit(x, y, captions, keep, # positions of the pairs to learn from
     F = evaluate.score(test, [dict(t, impression=evaluate.MISSING) for t in told], n=1).macro_f1
     return {'R@1': float(hit), 'macro-F1': F.value if F else np.nan}
 
-# %% ../nbs/20_mismatch.ipynb #de564659
+# %% ../nbs/20_mismatch.ipynb #af72c4b1
 DECISIONS = ('keep', 'remove', 'fix')
+
+def _column(ds, name): return lint.column(ds, name) if hasattr(ds, 'column_names') else [r.get(name) for r in ds]
+
+def _about(ds): # what a decision depends on: id, caption and picture of every pair, in this order
+    if not hasattr(ds, 'column_names'): return pairs.digest(_column(ds, 'id'), _column(ds, 'caption'))
+    return pairs.fingerprint(ds.select_columns([c for c in ('id', 'image', 'caption') if c in ds.column_names]))
 
 class Review:
     "Decisions about pairs, kept in a file: `decide`, `undo`, `apply`. No screen is needed."
     def __init__(self, ds,  # the records
                  file=None, # JSON; one that is there is read on. None: nothing is kept
                 ):
-        self.n, self.ids, self.captions = len(ds), [None if v is None else str(v) for v in evaluate.column(ds, 'id')], evaluate.column(ds, 'caption')
+        self.n, self.ids, self.captions = len(ds), [None if v is None else str(v) for v in _column(ds, 'id')], _column(ds, 'caption')
         self.file, self.made, self.on_disk = None if file is None else Path(file), [], None
-        self.about = pairs.digest(self.ids, self.captions)
+        self.about = _about(ds)
         if self.file is not None and self.file.exists(): self.made, self.on_disk = self._read()
     @property
     def decisions(self)->dict: # row -> the last decision about it
@@ -319,7 +326,7 @@ class Review:
         last = self.made[-1]; self._keep(self.made[:-1]); return last
     def apply(self, ds)->'lint.Cured': # the new set, and what was done
         "The set without what was removed and with what was fixed; who was not decided about stays."
-        if pairs.digest([None if v is None else str(v) for v in evaluate.column(ds, 'id')], evaluate.column(ds, 'caption')) != self.about: raise ValueError('these are not the pairs that were reviewed: ids or captions differ')
+        if _about(ds) != self.about: raise ValueError('these are not the pairs that were reviewed: ids, captions or pictures differ')
         d = self.decisions; gone, new = {i for i, v in d.items() if v['decision'] == 'remove'}, {i: v['caption'] for i, v in d.items() if v['decision'] == 'fix'}
         if new: ds = lint.with_columns(ds, caption=[new.get(i, c) for i, c in enumerate(self.captions)])
         return lint.Cured(ds.select([i for i in range(self.n) if i not in gone]), len(new), len(gone), 0, self.n)
@@ -331,9 +338,7 @@ class Review:
         if d['decision'] == 'fix' and lint.stray(d['caption']): return f"row {d['row']}: the new caption holds {lint.stray(d['caption'])[0]!r}, which a model would take for its own"
         return '' if d.get('id') == self.ids[d['row']] else f"row {d['row']} is {self.ids[d['row']]!r}, not {d.get('id')!r}"
 
-# %% ../nbs/20_mismatch.ipynb #399ef361
-from fastcore.basics import patch
-
+# %% ../nbs/20_mismatch.ipynb #8b496324
 @patch
 def _read(self:Review): # decisions, the bytes they came from
     "Read the file, or say what is wrong with it; it is left as it is."
@@ -341,7 +346,7 @@ def _read(self:Review): # decisions, the bytes they came from
     try: got = json.loads(raw.decode('utf-8'))
     except (ValueError, RecursionError) as e: raise ValueError(f'{self.file.name} is damaged: {e}. {help_}') from None
     if not isinstance(got, dict) or not isinstance(got.get('decisions'), list) or got.get('kind') != 'mmkit review': raise ValueError(f'{self.file.name} is not a file of decisions. {help_}')
-    if got.get('about') != self.about: raise ValueError(f"{self.file.name} is about other pairs ({got.get('n')} of them; here are {self.n}, or their ids or captions differ). {help_}")
+    if got.get('about') != self.about: raise ValueError(f"{self.file.name} is about other pairs ({got.get('n')} of them; here are {self.n}, or their ids, captions or pictures differ). {help_}")
     for k, d in enumerate(got['decisions']):
         if why := self._wrong(d): raise ValueError(f'{self.file.name}, decision {k + 1}: {why}. {help_}')
     return got['decisions'], raw
@@ -361,7 +366,7 @@ def _keep(self:Review, made):
         self.on_disk = data
     self.made = made
 
-# %% ../nbs/20_mismatch.ipynb #a8f12a5c
+# %% ../nbs/20_mismatch.ipynb #4d12b11d
 class Reviewer(anywidget.AnyWidget):
     "The most suspicious pairs, one at a time, to be decided about: `Reviewer(ds, suspects, 'decisions.json')`."
     _esm = (assets()/'review.js').read_text(encoding='utf-8')
@@ -371,7 +376,7 @@ class Reviewer(anywidget.AnyWidget):
     said = T.Unicode('', help='the last message').tag(sync=True)
     def __init__(self, ds, suspects, file=None, n:int=50):
         self.review, shown = Review(ds, file), [int(i) for i in suspects.order[:n]]
-        label = evaluate.column(ds, 'label') if not hasattr(ds, 'column_names') or 'label' in ds.column_names else [None]*len(ds)
+        label = _column(ds, 'label')
         cards = [dict(row=i, id=str(self.review.ids[i] or i), label=label[i] or '', caption=self.review.captions[i], reason=suspects.reason(i), suspicion=round(float(suspects.score[i]), 3), image=_picture(ds, i)) for i in shown]
         super().__init__(cards=cards, made=self._told()); self.on_msg(self._heard)
         self.said = f'{len(self.review.decisions)} decided, read from {self.review.file.name}' if self.review.made else ''
@@ -395,8 +400,8 @@ class Reviewer(anywidget.AnyWidget):
         if self.comm is None: return page
         data, meta = super()._repr_mimebundle_(**kw); return page | {k: v for k, v in data.items() if k not in page}, meta
 
+# %% ../nbs/20_mismatch.ipynb #222ce312
 def _picture(ds, i, size=240):
-    import base64, io
     try: im = ds[i]['image'].convert('RGB')
     except Exception: return ''
     im.thumbnail((size, size)); out = io.BytesIO(); im.save(out, 'JPEG', quality=85); return 'data:image/jpeg;base64,' + base64.b64encode(out.getvalue()).decode()
