@@ -599,7 +599,7 @@ def _write(text, file, overwrite):
     try: part.write_text(text, encoding='utf-8'); os.replace(part, file)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/22_fairness.ipynb #b5e81100
+# %% ../nbs/22_fairness.ipynb #99cf9cc4
 def counted(ds)->dict: # what -> how many
     "What can be counted in a data set without opening its pictures."
     get = lambda c: column(ds, c) if _has(ds, c) else [None]*len(ds)
@@ -619,9 +619,9 @@ def _counts(parts): # name -> data set; rows of Markdown
     def say(v, n):
         if isinstance(v, dict): return ', '.join(f'{md(k)} {c:,} ({c/max(1, n):.0%})' for k, c in list(v.items())[:8]) + (f', and {len(v) - 8} more' if len(v) > 8 else '') if v else '*no record says*'
         return '*no record says*' if v is None else f'{v:,}' if isinstance(v, int) else md(v)
-    keys = [k for k in next(iter(C.values())) if k != 'missing']
+    keys = [k for k in next(iter(C.values())) if k != 'missing']; mute = [k for k in keys if all(c[k] in (None, {}) for c in C.values())]
     missing = ['left empty', *(', '.join(f'{k} {v:.0%}' for k, v in c['missing'].items() if v) or 'nothing' for c in C.values())]
-    return rows_md(['', *map(md, C)], [[k, *(say(c[k], c['records']) for c in C.values())] for k in keys] + [missing])
+    return rows_md(['', *map(md, C)], [[k, *(say(c[k], c['records']) for c in C.values())] for k in keys if k not in mute] + [missing]) + (f'\n\nOf {", ".join(mute)} no record says anything.' if mute else '')
 
 # %% ../nbs/22_fairness.ipynb #3705bbd0
 def _result(v): # on how many; what came of it
@@ -688,7 +688,7 @@ def model_card(
     if file is not None: _write(str(card), file, overwrite)
     return card
 
-# %% ../nbs/22_fairness.ipynb #cc8e48fc
+# %% ../nbs/22_fairness.ipynb #032184aa
 def data_card(
     name:str, # the data set's
     parts, # a data set, or {'train': …, 'test': …}
@@ -705,10 +705,11 @@ def data_card(
     n, real = sum(map(len, parts.values())), all(hasattr(d, 'column_names') for d in parts.values())
     size = ('n<1K', '1K<n<10K', '10K<n<100K', '100K<n<1M', '1M<n<10M')[min(4, max(0, len(str(n)) - 3))]
     licences = sorted({l for d in parts.values() for l in counted(d)['licence']})
-    shared = []
-    for a, b in combinations(parts, 2):
-        got = pairs.leakage(parts[a], parts[b], near=8 if compare else -1) if real else None
-        shared.append(f'- {md(a)} and {md(b)}: ' + (f'*{NOT}*' if got is None else _result(got)[1]) + ('' if compare or got is None else '; pictures were not compared'))
+    def common(a, b):
+        if real: return _result(pairs.leakage(a, b, near=8 if compare else -1))[1] + '; pictures were not compared'*(not compare)
+        both = {p for p in column(a, 'patient') if p is not None} & set(column(b, 'patient')) if _has(a, 'patient') and _has(b, 'patient') else None
+        return (f'*{NOT}*' if both is None else f'{len(both):,} patients' if both else 'no patient') + '; names, lesions and pictures were not compared'*(both is not None)
+    shared = [f'- {md(a)} and {md(b)}: {common(parts[a], parts[b])}' for a, b in combinations(parts, 2)]
     head = DatasetCardData(pretty_name=name, size_categories=[size], tags=['mmkit', 'dermoscopy'], task_categories=['image-to-text', 'image-classification'], license='other' if licences else None)
     text = [f'# {md(name)}', 'Counted by mmkit. What the authors state is theirs, and was not checked.', '## Motivation', f'- why: {say("motivation")}', f'- funding: {say("funding")}', '## Composition', _counts(parts),
         '## Collection process', *(f'- {k}: {say(k)}' for k in ('collection', 'consent')), '## Preprocessing, cleaning, labelling', *(f'- {k}: {say(k)}' for k in ('preprocessing', 'labelling')),

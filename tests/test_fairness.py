@@ -1,5 +1,5 @@
 "Group scores agree with scikit-learn, gaps with their definition; the control finds what was planted and leaves chance alone; what cannot be said is said; cards hold the report's numbers."
-import json, math, os, re
+import json, math, os, pathlib, re
 import numpy as np, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from sklearn import metrics as sk
@@ -9,7 +9,7 @@ from mmkit.core import Interval, bootstrap, measured
 from mmkit.lesions import LEVELS
 from mmkit.pairs import Leaks, melanoma_pairs, record
 
-REAL = ROOT.parent/'shared'/'real'
+REAL = pathlib.Path(os.environ.get('MMKIT_REAL') or ROOT.parent/'shared'/'real')
 few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
 def people(y, group=None, patient=None, **more): # records
@@ -236,11 +236,15 @@ def test_a_data_card_counts(cache):
     assert 'procedural 31 (100%)' in text and 'Apache-2.0' in text and '*not stated*' in text and text.count('fingerprint of') == 2
     shared = len(set(ds['patient'][:31]) & set(ds['patient'][31:])); assert shared and 'with the same patient' in text, 'patients across the cut are told'
     assert yaml.safe_load(card.content.split('---')[1])['size_categories'] == ['n<1K']
-    lists = f.data_card('x', people([1, None, 0])).text; assert 'unlabelled | 1' in lists and '*no record says*' in lists
+    lists = f.data_card('x', people([1, None, 0])).text; assert 'unlabelled | 1' in lists and 'no record says anything' in lists and 'site' not in lists.split('Of ')[0]
     assert [re.search(r"size_categories:\n- (.+)", f.data_card('x', [dict(label='benign')]*n).content)[1].strip("'") for n in (999, 1000, 10000)] == ['n<1K', '1K<n<10K', '10K<n<100K']
 
+def test_a_data_card_of_lists_finds_shared_patients():
+    two = lambda a, b: f.data_card('x', dict(a=people([1, 0, 1], patient=a), b=people([0, 1], patient=b))).text
+    assert 'a and b: 2 patients; names' in two(['p', 'q', 'r'], ['q', 'p']) and 'a and b: no patient; names' in two(['p', None, 'r'], ['s', None])
+
 # --- real records, where they are
-@pytest.mark.skipif(not (REAL/'pad_ufes_20').is_dir(), reason='no ../shared/real/pad_ufes_20 here')
+@pytest.mark.skipif(not (REAL/'pad_ufes_20').is_dir(), reason='no real data here: pad_ufes_20 is absent (set MMKIT_REAL)')
 def test_pad_ufes_20_by_skin_type():
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     ds, _ = real.pad_ufes_20(REAL/'pad_ufes_20', pictures=False); y = np.array(['melanoma' in c or 'carcinoma' in c for c in ds['caption']])
@@ -252,7 +256,7 @@ def test_pad_ufes_20_by_skin_type():
     tones = f.gaps(ds, s, truth=y, what='cancer', n=50); assert tones.counts['dark']['records'] == 11 and isinstance(tones.each['recall']['dark'], str)
     text = f.model_card('metadata only', found={'skin': got}, test=ds).text; assert 'nothing is said of' in text and '| V |' in text and 'real pictures' in text.split('Not tested: ')[1]
 
-@pytest.mark.skipif(not (REAL/'fitzpatrick17k').is_dir(), reason='no ../shared/real/fitzpatrick17k here')
+@pytest.mark.skipif(not (REAL/'fitzpatrick17k').is_dir(), reason='no real data here: fitzpatrick17k is absent (set MMKIT_REAL)')
 def test_fitzpatrick17k_by_skin():
     ds, _ = real.fitzpatrick17k(REAL/'fitzpatrick17k', pictures=False); s = np.random.default_rng(0).random(len(ds))
     got = f.gaps(ds, s, n=20); assert list(got.counts) == ['light', 'medium', 'dark'] and got.counts['dark']['positive'] == 47 and got.unknown['no truth'] > 10000 and not got.gap['recall'].found
