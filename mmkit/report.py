@@ -9,21 +9,22 @@ __all__ = ['STATISTICS', 'BLIND', 'WHO', 'VIEWS', 'GREY', 'JSON_PROMPT', 'SCHEMA
            'charts', 'by_sentence', 'reports', 'Report', 'grade', 'report', 'worst', 'page', 'save', 'load', 'mcnemar',
            'holm', 'compare', 'plot_reports']
 
-# %% ../nbs/18_report.ipynb #da695639
+# %% ../nbs/18_report.ipynb #61721495
 import itertools, json, math, re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch
+from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from scipy.stats import binomtest, norm
 from sklearn.metrics import average_precision_score
 from . import attention, chat, evaluate, models, training
-from .core import PALETTE, Interval, bootstrap, html_escape, progress, table
-from .evaluate import MISSING, STRUCTURES, Page, Similarity, column, derangement, majority, mentions, read_attributes, read_impression
+from .core import PALETTE, Interval, Table, bootstrap, html_escape, progress
+from .evaluate import MISSING, Similarity, column, derangement, majority, mentions, read_attributes, read_impression
 from .lesions import LEVELS, World, auc
-from .pairs import ASK, NUMBERS, PROMPT, SHOWN, THE, WORDS, answer, caption, count_colours, impression, in_place, listing, place, raw_rows
+from .pairs import ASK, PROMPT, SHOWN, THE, WORDS, answer, caption, count_colours, impression, in_place, listing, place, raw_rows
 
 # %% ../nbs/18_report.ipynb #5393e1dd
 def proportion(hits:int, of:int, # so many of so many
@@ -94,7 +95,7 @@ STATISTICS = {'mean': _mean, 'mean where': _where, 'ratio': _ratio, 'F1': _f1, '
               'AUROC': _judged(lambda y, s: auc(s[y == 1], s[y == 0])), 'AUPRC': _judged(average_precision_score), 'Brier': _judged(lambda y, s: ((s - y)**2).mean()), 'ECE': ece,
               'sensitivity at 90% specificity': _judged(sensitivity_at), 'balanced': _judged(lambda y, hit: (hit[y == 1].mean() + hit[y == 0].mean())/2)}
 
-# %% ../nbs/18_report.ipynb #b5e37483
+# %% ../nbs/18_report.ipynb #b6087b61
 BLIND = ('majority', 'text-only', 'shuffled')        # they do not see the picture that they are asked about
 WHO = ('model', *BLIND, 'oracle')
 
@@ -138,21 +139,33 @@ class Task:
         "A warning, or ''."
         n = len(self) if self.positives is None else self.positives
         e = enough(n); return '' if e else f'{n} {self.of} are few: a rate of 0.8 would be placed between {e.interval.low:.2f} and {e.interval.high:.2f}'
-    def rows(self, measures=None, n:int=300)->list: # dicts, one a measure
-        "Every answerer under a measure; `beyond` is what the model has over the best who does not look."
-        out = []
-        for m in measures or self.measures:
-            b = self.blind(m)
-            out.append({'task': self.name, 'measure': m, 'n': len(self), 'positives': self.positives, 'model': self.interval(m, n=n),
-                        **{w: self.value(m, w) for w in WHO[1:] if w in self.marks}, 'beyond': self.gain(m, b, n=n) if self.measures[m][2] else None})
-        return out
-    def table(self, measures=None, n:int=300, rows=None): # rows: where they are known already
-        "The rows as a table."
-        return table([{'measure': r['measure'], 'n': len(self), **({} if self.positives is None else {self.of: self.positives}), **{k if k != 'beyond' else 'over the best blind': _shown(r.get(k)) for k in (*(w for w in WHO if w in self.marks), 'beyond')}} for r in rows or self.rows(measures, n)])
-    def _repr_html_(self):
-        return f'<p><b>{html_escape(self.name)}</b>: {html_escape(self.asks)}</p>{self.table()._repr_html_()}' + (f'<p>{html_escape(self.few())}</p>' if self.few() else '')
-    def __str__(self): return '\n'.join(filter(None, [f'{self.name}: {self.asks}', str(self.table()), self.few()]))
-    __repr__ = __str__
+
+# %% ../nbs/18_report.ipynb #ba967e0b
+@patch
+def rows(self:Task, measures=None, n:int=300)->list: # dicts, one a measure
+    "Every answerer under a measure; `beyond` is what the model has over the best who does not look."
+    out = []
+    for m in measures or self.measures:
+        best, sign = self.blind(m), self.measures[m][2]
+        out.append({'task': self.name, 'measure': m, 'n': len(self), 'positives': self.positives, 'model': self.interval(m, n=n),
+                    **{w: self.value(m, w) for w in WHO[1:] if w in self.marks}, 'beyond': self.gain(m, best, n=n) if sign else None})
+    return out
+
+@patch
+def table(self:Task, measures=None, n:int=300, rows=None): # rows: where they are known already
+    "The rows as a table."
+    def cells(r):
+        counts = {'n': len(self)} | ({} if self.positives is None else {self.of: self.positives})
+        return {'measure': r['measure'], **counts, **{w: _shown(r[w]) for w in WHO if w in self.marks}, 'over the best blind': _shown(r['beyond'])}
+    return Table(map(cells, rows or self.rows(measures, n)))
+
+@patch
+def _repr_html_(self:Task):
+    few = f'<p>{html_escape(self.few())}</p>' if self.few() else ''
+    return f'<p><b>{html_escape(self.name)}</b>: {html_escape(self.asks)}</p>{self.table()._repr_html_()}{few}'
+
+@patch
+def __repr__(self:Task): return '\n'.join(filter(None, [f'{self.name}: {self.asks}', str(self.table()), self.few()]))
 
 # %% ../nbs/18_report.ipynb #7b61f6a6
 VIEWS = {'model': 'own', 'text-only': 'blank', 'shuffled': 'shuffled'}
@@ -271,15 +284,15 @@ def chart_records(n:int=30, seed:int=0)->list:
     rng = np.random.default_rng((seed, 31)); values = [{b: int(rng.integers(1, TOP + 1)) for b in BARS} for _ in range(n)]
     return [dict(id=f'chart{seed}-{k}', image=chart(v), values=v, prompt=CHART_PROMPT, answer=as_table(v), caption=as_table(v)) for k, v in enumerate(values)]
 
-# %% ../nbs/18_report.ipynb #8b4d3f47
-def lessons(ds, chart_share:float=.15, seed:int=0)->list: # records with prompt, answer and caption, shuffled
-    "One form of answer a record (caption, questions, JSON, report), and so many charts beside them."
+# %% ../nbs/18_report.ipynb #03e0949e
+def lessons(ds, chart_share:float=.2, seed:int=0)->list: # records with prompt, answer and caption, shuffled
+    "One form of answer a record (JSON twice as often as a caption, a question, or a report), and so many charts beside them."
     out = []
     for k, r in enumerate(ds):
-        a, label, q = r.get('attributes') or {}, r.get('label'), (r.get('questions') or [None])
-        form = (PROMPT, r['caption']), (JSON_PROMPT, as_json(a, label)), (PROMPT, r['caption']), (REPORT_PROMPT, narrative(a, label)), (q[k % len(q)] or {}) and (q[k % len(q)]['question'], q[k % len(q)]['answer'])
-        prompt, answer = form[k % 5] or form[0]
-        out.append(dict(id=r.get('id'), image=r['image'], caption=r['caption'], prompt=prompt, answer=answer))
+        a, label, qs = r.get('attributes') or {}, r.get('label'), r.get('questions') or []
+        form = {0: (PROMPT, r['caption']), 1: (JSON_PROMPT, as_json(a, label)), 2: (REPORT_PROMPT, narrative(a, label)), 3: (JSON_PROMPT, as_json(a, label))}.get(k % 5)
+        if form is None: q = qs[k//5 % len(qs)] if qs else dict(question=PROMPT, answer=r['caption']); form = q['question'], q['answer']
+        out.append(dict(id=r.get('id'), image=r['image'], caption=r['caption'], prompt=form[0], answer=form[1]))
     out += chart_records(round(len(out)*chart_share/(1 - chart_share)), seed)
     return [out[i] for i in np.random.default_rng(seed).permutation(len(out))]
 
@@ -307,7 +320,7 @@ def attributes(exam:Exam)->Task:
                 {'macro-F1': ('mean macro-F1', sum((both[a] for a in varied), []), 1), 'exact match': ('mean', ['exact'], 1)}
                 | {f'macro-F1, {a}': ('macro-F1', both[a], 1) for a in varied})
 
-# %% ../nbs/18_report.ipynb #c878b456
+# %% ../nbs/18_report.ipynb #4815582f
 def rule(record:dict)->str|None: # 'melanoma', 'benign'; None where nothing is known
     "What the ABCD rule says of a drawn lesion; of any other, what its record says."
     p = json.loads(record.get('provenance') or '{}')
@@ -324,7 +337,9 @@ def impressions(exam:Exam)->Task:
     exam.need_quick("scores of the answer's words")
     said, score = captions(exam), {}
     for who, view in VIEWS.items():
-        score[who] = evaluate.impression_scores(exam.model, exam.processor, exam.ds, said[who], exam.prompt, image=view, seed=exam.seed, folder=exam.folder)[at]
+        if ('score', view) not in exam.kept:
+            exam.kept['score', view] = evaluate.impression_scores(exam.model, exam.processor, exam.ds, said[who], exam.prompt, image=view, seed=exam.seed, folder=exam.folder)
+        score[who] = exam.kept['score', view][at]
         if not np.isfinite(score[who]).all(): raise LeftOut(f'{(~np.isfinite(score[who])).sum()} of {len(at)} scores are nan; has the model diverged? Look at its loss')
     hard = {who: [read_impression(said[who][k]) for k in at] for who in VIEWS}
     labels_known = [l for l in exam.column_of(exam.train, 'label') if l in ('benign', 'melanoma')]; most = max(sorted(set(labels_known)), key=labels_known.count)
@@ -340,6 +355,7 @@ def impressions(exam:Exam)->Task:
                 {'balanced accuracy': ('balanced', hit, 1), 'AUROC': ('AUROC', both, 1), 'sensitivity at 90% specificity': ('sensitivity at 90% specificity', both, 1),
                  'AUPRC': ('AUPRC', both, 1), 'Brier': ('Brier', both, -1), 'ECE': ('ECE', both, -1)}, int(y.sum()), 'melanomas')
 
+# %% ../nbs/18_report.ipynb #02b70658
 def plot_calibration(tasks:dict, # name -> Task of `impressions`
                      bins:int=5, ax=None):
     "Of lesions with about this score, so many are melanomas; a larger dot stands for more of them."
@@ -375,7 +391,7 @@ def vqa(exam:Exam, most:int=None)->Task: # at most so many of a kind; None: as m
     return Task('questions', "the records' own", items, said, marks, {'accuracy, mean of kinds': ('mean where', ['right', *kinds], 1)}
                 | {f'accuracy, {kind}': ('mean where', ['right', kind], 1) for kind in kinds})
 
-# %% ../nbs/18_report.ipynb #6d5e5279
+# %% ../nbs/18_report.ipynb #bc994acf
 @torch.no_grad()
 def _images(exam, view, at): # (N, D) unit vectors
     m = models.inner(exam.model); z = models.project(m, exam.seen(view)[list(at)].to(m.device, m.dtype)).mean(1)
@@ -411,6 +427,7 @@ def retrieval(exam:Exam, ks=(1, 5, 10))->Task:
     names = [f'{w} R@{k}' for k in ks for w in ('image to text', 'text to image')]
     return Task('retrieval', f'which of {N} captions is this picture\'s, and back', [exam.item(k, 'find the caption', t) for k, t in zip(at, text)], said, marks, {n: ('mean', [n], 1) for n in names})
 
+# %% ../nbs/18_report.ipynb #e2ffeeed
 CLASSES = {label: tuple(w.format(label) for w in ('Clinical impression: {}.', 'This lesion is {}.', 'This image shows a {} lesion.', 'A {} lesion of the skin.', 'The clinical impression is {}.'))
            for label in ('benign', 'melanoma')}
 
@@ -534,10 +551,12 @@ def probes(exam:Exam)->Task:
                  'accuracy, popular': ('mean where', ['right', 'present', 'popular'], 1), 'yes-rate': ('mean', ['yes'], 0)} | {f'yes to absent, {w}': ('mean where', ['yes', w], -1) for w in WAYS},
                 int(sum(there)), 'structures that are there')
 
-# %% ../nbs/18_report.ipynb #e7604f65
+# %% ../nbs/18_report.ipynb #0978b6fd
 def charts(exam:Exam, n:int=30)->Task:
     "Cells of a table that was read off a chart."
-    ds = chart_records(n, 1000 + exam.seed); own = Exam(exam.model, exam.processor, ds, n=n, seed=exam.seed, folder=exam.folder, batch=exam.batch)
+    ds = chart_records(n, 1000 + exam.seed)
+    if ('charts', n) not in exam.kept: exam.kept['charts', n] = Exam(exam.model, exam.processor, ds, n=n, seed=exam.seed, folder=exam.folder, batch=exam.batch)
+    own = exam.kept['charts', n]
     said = say(own, range(n), [CHART_PROMPT]*n, 16); usual = {b: _top([r['values'][b] for r in chart_records(300, 2000 + exam.seed)]) for b in BARS}
     said |= dict(majority=[as_table(usual)]*n, oracle=[r['answer'] for r in ds])
     def mark(texts):
@@ -577,7 +596,7 @@ def reports(exam:Exam)->Task:
                 {'F1 of a report': ('mean', ['right'], 1), 'precision': ('ratio', ['hits', 'said'], 1), 'recall': ('ratio', ['found', 'wanted'], 1),
                  'contradicts itself': ('mean', ['contradicts'], -1), 'sentences': ('mean', ['sentences'], 0)})
 
-# %% ../nbs/18_report.ipynb #ef3a7f80
+# %% ../nbs/18_report.ipynb #6342a284
 TASKS = (attributes, impressions, vqa, retrieval, zero_shot, grounded, extraction, probes, charts, reports)
 
 @dataclass
@@ -597,18 +616,19 @@ class Report:
     def table(self, full:bool=False):
         "Every task under its measures; `over the best blind` is the model minus the best who does not look, on the same items."
         few = {t.name: '' if not t.few() else ' (few)' for t in self.tasks.values()}
-        return table([{'task': r['task'], 'measure': r['measure'], 'n': f"{r['n'] if r['positives'] is None else '%d of %d' % (r['positives'], r['n'])}{few[r['task']]}",
+        return Table([{'task': r['task'], 'measure': r['measure'], 'n': f"{r['n'] if r['positives'] is None else '%d of %d' % (r['positives'], r['n'])}{few[r['task']]}",
                        **{w: _shown(r.get(w)) for w in WHO}, 'over the best blind': _shown(r['beyond'])} for r in self.rows(full)])
     def remarks(self)->list:
         "What a reader should know before the numbers."
         few = [f'{t.name} ({e.positives} {t.of}: {e.interval.low:.2f} to {e.interval.high:.2f})' for t in self.tasks.values() for e in [enough(len(t) if t.positives is None else t.positives)] if not e]
         out = [f'few, with where a rate of 0.8 would be placed: {", ".join(few)}'] if few else []
-        return out + [f'{k} was left out: {why}' for k, why in self.left_out.items()] + ([f"{self.about['no picture']} records without a picture were left out"] if self.about.get('no picture') else [])
+        return out + [f'{k} was left out: {why}' for k, why in self.left_out.items()] + ([f"{k} record{'s'*(k != 1)} without a picture left out"] if (k := self.about.get('no picture')) else [])
     def _head(self): return f"{self.model}: {self.about['records']} records of {self.about['patients']} patients, seed {self.about['seed']}; intervals by patient"
     def __str__(self): return '\n'.join([self._head(), str(self.table()), *self.remarks()])
     __repr__ = __str__
     def _repr_html_(self): return f'<p><b>{html_escape(self._head())}</b></p>{self.table()._repr_html_()}' + ''.join(f'<p style="margin:0">{html_escape(r)}</p>' for r in self.remarks())
 
+# %% ../nbs/18_report.ipynb #f68c2a13
 def grade(exam:Exam, tasks=TASKS, # functions of an `Exam`
           name:str=None,           # of the model
           bar:bool=True, resamples:int=300)->Report:
@@ -631,7 +651,7 @@ def report(model, processor, pairs, # any records with pictures
     "Ask a model everything that these pairs can be asked."
     return grade(Exam(model, processor, pairs, train, n, seed, prompt, folder), tasks, name, bar, resamples)
 
-# %% ../nbs/18_report.ipynb #99e9a0f3
+# %% ../nbs/18_report.ipynb #3eeaa7a4
 def _answer(task, item, text, exam): # caption phrases marked right and wrong
     if task.name == 'caption attributes' and item['at'] is not None:
         r = exam.ds[item['at']]; return evaluate._marked(text, r.get('attributes') or {}, r.get('label'))[0]
@@ -643,7 +663,11 @@ def worst(task:Task, n:int=4)->list: # positions of items, the worst first
     order = np.lexsort((-far, np.where(np.isfinite(right), right, 2)))
     return [int(i) for i in order[:n] if right[i] < 1]
 
-_LOOK = 'body{font:14px/1.45 system-ui,sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#222}table{border-collapse:collapse;margin:.5em 0}td,th{padding:3px 9px;border-bottom:1px solid #ddd;vertical-align:top;text-align:left;overflow-wrap:anywhere}h2{margin-top:2em}.few{color:#a02000}td img{display:block}'
+_LOOK = """body {font: 14px/1.45 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222} h2 {margin-top: 2em}
+table {border-collapse: collapse; margin: .5em 0} td, th {padding: 3px 9px; border-bottom: 1px solid #ddd; vertical-align: top; overflow-wrap: anywhere}
+.few {color: #a02000} td img {display: block}"""
+_HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{}</title><style>{}</style>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"></head>"""
 
 def page(report:Report, file, # where to
          n:int=4,             # errors a task
@@ -658,13 +682,16 @@ def page(report:Report, file, # where to
             rows.append('<tr>' + ''.join(f'<td>{c}</td>' for c in cells) + '</tr>')
         head = ''.join(f'<th>{h}</th>' for h in ('picture', 'asked', 'wanted', 'said', 'said of a grey picture', "said of a stranger's picture"))
         return f'<p>The worst of {sum(np.asarray(t.marks["model"]["right"], float) < 1)} that are not wholly right:</p><table><tr>{head}</tr>{"".join(rows)}</table>' if rows else '<p>No errors.</p>'
-    body = ''.join(f'<h2>{html_escape(t.name)}</h2><p>{html_escape(t.asks)}</p>{t.table(rows=[r for r in report.rows(full=True) if r["task"] == t.name])._repr_html_()}<p class="few">{html_escape(t.few())}</p>{errors(t)}' for t in report.tasks.values())
-    head = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><title>{html_escape(report.model)}</title><style>{_LOOK}</style></head>"""
+    def section(t):
+        known = [r for r in report.rows(full=True) if r['task'] == t.name]
+        return f'<h2>{html_escape(t.name)}</h2><p>{html_escape(t.asks)}</p>{t.table(rows=known)._repr_html_()}<p class="few">{html_escape(t.few())}</p>{errors(t)}'
+    remarks = ''.join(f'<p>{html_escape(r)}</p>' for r in report.remarks())
     file = Path(file); file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f'{head}<body><h1>{html_escape(report._head())}</h1>{report.table()._repr_html_()}{"".join(f"<p>{html_escape(r)}</p>" for r in report.remarks())}{body}</body></html>', encoding='utf-8')
+    file.write_text(_HEAD.format(html_escape(report.model), _LOOK) + f'<body><h1>{html_escape(report._head())}</h1>{report.table()._repr_html_()}{remarks}'
+                    + ''.join(map(section, report.tasks.values())) + '</body></html>', encoding='utf-8')
     return file
 
-# %% ../nbs/18_report.ipynb #c5de17b3
+# %% ../nbs/18_report.ipynb #595f30e5
 def _bare(x): # JSON knows no nan
     return {str(k): _bare(v) for k, v in x.items()} if isinstance(x, dict) else [_bare(v) for v in x] if isinstance(x, (list, tuple)) else \
         (float(x) if np.isfinite(x) else None) if isinstance(x, (float, np.floating)) else int(x) if isinstance(x, np.integer) else x
@@ -682,13 +709,16 @@ def load(file)->Report: # without pictures
     except ValueError as e: raise ValueError(f'{Path(file).name} is no JSON ({e}); was it cut short, or edited? Save the report again') from e
     if not isinstance(told, dict) or told.get('made_by') != 'mmkit report': raise ValueError(f'{Path(file).name} is not a report of mmkit; give a file that `save` wrote')
     back = lambda v: [math.nan if x is None else x for x in v]
-    try: tasks = {n: Task(n, t['asks'], t['items'], t['said'], {w: {c: back(v) for c, v in m.items()} for w, m in t['marks'].items()}, {m: tuple(v) for m, v in t['measures'].items()}, t['positives'], t['of']) for n, t in told['tasks'].items()}
+    def task(n, t):
+        marks = {w: {c: back(v) for c, v in m.items()} for w, m in t['marks'].items()}
+        return Task(n, t['asks'], t['items'], t['said'], marks, {m: tuple(v) for m, v in t['measures'].items()}, t['positives'], t['of'])
+    try: tasks = {n: task(n, t) for n, t in told['tasks'].items()}
     except (KeyError, TypeError, AttributeError) as e: raise ValueError(f'{Path(file).name}: {e} is missing or not what it should be; save the report again') from e
     return Report(tasks, told['left_out'], told['model'], told['about'])
 
 Report.page, Report.save = page, save
 
-# %% ../nbs/18_report.ipynb #a8264c1e
+# %% ../nbs/18_report.ipynb #ea7eaef3
 def mcnemar(a, b # (N,) True where each is right
            )->tuple: # (only a right, only b right, exact two-sided p)
     "Do two models err on different items? From those that only one of them got right."
@@ -716,7 +746,7 @@ def compare(a:Report, b:Report, full:bool=False): # a table
             if m not in t.measures: continue
             rows.append([n, m, len(s), _shown(s.value(m)), _shown(t.value(m)), _shown(t.gain(m, s, n=a.about['resamples']))] + ([f'{only_a} : {only_b}', p] if k == 0 else ['', None]))
     corrected = iter(holm([r[-1] for r in rows if r[-1] is not None]))
-    return table([[*r[:-1], '' if r[-1] is None else f'{r[-1]:.2g}', '' if r[-1] is None else f'{next(corrected):.2g}'] for r in rows],
+    return Table([[*r[:-1], '' if r[-1] is None else f'{r[-1]:.2g}', '' if r[-1] is None else f'{next(corrected):.2g}'] for r in rows],
                  ['task', 'measure', 'n', first, second, 'difference', 'only one wholly right', 'McNemar p', 'after Holm'])
 
 # %% ../nbs/18_report.ipynb #6746ffbd

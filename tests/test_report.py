@@ -101,7 +101,8 @@ def test_the_order_of_items_does_not_matter(seed, order):
 def test_less_is_better_where_it_is():
     t = a_task(); t.measures = {'error': ('mean', ['right'], -1)}
     assert t.blind('error') == min(('majority', 'shuffled'), key=lambda w: t.value('error', w))
-    t.marks['shuffled']['right'] = [math.nan]*40; assert t.blind('error') == 'majority', 'nobody is best by being undefined'
+    for undefined, best in (('majority', 'shuffled'), ('shuffled', 'majority')):
+        t = a_task(); t.marks[undefined]['right'] = [math.nan]*40; assert t.blind('accuracy') == best, 'nobody is best by being undefined'
 
 def test_the_worst_come_first():
     t = a_task(6); t.marks['model'] = {'right': [1., 0, 0, .5, 0, 1], 'far off': [.1, .6, .9, .2, .7, 0]}
@@ -120,7 +121,7 @@ def test_who_knows_the_truth_is_never_wrong(graded):
 def test_answers_are_those_of_the_model(exam, ds, base, graded):
     "What the quick path says is what `evaluate.generate` says, in all three views; other families' path agrees."
     got = rp.captions(exam)
-    for who, view in rp.VIEWS.items(): assert got[who] == evaluate.generate(*base, exam.ds, image=view, bar=False), who
+    for who, view in {'model': 'own', 'text-only': 'blank', 'shuffled': 'shuffled'}.items(): assert got[who] == evaluate.generate(*base, exam.ds, image=view, bar=False), who
     at, asked = [2, 0, 1], ['Are there dots?', 'Where is the lesion?', 'Are there dots?']; views = ['own', 'blank', 'shuffled']
     assert rp._by_transformers(exam, at, asked, views, 12) == rp._quick(exam, at, asked, views, 12)
     s = evaluate.score(exam.ds, got['model'], n=1); t = graded.tasks['caption attributes']
@@ -185,6 +186,26 @@ def test_what_cannot_be_asked_is_left_out_with_its_reason(base, cache):
     assert set(r.tasks) == {'retrieval', 'extraction'} and {'attributes', 'impressions', 'vqa', 'grounded', 'probes', 'zero_shot'} == set(r.left_out)
     assert 'all 4 labelled records are benign' in str(r) and 'no record has a question' in str(r)
     with pytest.raises(ValueError, match='nothing can be asked.*no record has a question'): rp.report(*base, bare(), bar=False, tasks=(rp.vqa,))
+
+def test_a_data_set_with_holes(base, cache):
+    "As the loaders give it: attributes of some, labels of some, a picture missing, other sources' patient of the same number."
+    from datasets import Dataset
+    rows = [pairs.record(id=f'r{k}', image=picture(k) if k != 2 else None, caption=f'lesion {k}', label=(None, 'benign', 'melanoma')[k % 3], source='ab'[k % 2], patient='1',
+                         attributes=dict(streaks='present', dots='absent') if k % 2 else None, boxes=[dict(name='streaks', box=[.1, .2, .5, .6])] if k == 1 else []) for k in range(7)]
+    ds = Dataset.from_list([{**r, 'image': r['image']} for r in rows], features=pairs.FEATURES)
+    r = rp.report(*base, ds, bar=False, resamples=10, tasks=(rp.attributes, rp.impressions, rp.vqa, rp.grounded, rp.probes, rp.extraction, rp.reports, rp.retrieval))
+    assert r.about['records'] == 6 and r.about['patients'] == 2 and '1 record without a picture' in str(r)
+    assert {k: len(t) for k, t in r.tasks.items()} == {'impression': 3, 'grounded': 1, 'probes': 12, 'extraction': 4, 'report': 3, 'retrieval': 6} and set(r.left_out) == {'attributes', 'vqa'}
+    assert 'no attribute has two levels' in r.left_out['attributes'] and r.tasks['extraction'].value('field F1', 'oracle') == 1
+
+def test_peaks_of_maps(exam):
+    "The oracle points into every box, the middle of the picture into those that hold it."
+    t = rp.pointed(exam, 'rollout', 4)
+    assert len(t) == 4 and t.value('peak in the box', 'oracle') == 1
+    box = [json.loads(i['wanted']) for i in t.items]; assert t.marks['majority']['right'] == [float(b[0] <= .5 <= b[2] and b[1] <= .5 <= b[3]) for b in box]
+    for said, b, right in zip(t.said['model'], box, t.marks['model']['right']):
+        x, y = (float(v) for v in said.removeprefix('peak at ').split(', ')); near = min(abs(x - b[0]), abs(x - b[2]), abs(y - b[1]), abs(y - b[3])) < .02
+        assert near or right == float(b[0] <= x <= b[2] and b[1] <= y <= b[3])
 
 def test_exams_refuse_what_they_cannot_hold(base, cache):
     with pytest.raises(ValueError, match='0 records'): rp.report(*base, [])
