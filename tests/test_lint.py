@@ -118,7 +118,7 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag, attrs): self.tags.add(tag); self.attrs |= {k for k, _ in attrs}
 
 def test_hostile_text_stays_text():
-    d = made(*HOSTILE, label=['benign']*len(HOSTILE)); d = with_columns(d, id=HOSTILE, notes=HOSTILE); found = lint({'<b>part</b>': d}, longest=50)
+    d = made(*HOSTILE, label=['benign']*len(HOSTILE)); d = with_columns(d, id=HOSTILE, notes=HOSTILE); found = lint({'<b>part</b>': d}, longest=50, vague=2.)                 # every caption is shown
     seen = Tags(); seen.feed(page(found, 20).page + found._repr_html_()); assert not seen.tags & {'script', 'b>part<'} and not any(a.startswith('on') for a in seen.attrs) and seen.tags <= {'h4', 'p', 'i', 'b', 'table', 'tr', 'td', 'th', 'thead', 'tbody', 'div', 'br', 'img'}
     json.dumps(found.json()); c = cure({'<b>part</b>': d}, found.of('stray tokens')); assert not [t for t in c.ds['<b>part</b>']['caption'] if stray(t)]
 
