@@ -623,7 +623,7 @@ def _counts(parts): # name -> data set; rows of Markdown
     missing = ['left empty', *(', '.join(f'{k} {v:.0%}' for k, v in c['missing'].items() if v) or 'nothing' for c in C.values())]
     return rows_md(['', *map(md, C)], [[k, *(say(c[k], c['records']) for c in C.values())] for k in keys if k not in mute] + [missing]) + (f'\n\nOf {", ".join(mute)} no record says anything.' if mute else '')
 
-# %% ../nbs/22_fairness.ipynb #3705bbd0
+# %% ../nbs/22_fairness.ipynb #47643293
 def _result(v): # on how many; what came of it
     "A measurement in a line; anything else is refused."
     from mmkit.core import Measured
@@ -643,7 +643,7 @@ def checklist(found:dict)->list: # (check, what it asks, on how many, what came 
     "Every check, tested or not; those of your own at the end."
     return [(k, CHECKS.get(k, 'a check of your own'), *(_result(found[k]) if k in found else ('–', f'**{NOT}**'))) for k in dict.fromkeys([*CHECKS, *found])]
 
-def _derived(found, test):
+def _derived(found):
     "What one evaluation says about another check."
     found, g = dict(found or {}), next((v for v in (found or {}).values() if isinstance(v, Gaps)), None)
     if g:
@@ -652,7 +652,7 @@ def _derived(found, test):
             if m in g.overall: found.setdefault(check, (n, g.overall[m], m))
     return found, g
 
-# %% ../nbs/22_fairness.ipynb #fe17755f
+# %% ../nbs/22_fairness.ipynb #14573b21
 def _joined(parts)->str: # a list's items stay together
     return re.sub(r'(?m)^(- .*)\n\n(?=- )', r'\1\n', '\n\n'.join(parts)) + '\n'
 
@@ -667,7 +667,7 @@ def model_card(
 ): # a huggingface_hub ModelCard; `print` it, or look at `content`
     "A model card of measured numbers (after Mitchell et al. 2019): whatever was not measured says so."
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
-    say, (found, g) = _stated(about, ABOUT_MODEL), _derived(found, test)
+    say, (found, g) = _stated(about, ABOUT_MODEL), _derived(found)
     groups = {k: v for k, v in found.items() if isinstance(v, Gaps)}; rows = checklist(found); licence = (about or {}).get('licence')
     results = [EvalResult(task_type='image-classification', dataset_type='mmkit', dataset_name='the test data below', metric_type=m.lower(), metric_value=round(v.value, 6)) for m, v in (g.overall.items() if g else ()) if v.value == v.value]
     head = ModelCardData(model_name=name, license=licence, base_model=(about or {}).get('base model'), tags=['mmkit', 'dermoscopy'], eval_results=results or None)

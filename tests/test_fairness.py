@@ -35,8 +35,8 @@ def test_intervals_are_the_bootstrap_by_patient():
     y, s, g, p = world(300, 2); got = f.gaps(people(y, g, p), s, n=1500, seed=3); c = s >= .5
     a = bootstrap(lambda y, c: c[y].mean(), y, c, groups=p, n=1500); b = got.overall['recall']
     assert abs(a.low - b.low) < .02 and abs(a.high - b.high) < .02
-    auc = lambda y, s: sk.roc_auc_score(y, s); pair = bootstrap(lambda y, s, d: auc(y[d], s[d]) - auc(y[~d], s[~d]), y, s, g == got.gap['AUROC'].best, groups=p, n=1500); d = got.gap['AUROC'].difference
-    assert d.value == pytest.approx(pair.value) and abs(d.low - pair.low) < .03 and abs(d.high - pair.high) < .03
+    auc = lambda y, s: sk.roc_auc_score(y, s); pair = bootstrap(lambda y, s, d: auc(y[d], s[d]) - auc(y[~d], s[~d]), y, s, g == got.gap['AUROC'].best, groups=p, n=500); d = got.gap['AUROC'].difference
+    assert d.value == pytest.approx(pair.value) and abs(d.low - pair.low) < .04 and abs(d.high - pair.high) < .04
 
 def test_patients_are_drawn_whole():
     y, s, g, _ = world(200, 4); many = lambda v: np.repeat(v, 6)
@@ -169,11 +169,11 @@ def test_a_parrot_is_caught_and_honest_samplers_are_not():
     r = np.random.default_rng(0); smooth = lambda n: np.kron(r.normal(128, 40, (n, 4, 4, 3)), np.ones((1, 8, 8, 1))).clip(0, 255).astype(np.uint8)
     def bag(n): return f.Pictures(smooth(n), np.zeros(n, bool), np.zeros(n, bool), np.array([f'{r.random()}' for _ in range(n)], dtype=object), np.array([{}]*n, dtype=object))
     alarms, caught, part = 0, 0, 0
-    for k in range(30):
+    for k in range(20):
         train, held = bag(50), bag(50); alarms += f.copies(smooth(60), train, held, n=100, seed=k).found
         copy = (train.x[r.integers(0, 50, 60)][:, ::-1] + r.normal(0, 5, (60, 32, 32, 3))).clip(0, 255).astype(np.uint8); caught += f.copies(copy, train, held, n=100, seed=k).found
         part += f.copies(np.concatenate([smooth(48), copy[:12]]), train, held, n=100, seed=k).found
-    assert alarms <= 4 and caught == 30 and part >= 26, (alarms, caught, part)
+    assert alarms <= 3 and caught == 20 and part >= 17, (alarms, caught, part)
     got = f.copies(copy, train, held, n=50); assert got.nearer > .95 and got.ratio.max() < .9 and 'copies' in str(got)
     with pytest.raises(ValueError, match='at least 20'): f.copies(copy[:3], train, held)
 
@@ -236,7 +236,7 @@ def test_a_data_card_counts(cache):
     assert 'procedural 31 (100%)' in text and 'Apache-2.0' in text and '*not stated*' in text and text.count('fingerprint of') == 2
     shared = len(set(ds['patient'][:31]) & set(ds['patient'][31:])); assert shared and 'with the same patient' in text, 'patients across the cut are told'
     assert yaml.safe_load(card.content.split('---')[1])['size_categories'] == ['n<1K']
-    lists = f.data_card('x', people([1, None, 0])).text; assert 'unlabelled | 1' in lists and 'no record says anything' in lists and 'site' not in lists.split('Of ')[0]
+    lists = f.data_card('x', people([1, None, 0])).text; assert 'unlabelled | 1' in lists and 'no record says anything' in lists and '| site |' not in lists
     assert [re.search(r"size_categories:\n- (.+)", f.data_card('x', [dict(label='benign')]*n).content)[1].strip("'") for n in (999, 1000, 10000)] == ['n<1K', '1K<n<10K', '10K<n<100K']
 
 def test_a_data_card_of_lists_finds_shared_patients():
@@ -248,9 +248,13 @@ def test_a_data_card_of_lists_finds_shared_patients():
 def test_pad_ufes_20_by_skin_type():
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     ds, _ = real.pad_ufes_20(REAL/'pad_ufes_20', pictures=False); y = np.array(['melanoma' in c or 'carcinoma' in c for c in ds['caption']])
-    sites = sorted({s for s in ds['site'] if s}); X = np.column_stack([np.nan_to_num(np.array(ds['age'], float), nan=60), [s == 'male' for s in ds['sex']], *[[v == s for v in ds['site']] for s in sites]]).astype(float)
-    s = cross_val_predict(f.fit_head(X, y), X, y, groups=ds['patient'], cv=StratifiedGroupKFold(5, shuffle=True, random_state=0), method='predict_proba')[:, 1]
-    got = f.gaps(ds, s, by='skin_type', truth=y, what='cancer', n=300); print(got)
+    sites = sorted({s for s in ds['site'] if s})
+    def guess(*sexes): # by patient, from age, sex and site
+        X = np.column_stack([np.nan_to_num(np.array(ds['age'], float), nan=60), *[[(v or 'blank') == k for v in ds['sex']] for k in sexes], *[[v == k for v in ds['site']] for k in sites]]).astype(float)
+        return cross_val_predict(f.fit_head(X, y), X, y, groups=ds['patient'], cv=StratifiedGroupKFold(5, shuffle=True, random_state=0), method='predict_proba')[:, 1]
+    s = guess('male', 'blank'); naive, mended = (f.gaps(ds, v, by='sex', truth=y, what='cancer', n=200).gap['recall'] for v in (guess('male'), s))
+    assert naive.worst == 'female' and naive.difference.value > .5 and naive.found and mended.difference.value < .2, 'women who share a zero with the blanks'
+    got = f.gaps(ds, s, by='skin_type', truth=y, what='cancer', n=300)
     assert {k: c['records'] for k, c in got.counts.items()} == {'I': 153, 'II': 876, 'III': 392, 'IV': 62, 'V': 10, 'VI': 1} and got.unknown['no group'] == 804
     assert {'V', 'VI'} <= set(got.silent) and 'recall' in got.silent['V'] and got.overall['AUROC'].value > .6
     tones = f.gaps(ds, s, truth=y, what='cancer', n=50); assert tones.counts['dark']['records'] == 11 and isinstance(tones.each['recall']['dark'], str)
