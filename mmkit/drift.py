@@ -4,9 +4,9 @@
 __all__ = ['KINDS', 'PICTURE', 'RATES', 'BETS', 'places', 'other_camera', 'other_light', 'blurred', 'compressed', 'hairy',
            'reworded', 'story', 'redrawn', 'changed', 'dice', 'change_all', 'left', 'shift', 'again', 'Sensed', 'sense',
            'asked', 'counts', 'rate', 'patients', 'drawn', 'Drops', 'together', 'drops', 'Asked', 'measure',
-           'plot_drops', 'centred', 'cka', 'layers_of', 'activations', 'moved', 'plot_moved', 'gaze_shift', 'bell',
-           'mmd', 'mmd_test', 'jumper', 'conformal', 'State', 'Monitor', 'save', 'load', 'plot_monitor', 'augment',
-           'threshold', 'retune']
+           'plot_drops', 'centred', 'cka', 'layers_of', 'activations', 'moved', 'plot_moved', 'gazes', 'gaze_shift',
+           'bell', 'mmd', 'mmd_test', 'jumper', 'conformal', 'State', 'Monitor', 'save', 'load', 'plot_monitor',
+           'augment', 'threshold', 'retune']
 
 # %% ../nbs/21_drift.ipynb #2e873170
 import copy, io, json, math, tempfile, warnings, zlib
@@ -362,22 +362,22 @@ def plot_moved(far:dict, # name -> what `moved` found; the first is the control
     ax.figure.colorbar(im, ax=ax, label='1 − CKA')
     return ax
 
-# %% ../nbs/21_drift.ipynb #79f09d59
-def gaze_shift(model, processor, before, after, # the same records
-               prompt:str=YESNO_PROMPT, groups=None, n:int=1000)->dict: # 'on the lesion, before' and 'after' (shares 0–1, nan without masks), 'lost', 'moved' (Jensen–Shannon divergence, bits, 0–1): Intervals
-    "Where the answer's first word looks (raw attention, layers and heads averaged), before and after. Gemma 3's family and the others that chapter 13 knows."
-    def look(r):
+# %% ../nbs/21_drift.ipynb #e3fe5cdc
+def gazes(model, processor, ds, prompt:str=YESNO_PROMPT)->np.ndarray: # (N, h, w), each adds up to 1
+    "Where on its picture the answer's first word looks: raw attention, layers and heads averaged. For the families that chapter 13 knows."
+    out = []
+    for r in (ds[k] for k in range(len(ds))):
         b = chat.encode(processor, r['image'], r.get('prompt') or prompt); a = attention.attention(model, b, [b['input_ids'].shape[1] - 1]).mean((0, 1, 2)).double().numpy()    # (h, w)
-        return a/a.sum()
-    def on(r, a):
-        if r.get('mask') is None: return np.nan
-        return float((a*np.asarray(Image.fromarray(np.asarray(r['mask'])).convert('F').resize(a.shape[::-1], Image.BOX))/255).sum())
-    def entropy(p): return -(p*np.log2(np.maximum(p, 1e-12))).sum()
-    rows = []
-    for x, t in zip(before, after):
-        p, q = look(x), look(t); rows.append((on(x, p), on(t, q), entropy((p + q)/2) - (entropy(p) + entropy(q))/2))
-    a, b, js = np.array(rows).T; mean = lambda v: bootstrap(lambda x: x.mean(), v, groups=groups, n=n)
-    return {'on the lesion, before': mean(a), 'after': mean(b), 'lost': mean(a - b), 'moved': mean(js)}
+        out.append(a/a.sum())
+    return np.stack(out)
+
+def gaze_shift(before, after, # (N, h, w) of the same records
+               ds, groups=None, n:int=1000)->dict: # 'on the lesion, before', 'after', 'lost' (shares; nan without masks), 'moved' (bits, 0–1): Intervals
+    "What happened to the gaze: its share on the lesion, and the Jensen–Shannon divergence of the two maps."
+    def share(r, a): return np.nan if r.get('mask') is None else float((a*np.asarray(Image.fromarray(np.asarray(r['mask'])).convert('F').resize(a.shape[::-1], Image.BOX))/255).sum())
+    entropy = lambda p: -(p*np.log2(np.maximum(p, 1e-12))).sum((1, 2)); mean = lambda v: bootstrap(lambda x: x.mean(), v, groups=groups, n=n)
+    a, b = (np.array([share(ds[k], x[k]) for k in range(len(x))]) for x in (before, after))
+    return {'on the lesion, before': mean(a), 'after': mean(b), 'lost': mean(a - b), 'moved': mean(np.maximum(entropy((before + after)/2) - (entropy(before) + entropy(after))/2, 0))}
 
 # %% ../nbs/21_drift.ipynb #ae91949a
 def bell(Z, width:float=None)->tuple: # ((N, N) similarities 0…1, width)
