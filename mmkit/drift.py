@@ -410,7 +410,7 @@ def _rows(z): # (N, W) floats, checked
     if not np.isfinite(z).all(): raise ValueError(f'{(~np.isfinite(z)).any(1).sum()} of {len(z)} embeddings hold nan or infinite numbers: a broken picture, or a model that overflowed. Find them before you monitor anything')
     return z
 
-# %% ../nbs/21_drift.ipynb #2e427c40
+# %% ../nbs/21_drift.ipynb #7be023cc
 BETS = np.array([-1., 0., 1.])         # on small ranks, on nothing, on large ranks
 
 def jumper(wealth:np.ndarray, # (..., 3) of three gamblers
@@ -449,10 +449,11 @@ class Monitor:
         self.alpha, self.seed, self.mean, self.sd = alpha, seed, z.mean(0), np.maximum(z.std(0), 1e-9)
         self.z, self.s, self.width = (z - self.mean)/self.sd, s, bell((z - self.mean)/self.sd)[1]
         half = np.random.default_rng(seed).permutation(len(z)) < len(z)//2                               # one half says what is strange, the other how strange the usual is
-        self.norm = self.z[half]; self.past = np.stack([self.strange(self.z[~half]), s[~half]])               # (2, n): strangeness, score
+        self.centre = self.z[half].mean(0); self.main = np.linalg.svd(self.z[half] - self.centre, full_matrices=False)[2][:max(1, min(half.sum()//3, z.shape[1]//2))]
+        self.past = np.stack([self.strange(self.z[~half]), s[~half]])                                    # (2, n): strangeness, score
         self.start, self.purses, self.states, self.dice = self.past.shape[1], np.full((2, 3), 1/3), [], np.zeros((0, 2))
-    def strange(self, z): # (N,): far from the first half of the reference is large
-        return -np.exp(-np.maximum((z*z).sum(1)[:, None] + (self.norm**2).sum(1) - 2*z @ self.norm.T, 0)/(2*self.width**2)).mean(1)
+    def strange(self, z): # (N,) what is left of an embedding when the main directions of the first half are taken out
+        x = z - self.centre; return ((x - x @ self.main.T @ self.main)**2).sum(1)
     @property
     def wealth(self): return float(self.purses.sum(1).mean())                                            # two gamblers, one coin between them: still fair
     def bet(self, batch:Sensed)->list: # wealth after each picture
@@ -474,7 +475,7 @@ class Monitor:
         self.states.append(State(len(self.states) + 1, before + len(z), v, p, float(ks_2samp(self.s, s).pvalue), line[-1], since is not None, since))
         return self.states[-1]
 
-# %% ../nbs/21_drift.ipynb #cb106e2e
+# %% ../nbs/21_drift.ipynb #926c4aae
 def save(monitor:Monitor, file): # .json; whole or not at all
     "Keep a monitor with all that it has seen, as JSON."
     file, m = Path(file), monitor; part = file.with_suffix('.part')
@@ -491,12 +492,13 @@ def load(file)->Monitor:
 
 def plot_monitor(m:Monitor, ax=None, changed:int=None): # pictures after which something changed, where that is known
     "Wealth over pictures seen, with the line at which it alarms, and under it each batch's own p-values."
-    ax = ax or plt.subplots(figsize=(7, 3))[1]; x = [0] + [s.seen for s in m.states]; c = PALETTE.vermilion if m.states and m.states[-1].alarm else PALETTE.blue
-    ax.plot(x, np.log10([1.] + [s.wealth for s in m.states]), 'o-', color=c, ms=4); ax.axhline(-np.log10(m.alpha), color='0.3', ls='--', lw=1); ax.text(x[-1], -np.log10(m.alpha), f' alarm at {1/m.alpha:g}', va='bottom', ha='right', fontsize=8)
-    for k, (p, name, col) in enumerate(((lambda s: s.p_embedding, 'embedding', PALETTE.green), (lambda s: s.p_score, 'score', PALETTE.purple))):
-        ax.scatter([s.seen for s in m.states], [-1.7 - .45*k]*len(m.states), s=[6 + 22*(p(s) <= .05) for s in m.states], color=col); ax.text(0, -1.7 - .45*k, f'{name}, this batch: ', ha='left', va='center', fontsize=8, color=col, bbox=dict(fc='w', ec='none', pad=.5))
-    if changed is not None: ax.axvline(changed, color='0.6', lw=1); ax.text(changed, ax.get_ylim()[1], ' the change', va='top', fontsize=8)
-    ax.set(xlabel='pictures seen', ylabel='wealth, powers of ten', ylim=(-2.4, None)); return ax
+    ax, x, y = ax or plt.subplots(figsize=(7, 3))[1], [0] + [s.seen for s in m.states], np.log10([1.] + [s.wealth for s in m.states])
+    goal, c = -np.log10(m.alpha), PALETTE.vermilion if m.states and m.states[-1].alarm else PALETTE.blue; high, low = max(y.max(), goal)*1.12, min(y.min(), -.2); ground = low - .34*(high - low)
+    ax.plot(x, y, 'o-', color=c, ms=4); ax.axhline(goal, color='0.3', ls='--', lw=1); ax.text(0, goal, f'alarm at {1/m.alpha:g}', va='bottom', fontsize=8)
+    for k, (name, p, col) in enumerate((('score', [s.p_score for s in m.states], PALETTE.purple), ('embedding', [s.p_embedding for s in m.states], PALETTE.green))):
+        at = ground + (.07 + .12*k)*(high - ground); ax.scatter(x[1:], [at]*len(p), s=[24 if v <= .05 else 5 for v in p], color=col); ax.annotate(name, (1, at), (4, 0), ('axes fraction', 'data'), textcoords='offset points', fontsize=8, color=col, va='center')
+    if changed is not None: ax.axvline(changed, color='0.6', lw=1); ax.text(changed, high, ' the change', va='top', fontsize=8)
+    ax.set(xlabel='pictures seen (large dots: p ≤ 0.05 in that batch alone)', ylabel='wealth, powers of ten', ylim=(ground, high)); return ax
 
 # %% ../nbs/21_drift.ipynb #ab1c8cd3
 def augment(ds, kinds=tuple(PICTURE), # which shifts
