@@ -8,11 +8,12 @@ __all__ = ['KINDS', 'PICTURE', 'RATES', 'BETS', 'places', 'other_camera', 'other
            'bell', 'mmd', 'mmd_test', 'jumper', 'conformal', 'State', 'Monitor', 'save', 'load', 'plot_monitor',
            'augment', 'threshold', 'retune']
 
-# %% ../nbs/21_drift.ipynb #2e873170
+# %% ../nbs/21_drift.ipynb #d4088c33
 import copy, io, json, math, tempfile, warnings, zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
+from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFilter
 from scipy.stats import ks_2samp
 from . import attention, chat, dominance, lesions, models, training                     # training before Trainer: see chapter 06
@@ -81,7 +82,7 @@ def redrawn(record:dict, change, # Lesion -> Lesion
     return out | dict(skin_type=round(now.skin_type), attributes=record['attributes'] | dict(skin=new), caption=said(record.get('caption')),
                       questions=[dict(q, answer=said(q['answer'])) for q in record.get('questions') or []])
 
-# %% ../nbs/21_drift.ipynb #d4cdcd96
+# %% ../nbs/21_drift.ipynb #5ed61ab9
 def changed(l, kind:str, s:float, rng): # a Lesion
     "A lesion's parameters under a shift of the world."
     if kind == 'skin': return replace(l, skin_type=l.skin_type + s*(6 - l.skin_type))
@@ -104,6 +105,7 @@ def _legal(kind, strength):
     if kind not in KINDS: raise ValueError(f'kind={kind!r} is no shift.{models.nearest(kind, KINDS)}')
     if not (np.isscalar(strength) and 0 <= strength <= 1): raise ValueError(f'strength={strength}: from 0 (as it was) to 1 ({KINDS[kind]}); 30% is .3')
 
+# %% ../nbs/21_drift.ipynb #ba8151ae
 def shift(
     ds,                # a data set, or a list of records with images
     kind:str,          # one of `KINDS`
@@ -410,7 +412,7 @@ def _rows(z): # (N, W) floats, checked
     if not np.isfinite(z).all(): raise ValueError(f'{(~np.isfinite(z)).any(1).sum()} of {len(z)} embeddings hold nan or infinite numbers: a broken picture, or a model that overflowed. Find them before you monitor anything')
     return z
 
-# %% ../nbs/21_drift.ipynb #7be023cc
+# %% ../nbs/21_drift.ipynb #d5bc0697
 BETS = np.array([-1., 0., 1.])         # on small ranks, on nothing, on large ranks
 
 def jumper(wealth:np.ndarray, # (..., 3) of three gamblers
@@ -427,6 +429,7 @@ def conformal(past:np.ndarray, # (..., n) strangeness of those before
     "The rank of a newcomer among all so far, itself included: uniform, and independent of earlier ones, if all are exchangeable."
     a = np.asarray(a); return ((past > a[..., None]).sum(-1) + u*((past == a[..., None]).sum(-1) + 1))/(past.shape[-1] + 1)
 
+# %% ../nbs/21_drift.ipynb #1262e626
 @dataclass
 class State:
     "What a monitor says after a batch."
@@ -446,7 +449,7 @@ class Monitor:
         if not 0 < alpha < 1: raise ValueError(f'alpha={alpha}: a chance between 0 and 1, such as .01')
         if len(z) < 20 or len(z) != len(s): raise ValueError(f'{len(z)} embeddings and {len(s)} scores: a reference wants one of each for at least 20 pictures')
         if not np.isfinite(s).all(): raise ValueError('there are nan or infinite scores in the reference')
-        self.alpha, self.seed, self.mean, self.sd = alpha, seed, z.mean(0), np.maximum(z.std(0), 1e-9)
+        self.alpha, self.seed, self.raw, self.mean, self.sd = alpha, seed, z, z.mean(0), np.maximum(z.std(0), 1e-9)
         self.z, self.s, self.width = (z - self.mean)/self.sd, s, bell((z - self.mean)/self.sd)[1]
         half = np.random.default_rng(seed).permutation(len(z)) < len(z)//2                               # one half says what is strange, the other how strange the usual is
         self.centre = self.z[half].mean(0); self.main = np.linalg.svd(self.z[half] - self.centre, full_matrices=False)[2][:max(1, min(half.sum()//3, z.shape[1]//2))]
@@ -463,23 +466,26 @@ class Monitor:
         if self.past.shape[1] > len(self.dice): self.dice = np.random.default_rng(self.seed).random((2*self.past.shape[1], 2))      # begins as the shorter one did
         for k in range(n, self.past.shape[1]): self.purses = jumper(self.purses, conformal(self.past[:, :k], self.past[:, k], self.dice[k])); out.append(self.wealth)
         return out
-    def see(self, batch:Sensed, deals:int=199)->State:
-        "Take in a batch of any size."
-        z, s = _rows(batch.z), np.asarray(batch.s, float)
-        if z.shape[1] != self.z.shape[1]: raise ValueError(f'embeddings of width {z.shape[1]}, the reference has {self.z.shape[1]}: the stream comes from another model; make a new Monitor for it')
-        if len(s) != len(z) or not np.isfinite(s).all(): raise ValueError(f'{len(z)} embeddings and {np.isfinite(s).sum()} finite scores: each picture has one of each')
-        v, p = mmd_test(self.z, (z - self.mean)/self.sd, deals, seed=self.seed + len(self.states), width=self.width) if len(z) > 1 else (math.nan, math.nan)
-        before, was = self.past.shape[1] - self.start, self.states[-1] if self.states else None
-        line = self.bet(batch); over = next((before + k + 1 for k, w in enumerate(line) if w >= 1/self.alpha), None)
-        since = was.since if was and was.alarm else over
-        self.states.append(State(len(self.states) + 1, before + len(z), v, p, float(ks_2samp(self.s, s).pvalue), line[-1], since is not None, since))
-        return self.states[-1]
 
-# %% ../nbs/21_drift.ipynb #926c4aae
+# %% ../nbs/21_drift.ipynb #cac62a7e
+@patch
+def see(self:Monitor, batch:Sensed, deals:int=199)->State:
+    "Take in a batch of any size."
+    z, s = _rows(batch.z), np.asarray(batch.s, float)
+    if z.shape[1] != self.z.shape[1]: raise ValueError(f'embeddings of width {z.shape[1]}, the reference has {self.z.shape[1]}: the stream comes from another model; make a new Monitor for it')
+    if len(s) != len(z) or not np.isfinite(s).all(): raise ValueError(f'{len(z)} embeddings and {np.isfinite(s).sum()} finite scores: each picture has one of each')
+    v, p = mmd_test(self.z, (z - self.mean)/self.sd, deals, seed=self.seed + len(self.states), width=self.width) if len(z) > 1 else (math.nan, math.nan)
+    before, was = self.past.shape[1] - self.start, self.states[-1] if self.states else None
+    line = self.bet(batch); over = next((before + k + 1 for k, w in enumerate(line) if w >= 1/self.alpha), None)
+    since = was.since if was and was.alarm else over
+    self.states.append(State(len(self.states) + 1, before + len(z), v, p, float(ks_2samp(self.s, s).pvalue), line[-1], since is not None, since))
+    return self.states[-1]
+
+# %% ../nbs/21_drift.ipynb #2b139594
 def save(monitor:Monitor, file): # .json; whole or not at all
     "Keep a monitor with all that it has seen, as JSON."
     file, m = Path(file), monitor; part = file.with_suffix('.part')
-    part.write_text(json.dumps(dict(kind='mmkit drift monitor', alpha=m.alpha, seed=m.seed, z=(m.z*m.sd + m.mean).tolist(), s=m.s.tolist(), past=m.past.tolist(), purses=m.purses.tolist(), states=[vars(x) for x in m.states]))); part.replace(file)
+    part.write_text(json.dumps(dict(kind='mmkit drift monitor', alpha=m.alpha, seed=m.seed, z=m.raw.tolist(), s=m.s.tolist(), past=m.past.tolist(), purses=m.purses.tolist(), states=[vars(x) for x in m.states]))); part.replace(file)
 
 def load(file)->Monitor:
     "A monitor as `save` kept it: it goes on as if it had never stopped."
