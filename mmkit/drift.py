@@ -4,15 +4,16 @@
 __all__ = ['KINDS', 'PICTURE', 'RATES', 'BETS', 'places', 'other_camera', 'other_light', 'blurred', 'compressed', 'hairy',
            'reworded', 'story', 'redrawn', 'changed', 'dice', 'change_all', 'left', 'shift', 'again', 'Sensed', 'sense',
            'asked', 'counts', 'rate', 'patients', 'drawn', 'Drops', 'together', 'drops', 'Asked', 'measure',
-           'plot_drops', 'centred', 'cka', 'layers_of', 'activations', 'moved', 'plot_moved', 'gaze_shift', 'bell',
-           'mmd', 'mmd_test', 'jumper', 'conformal', 'State', 'Monitor', 'save', 'load', 'plot_monitor', 'augment',
-           'threshold', 'retune']
+           'plot_drops', 'centred', 'cka', 'layers_of', 'activations', 'moved', 'plot_moved', 'gazes', 'gaze_shift',
+           'bell', 'mmd', 'mmd_test', 'jumper', 'conformal', 'State', 'Monitor', 'save', 'load', 'plot_monitor',
+           'augment', 'threshold', 'retune']
 
-# %% ../nbs/21_drift.ipynb #2e873170
+# %% ../nbs/21_drift.ipynb #d4088c33
 import copy, io, json, math, tempfile, warnings, zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
+from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFilter
 from scipy.stats import ks_2samp
 from . import attention, chat, dominance, lesions, models, training                     # training before Trainer: see chapter 06
@@ -81,7 +82,7 @@ def redrawn(record:dict, change, # Lesion -> Lesion
     return out | dict(skin_type=round(now.skin_type), attributes=record['attributes'] | dict(skin=new), caption=said(record.get('caption')),
                       questions=[dict(q, answer=said(q['answer'])) for q in record.get('questions') or []])
 
-# %% ../nbs/21_drift.ipynb #d4cdcd96
+# %% ../nbs/21_drift.ipynb #5ed61ab9
 def changed(l, kind:str, s:float, rng): # a Lesion
     "A lesion's parameters under a shift of the world."
     if kind == 'skin': return replace(l, skin_type=l.skin_type + s*(6 - l.skin_type))
@@ -104,6 +105,7 @@ def _legal(kind, strength):
     if kind not in KINDS: raise ValueError(f'kind={kind!r} is no shift.{models.nearest(kind, KINDS)}')
     if not (np.isscalar(strength) and 0 <= strength <= 1): raise ValueError(f'strength={strength}: from 0 (as it was) to 1 ({KINDS[kind]}); 30% is .3')
 
+# %% ../nbs/21_drift.ipynb #ba8151ae
 def shift(
     ds,                # a data set, or a list of records with images
     kind:str,          # one of `KINDS`
@@ -362,22 +364,22 @@ def plot_moved(far:dict, # name -> what `moved` found; the first is the control
     ax.figure.colorbar(im, ax=ax, label='1 − CKA')
     return ax
 
-# %% ../nbs/21_drift.ipynb #79f09d59
-def gaze_shift(model, processor, before, after, # the same records
-               prompt:str=YESNO_PROMPT, groups=None, n:int=1000)->dict: # 'on the lesion, before' and 'after' (shares 0–1, nan without masks), 'lost', 'moved' (Jensen–Shannon divergence, bits, 0–1): Intervals
-    "Where the answer's first word looks (raw attention, layers and heads averaged), before and after. Gemma 3's family and the others that chapter 13 knows."
-    def look(r):
+# %% ../nbs/21_drift.ipynb #e3fe5cdc
+def gazes(model, processor, ds, prompt:str=YESNO_PROMPT)->np.ndarray: # (N, h, w), each adds up to 1
+    "Where on its picture the answer's first word looks: raw attention, layers and heads averaged. For the families that chapter 13 knows."
+    out = []
+    for r in (ds[k] for k in range(len(ds))):
         b = chat.encode(processor, r['image'], r.get('prompt') or prompt); a = attention.attention(model, b, [b['input_ids'].shape[1] - 1]).mean((0, 1, 2)).double().numpy()    # (h, w)
-        return a/a.sum()
-    def on(r, a):
-        if r.get('mask') is None: return np.nan
-        return float((a*np.asarray(Image.fromarray(np.asarray(r['mask'])).convert('F').resize(a.shape[::-1], Image.BOX))/255).sum())
-    def entropy(p): return -(p*np.log2(np.maximum(p, 1e-12))).sum()
-    rows = []
-    for x, t in zip(before, after):
-        p, q = look(x), look(t); rows.append((on(x, p), on(t, q), entropy((p + q)/2) - (entropy(p) + entropy(q))/2))
-    a, b, js = np.array(rows).T; mean = lambda v: bootstrap(lambda x: x.mean(), v, groups=groups, n=n)
-    return {'on the lesion, before': mean(a), 'after': mean(b), 'lost': mean(a - b), 'moved': mean(js)}
+        out.append(a/a.sum())
+    return np.stack(out)
+
+def gaze_shift(before, after, # (N, h, w) of the same records
+               ds, groups=None, n:int=1000)->dict: # 'on the lesion, before', 'after', 'lost' (shares; nan without masks), 'moved' (bits, 0–1): Intervals
+    "What happened to the gaze: its share on the lesion, and the Jensen–Shannon divergence of the two maps."
+    def share(r, a): return np.nan if r.get('mask') is None else float((a*np.asarray(Image.fromarray(np.asarray(r['mask'])).convert('F').resize(a.shape[::-1], Image.BOX))/255).sum())
+    entropy = lambda p: -(p*np.log2(np.maximum(p, 1e-12))).sum((1, 2)); mean = lambda v: bootstrap(lambda x: x.mean(), v, groups=groups, n=n)
+    a, b = (np.array([share(ds[k], x[k]) for k in range(len(x))]) for x in (before, after))
+    return {'on the lesion, before': mean(a), 'after': mean(b), 'lost': mean(a - b), 'moved': mean(np.maximum(entropy((before + after)/2) - (entropy(before) + entropy(after))/2, 0))}
 
 # %% ../nbs/21_drift.ipynb #ae91949a
 def bell(Z, width:float=None)->tuple: # ((N, N) similarities 0…1, width)
@@ -410,7 +412,7 @@ def _rows(z): # (N, W) floats, checked
     if not np.isfinite(z).all(): raise ValueError(f'{(~np.isfinite(z)).any(1).sum()} of {len(z)} embeddings hold nan or infinite numbers: a broken picture, or a model that overflowed. Find them before you monitor anything')
     return z
 
-# %% ../nbs/21_drift.ipynb #2e427c40
+# %% ../nbs/21_drift.ipynb #d5bc0697
 BETS = np.array([-1., 0., 1.])         # on small ranks, on nothing, on large ranks
 
 def jumper(wealth:np.ndarray, # (..., 3) of three gamblers
@@ -427,6 +429,7 @@ def conformal(past:np.ndarray, # (..., n) strangeness of those before
     "The rank of a newcomer among all so far, itself included: uniform, and independent of earlier ones, if all are exchangeable."
     a = np.asarray(a); return ((past > a[..., None]).sum(-1) + u*((past == a[..., None]).sum(-1) + 1))/(past.shape[-1] + 1)
 
+# %% ../nbs/21_drift.ipynb #1262e626
 @dataclass
 class State:
     "What a monitor says after a batch."
@@ -446,13 +449,14 @@ class Monitor:
         if not 0 < alpha < 1: raise ValueError(f'alpha={alpha}: a chance between 0 and 1, such as .01')
         if len(z) < 20 or len(z) != len(s): raise ValueError(f'{len(z)} embeddings and {len(s)} scores: a reference wants one of each for at least 20 pictures')
         if not np.isfinite(s).all(): raise ValueError('there are nan or infinite scores in the reference')
-        self.alpha, self.seed, self.mean, self.sd = alpha, seed, z.mean(0), np.maximum(z.std(0), 1e-9)
+        self.alpha, self.seed, self.raw, self.mean, self.sd = alpha, seed, z, z.mean(0), np.maximum(z.std(0), 1e-9)
         self.z, self.s, self.width = (z - self.mean)/self.sd, s, bell((z - self.mean)/self.sd)[1]
         half = np.random.default_rng(seed).permutation(len(z)) < len(z)//2                               # one half says what is strange, the other how strange the usual is
-        self.norm = self.z[half]; self.past = np.stack([self.strange(self.z[~half]), s[~half]])               # (2, n): strangeness, score
+        self.centre = self.z[half].mean(0); self.main = np.linalg.svd(self.z[half] - self.centre, full_matrices=False)[2][:max(1, min(half.sum()//3, z.shape[1]//2))]
+        self.past = np.stack([self.strange(self.z[~half]), s[~half]])                                    # (2, n): strangeness, score
         self.start, self.purses, self.states, self.dice = self.past.shape[1], np.full((2, 3), 1/3), [], np.zeros((0, 2))
-    def strange(self, z): # (N,): far from the first half of the reference is large
-        return -np.exp(-np.maximum((z*z).sum(1)[:, None] + (self.norm**2).sum(1) - 2*z @ self.norm.T, 0)/(2*self.width**2)).mean(1)
+    def strange(self, z): # (N,) what is left of an embedding when the main directions of the first half are taken out
+        x = z - self.centre; return ((x - x @ self.main.T @ self.main)**2).sum(1)
     @property
     def wealth(self): return float(self.purses.sum(1).mean())                                            # two gamblers, one coin between them: still fair
     def bet(self, batch:Sensed)->list: # wealth after each picture
@@ -462,23 +466,26 @@ class Monitor:
         if self.past.shape[1] > len(self.dice): self.dice = np.random.default_rng(self.seed).random((2*self.past.shape[1], 2))      # begins as the shorter one did
         for k in range(n, self.past.shape[1]): self.purses = jumper(self.purses, conformal(self.past[:, :k], self.past[:, k], self.dice[k])); out.append(self.wealth)
         return out
-    def see(self, batch:Sensed, deals:int=199)->State:
-        "Take in a batch of any size."
-        z, s = _rows(batch.z), np.asarray(batch.s, float)
-        if z.shape[1] != self.z.shape[1]: raise ValueError(f'embeddings of width {z.shape[1]}, the reference has {self.z.shape[1]}: the stream comes from another model; make a new Monitor for it')
-        if len(s) != len(z) or not np.isfinite(s).all(): raise ValueError(f'{len(z)} embeddings and {np.isfinite(s).sum()} finite scores: each picture has one of each')
-        v, p = mmd_test(self.z, (z - self.mean)/self.sd, deals, seed=self.seed + len(self.states), width=self.width) if len(z) > 1 else (math.nan, math.nan)
-        before, was = self.past.shape[1] - self.start, self.states[-1] if self.states else None
-        line = self.bet(batch); over = next((before + k + 1 for k, w in enumerate(line) if w >= 1/self.alpha), None)
-        since = was.since if was and was.alarm else over
-        self.states.append(State(len(self.states) + 1, before + len(z), v, p, float(ks_2samp(self.s, s).pvalue), line[-1], since is not None, since))
-        return self.states[-1]
 
-# %% ../nbs/21_drift.ipynb #cb106e2e
+# %% ../nbs/21_drift.ipynb #cac62a7e
+@patch
+def see(self:Monitor, batch:Sensed, deals:int=199)->State:
+    "Take in a batch of any size."
+    z, s = _rows(batch.z), np.asarray(batch.s, float)
+    if z.shape[1] != self.z.shape[1]: raise ValueError(f'embeddings of width {z.shape[1]}, the reference has {self.z.shape[1]}: the stream comes from another model; make a new Monitor for it')
+    if len(s) != len(z) or not np.isfinite(s).all(): raise ValueError(f'{len(z)} embeddings and {np.isfinite(s).sum()} finite scores: each picture has one of each')
+    v, p = mmd_test(self.z, (z - self.mean)/self.sd, deals, seed=self.seed + len(self.states), width=self.width) if len(z) > 1 else (math.nan, math.nan)
+    before, was = self.past.shape[1] - self.start, self.states[-1] if self.states else None
+    line = self.bet(batch); over = next((before + k + 1 for k, w in enumerate(line) if w >= 1/self.alpha), None)
+    since = was.since if was and was.alarm else over
+    self.states.append(State(len(self.states) + 1, before + len(z), v, p, float(ks_2samp(self.s, s).pvalue), line[-1], since is not None, since))
+    return self.states[-1]
+
+# %% ../nbs/21_drift.ipynb #2b139594
 def save(monitor:Monitor, file): # .json; whole or not at all
     "Keep a monitor with all that it has seen, as JSON."
     file, m = Path(file), monitor; part = file.with_suffix('.part')
-    part.write_text(json.dumps(dict(kind='mmkit drift monitor', alpha=m.alpha, seed=m.seed, z=(m.z*m.sd + m.mean).tolist(), s=m.s.tolist(), past=m.past.tolist(), purses=m.purses.tolist(), states=[vars(x) for x in m.states]))); part.replace(file)
+    part.write_text(json.dumps(dict(kind='mmkit drift monitor', alpha=m.alpha, seed=m.seed, z=m.raw.tolist(), s=m.s.tolist(), past=m.past.tolist(), purses=m.purses.tolist(), states=[vars(x) for x in m.states]))); part.replace(file)
 
 def load(file)->Monitor:
     "A monitor as `save` kept it: it goes on as if it had never stopped."
@@ -491,12 +498,13 @@ def load(file)->Monitor:
 
 def plot_monitor(m:Monitor, ax=None, changed:int=None): # pictures after which something changed, where that is known
     "Wealth over pictures seen, with the line at which it alarms, and under it each batch's own p-values."
-    ax = ax or plt.subplots(figsize=(7, 3))[1]; x = [0] + [s.seen for s in m.states]; c = PALETTE.vermilion if m.states and m.states[-1].alarm else PALETTE.blue
-    ax.plot(x, np.log10([1.] + [s.wealth for s in m.states]), 'o-', color=c, ms=4); ax.axhline(-np.log10(m.alpha), color='0.3', ls='--', lw=1); ax.text(x[-1], -np.log10(m.alpha), f' alarm at {1/m.alpha:g}', va='bottom', ha='right', fontsize=8)
-    for k, (p, name, col) in enumerate(((lambda s: s.p_embedding, 'embedding', PALETTE.green), (lambda s: s.p_score, 'score', PALETTE.purple))):
-        ax.scatter([s.seen for s in m.states], [-1.7 - .45*k]*len(m.states), s=[6 + 22*(p(s) <= .05) for s in m.states], color=col); ax.text(0, -1.7 - .45*k, f'{name}, this batch: ', ha='left', va='center', fontsize=8, color=col, bbox=dict(fc='w', ec='none', pad=.5))
-    if changed is not None: ax.axvline(changed, color='0.6', lw=1); ax.text(changed, ax.get_ylim()[1], ' the change', va='top', fontsize=8)
-    ax.set(xlabel='pictures seen', ylabel='wealth, powers of ten', ylim=(-2.4, None)); return ax
+    ax, x, y = ax or plt.subplots(figsize=(7, 3))[1], [0] + [s.seen for s in m.states], np.log10([1.] + [s.wealth for s in m.states])
+    goal, c = -np.log10(m.alpha), PALETTE.vermilion if m.states and m.states[-1].alarm else PALETTE.blue; high, low = max(y.max(), goal)*1.12, min(y.min(), -.2); ground = low - .34*(high - low)
+    ax.plot(x, y, 'o-', color=c, ms=4); ax.axhline(goal, color='0.3', ls='--', lw=1); ax.text(0, goal, f'alarm at {1/m.alpha:g}', va='bottom', fontsize=8)
+    for k, (name, p, col) in enumerate((('score', [s.p_score for s in m.states], PALETTE.purple), ('embedding', [s.p_embedding for s in m.states], PALETTE.green))):
+        at = ground + (.07 + .12*k)*(high - ground); ax.scatter(x[1:], [at]*len(p), s=[24 if v <= .05 else 5 for v in p], color=col); ax.annotate(name, (1, at), (4, 0), ('axes fraction', 'data'), textcoords='offset points', fontsize=8, color=col, va='center')
+    if changed is not None: ax.axvline(changed, color='0.6', lw=1); ax.text(changed, high, ' the change', va='top', fontsize=8)
+    ax.set(xlabel='pictures seen (large dots: p ≤ 0.05 in that batch alone)', ylabel='wealth, powers of ten', ylim=(ground, high)); return ax
 
 # %% ../nbs/21_drift.ipynb #ab1c8cd3
 def augment(ds, kinds=tuple(PICTURE), # which shifts

@@ -178,9 +178,12 @@ def test_layers_are_seen_as_they_are(ds, tiny):
     d.plot_moved({'again': far, 'x': d.moved(a, d.activations(model, processor, d.shift([ds[k] for k in range(6)], 'camera', 1.)))})
 
 def test_gaze(ds, tiny):
-    three = [ds[k] for k in range(3)]; same = d.gaze_shift(*tiny, three, three, n=20); assert same['moved'].value == pytest.approx(0, abs=1e-9) and same['lost'].value == 0 and 0 < same['on the lesion, before'].value < 1
-    other = d.gaze_shift(*tiny, three, d.shift(three, 'light', 1.), n=20); assert 0 < other['moved'].value < 1
-    bare = d.gaze_shift(*tiny, [photo()], [photo(72)], n=20); assert math.isnan(bare['on the lesion, before'].value) and bare['moved'].value >= 0
+    three = [ds[k] for k in range(3)]; p, q = d.gazes(*tiny, three), d.gazes(*tiny, d.shift(three, 'light', 1.)); assert p.shape == (3, 2, 2) and np.allclose(p.sum((1, 2)), 1)
+    same, other = d.gaze_shift(p, p, three, n=20), d.gaze_shift(p, q, three, n=20)
+    assert same['moved'].value == pytest.approx(0, abs=1e-9) and same['lost'].value == 0 and 0 < same['on the lesion, before'].value < 1 and 0 < other['moved'].value < 1
+    here, there = np.zeros((1, 2, 2)), np.zeros((1, 2, 2)); here[0, 0, 0] = there[0, 1, 1] = 1; mask = np.zeros((8, 8), np.uint8); mask[:4, :4] = 255
+    far = d.gaze_shift(here, there, [dict(mask=Image.fromarray(mask))], n=20); assert far['moved'].value == pytest.approx(1) and far['lost'].value == pytest.approx(1), 'all on the lesion, then nothing'
+    bare = d.gaze_shift(d.gazes(*tiny, [photo()]), d.gazes(*tiny, [photo(72)]), [photo()], n=20); assert math.isnan(bare['on the lesion, before'].value) and bare['moved'].value >= 0
 
 # --- the stream
 def exact(X, Y):

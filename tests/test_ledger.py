@@ -5,7 +5,7 @@ from conftest import ROOT
 from mmkit.core import Measured, bootstrap, compare_arms, measured, plot_arms, verdict
 
 FILES = sorted((ROOT/'mmkit'/'assets'/'claims').glob('*.json'))
-WANTED = {'C1', 'C2', 'C3', 'C4', 'C5', 'C6', 'C7', 'C9', 'C10', 'C11', 'C12', 'C14', 'C15', 'C16', 'C17', 'C19', 'C19-maps', 'C20', 'C21', 'C22', 'C23', 'C24', 'C25', 'C26', 'C27', 'C29', 'C30', 'C30-connectors', 'C31'}
+WANTED = {'C1', 'C2', 'C3', 'C4', 'C5', 'C6', 'C7', 'C9', 'C10', 'C11', 'C12', 'C14', 'C15', 'C16', 'C17', 'C18', 'C19', 'C19-maps', 'C20', 'C21', 'C22', 'C23', 'C24', 'C25', 'C26', 'C27', 'C29', 'C30', 'C30-connectors', 'C31'}
 FIELDS = ('id', 'claim', 'measured', 'cannot', 'setup', 'kind', 'rows', 'comparisons', 'verdict', 'machine', 'versions', 'date', 'command', 'seeds', 'seconds')
 LEDGER = ROOT/'tests'/'ledger'
 

@@ -7,14 +7,14 @@ from run import entry
 from world import fresh
 
 IDS = ('C18',)
-PAIRS, TEST, FEW, SIDE, STEPS, MORE, BATCH = 400, 160, 50, 32, 70, 30, 8
+PAIRS, TEST, FEW, SIDE, STEPS, MORE, BATCH = 400, 120, 50, 32, 60, 24, 8
 OLD = dict(skin_types=(1, 1, 1, 2, 2, 2), cameras=('north', 'south')*2, prevalence=.5, difficulty=1.)   # what the model was trained on
 ALL, HEAD = ('vision', 'projector', 'text'), ('projector',)
 RATES, FAST = dict(vision=4e-4, projector=3e-3, text=5e-4), dict(vision=2e-4, projector=1e-2, text=3e-4)     # fast: where the projector begins alone
 SHIFTS = {'new camera': (('camera', 1.),), 'other light': (('light', 1.),), 'darker skin': (('skin', 1.),), 'new clinic': (('skin', .5), ('light', .5), ('camera', .5))}
 METHODS = {'projector alone': dict(train=HEAD, lr=FAST), 'LoRA': dict(train=HEAD, lora=8, lr=dict(projector=1e-2, text=2e-3)), 'full': dict(train=ALL), 'LP-FT': dict(train={0: HEAD, .5: ALL}, lr=FAST),
-           'full, trained on shifts': dict(train=ALL), 'full, trained on other shifts': dict(train=ALL)}
-AUGMENT = {'full, trained on shifts': ('camera', 'light', 'blur', 'jpeg', 'hairs'), 'full, trained on other shifts': ('blur', 'jpeg', 'hairs')}
+           'LP-FT, trained on shifts': dict(train={0: HEAD, .5: ALL}, lr=FAST)}
+AUGMENT = {'LP-FT, trained on shifts': ('camera', 'light', 'blur', 'jpeg', 'hairs')}
 CURES = {'old pairs only': (0., dict(train=ALL)), '50 new pairs': (1., dict(train=ALL)), '50 new pairs, projector alone': (1., dict(train=HEAD)), '50 new and old pairs': (.5, dict(train=ALL))}
 DEPLOYED = 'LP-FT'
 
@@ -24,10 +24,6 @@ def draw(seed, n, what, **knobs): # what: which part of the seed's world, so tha
 def moved(ds, shifts, seed=0): # one after another
     for kind, s in shifts: ds = drift.shift(ds, kind, s, seed)
     return ds
-
-def augmented(ds, kinds, seed): # half of the pictures as they are, each of the others through one shift of some strength
-    rng = np.random.default_rng((seed, 3))
-    return [r if rng.random() < .5 else drift.shift([r], kinds[rng.integers(len(kinds))], rng.uniform(.2, 1), seed)[0] for r in ds]
 
 @functools.lru_cache(1)
 def exams(seed, small): # name -> records
@@ -59,7 +55,7 @@ DONE = {}                                                     # the deployed mod
 def one(seed, small, method, steps):
     "Train on the old clinic by this method; ask at home and away."
     model, processor = fresh(); train = draw(seed, 80 if small else PAIRS, 0)
-    if method in AUGMENT: train = augmented(train, AUGMENT[method], seed)
+    if method in AUGMENT: train = drift.augment(train, AUGMENT[method], seed=seed)
     run = fitted(model, processor, train, seed, steps, **METHODS[method])
     marks = read(run.model, processor, exams(seed, small), frozen(seed) if METHODS[method]['train'] == HEAD else None)
     if method == DEPLOYED: DONE.clear(); DONE[seed] = run.model, marks
@@ -102,13 +98,12 @@ def measure(cells, seeds, small=False):
           dict(says='LP-FT answers more rightly there than full fine-tuning', a=['LP-FT', 'accuracy, new clinic'], b=['full', 'accuracy, new clinic'], expect='above'),
           dict(says='and than the projector alone', a=['LP-FT', 'accuracy, new clinic'], b=['projector alone', 'accuracy, new clinic'], expect='above'),
           dict(says='50 new pairs bring more there than as many steps on old ones', a=['then 50 new pairs', 'accuracy at the new clinic'], b=['then old pairs only', 'accuracy at the new clinic'], expect='above')]
-    if 'full, trained on shifts' in methods: c += [dict(says='training on shifts, these among them, keeps more', a=['full, trained on shifts', pts.format('new clinic')], b=['full', pts.format('new clinic')], expect='below'),
-        dict(says='training on other shifts keeps more', a=['full, trained on other shifts', pts.format('new clinic')], b=['full', pts.format('new clinic')], expect='below'),
+    if 'LP-FT, trained on shifts' in methods: c += [dict(says='LP-FT trained on shifts, these among them, loses less there', a=['LP-FT, trained on shifts', pts.format('new clinic')], b=['LP-FT', pts.format('new clinic')], expect='below'),
         dict(says='with old pairs among the new, less of the old clinic is forgotten', a=['then 50 new and old pairs', 'accuracy, points forgotten of the old'], b=['then 50 new pairs', 'accuracy, points forgotten of the old'], expect='below')]
     c += [dict(says='another draw of the old world costs less than the new clinic', a=['full', pts.format('another draw')], b=['full', pts.format('new clinic')], expect='below', control=True),
           dict(says='the model learns: above chance at home', a=['full', 'accuracy, old'], b=.5, expect='above', control=True)]
     yield entry(cells, seeds, 'C18', found, c, ('then nothing',), TEST,
         claim='Drift costs 18 to 35% out of distribution; 95 becomes 65.',
-        measured='Yes or no to melanoma, of the same lesions before and after a new camera, another light, darker skin, and all three at half strength (a new clinic); the same lesions photographed again and another draw of the same world as controls; six ways of training, and five cures afterwards.',
+        measured='Yes or no to melanoma, of the same lesions before and after a new camera, another light, darker skin, and all three at half strength (a new clinic); the same lesions photographed again and another draw of the same world as controls; five ways of training, and five cures afterwards.',
         cannot='How large a drop is depends on how far we chose to shift: these strengths are ours, drawn, and mean nothing for a real clinic. The claim says neither which score nor whether its per cent are points. Rates are the best of a few tried at home on one seed; each cure has one setting.',
         setup=f'{STEPS} steps of {BATCH} on {PAIRS} lesions of {SIDE} × {SIDE} pixels, skin types I and II, two cameras, half melanomas; rates {RATES}; projector alone and LP-FT {FAST}, LoRA of rank 8 2e-3 beside the projector\'s 1e-2. Shifts of `drift.shift` at strength 1, those of the new clinic at 0.5. Cures: {MORE} more steps of {BATCH} with the same rates from the LP-FT model, on {FEW} labelled pairs of the new clinic, on {FEW} old ones, or on both.')
