@@ -22,7 +22,7 @@ from . import evaluate, lint, losses, pairs, training
 from .core import assets, html_escape, live, table
 from .tuner import edits
 
-# %% ../nbs/20_mismatch.ipynb #43198be6
+# %% ../nbs/20_mismatch.ipynb #724f0c10
 KINDS = ('swap', 'same label', 'one attribute')      # from gross to fine
 
 @dataclass
@@ -54,6 +54,7 @@ def plant(ds,              # records with captions; with labels for 'same label'
     return Planted(captions, np.array([a != b for a, b in zip(captions, own)], bool), kind, share)
 
 def _edited(fact, seed, i):
+    if not any(v is not None for k, v in (fact['attributes'] or {}).items() if k != 'skin'): raise ValueError(f"record {i} knows no attribute, so none can be changed; plant 'swap' or 'same label'")
     said = edits(fact, 1, seed)[0]; a, b = evaluate.read_attributes(fact['caption']), evaluate.read_attributes(said)
     if sum(a[k] != b[k] for k in a) != 1: raise ValueError(f"record {i}: {fact['caption'][:80]!r} is not in the words of `pairs.caption`, so one attribute of it cannot be changed alone; plant 'swap' or 'same label'")
     return said

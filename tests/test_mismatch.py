@@ -45,7 +45,7 @@ def test_what_cannot_be_planted(ds):
     assert plant([], 'swap', .5).captions == []
     for bad in (dict(kind='swaps'), dict(share=1.5), dict(share=-.1)):
         with pytest.raises(ValueError, match='not known|share of the records'): plant(ds, **bad)
-    with pytest.raises(ValueError, match='attributes; a hard negative|has 0 attributes|not in the words'): plant(same, 'one attribute', 1.)
+    with pytest.raises(ValueError, match='record . knows no attribute'): plant(same, 'one attribute', 1.)
 
 def test_folds_keep_patients_together(ds):
     f = folds(ds, 4); assert len({(p, k) for p, k in zip(ds['patient'], f)}) == len(set(ds['patient'])) and set(f) == set(range(4)) and (folds(ds, 4, seed=1) != f).any()
@@ -79,7 +79,7 @@ def test_neighbours_disagree_about_strangers():
 
 def test_pair_loss_is_the_contrastive_loss():
     g = np.random.default_rng(0); a, b = (mismatch.unit(g.normal(size=(40, 8))) for _ in range(2)); ids = g.integers(0, 25, 40); b = b[ids]                 # the same words, the same vector
-    for i in (None, ids): assert pair_loss(a, b, i).mean() == pytest.approx(float(losses.info_nce(torch.tensor(a), torch.tensor(b), .07, None if i is None else torch.tensor(i))), abs=.35 if i is not None else 1e-5)
+    for i in (None, ids): assert pair_loss(a, b, i).mean() == pytest.approx(float(losses.info_nce(torch.tensor(a), torch.tensor(b), .07, None if i is None else torch.tensor(i))), abs=1e-5)
     whole = pair_loss(a, b); part = pair_loss(a, b, sample=39); assert np.isfinite(part).all() and np.abs(part - whole).max() < 3
     assert pair_loss(a[:1], b[:1]).tolist() == [0.]
 
@@ -136,6 +136,7 @@ def test_refit_tells_right_from_wrong(judged, ds):
     model, processor, p, bad, s = judged; test = melanoma_pairs(90, seed=2051, size=32, masks=False); x, y = views(model, processor, ds); X, Y = views(model, processor, test); n = np.arange(len(ds))
     good = refit(x, y, ds['caption'], n, X, Y, test, 60); lost = np.roll(n, 7); none = refit(x, y[lost], [ds['caption'][i] for i in lost], n, X, Y, test, 60)
     assert good['R@1'] > none['R@1'] + .1 and good['macro-F1'] > none['macro-F1'] + .15 and refit(x, y, ds['caption'], n, X, Y, test, 60) == good
+    half = refit(x, y, [c if i % 2 else 'A mole.' for i, c in enumerate(ds['caption'])], n, X, Y, test, 2); assert half['macro-F1'] > good['macro-F1'] - .12, 'who says nothing teaches nothing, nor anything wrong'
 
 def test_records_that_know_little(judged, ds):
     model, processor, *_ = judged; bare = Dataset.from_list([record(id=str(i), image=dict(bytes=pairs.png(np.asarray(ds[i]['image'])), path=None), caption=f'A mole of patient {i}.') for i in range(30)], features=FEATURES)
@@ -197,3 +198,11 @@ def test_hostile_captions_in_the_still(judged, ds):
     *_, bad, s = judged; evil = ['</i><script>alert(1)</script>', '"><img src=x onerror=alert(1)>']; c = [*evil, *bad['caption'][2:]]; d = lint.with_columns(bad, caption=c, id=[*evil, *bad['id'][2:]])
     t = Suspects(c, {k: np.r_[9., 8., v[2:]*0] for k, v in s.scores.items()}, s.weights, s.opinion, s.who); w = Reviewer(d, t, n=3); seen = Tags(); seen.feed(w._repr_html_())
     assert w.cards[0]['caption'] == evil[0] and 'script' not in seen.tags and not any(a.startswith('on') for a in seen.attrs) and seen.tags <= {'div', 'img', 'b', 'br', 'i', 'p'}
+
+def test_a_reason_names_what_speaks_most_against_it():
+    said = [dict(veil='present', network='typical', skin='light', impression='benign'), *[dict(veil=v, network='typical', skin='dark', impression='benign') for v in ('absent', 'absent', 'present')]]
+    levels = dict(skin=['dark', 'light'], veil=['absent', 'present'], network=['absent', 'typical'], impression=['benign', 'melanoma']); one = lambda a, b: np.tile([a, b], (4, 1))
+    s = Suspects(['x']*4, dict(similarity=np.array([3., 0, 1, 2])), dict(similarity=1.), Opinion(said, levels, dict(skin=one(.7, .3), veil=one(.95, .05), network=one(.1, .9), impression=one(.6, .4))), np.array([[1, 2, 3]]*4))
+    assert s.reason(0) == ('The caption says a blue-white veil; the picture looks like no veil (95% to 5%), and of 3 pictures most like it 1 has a blue-white veil. '
+                           'The caption says light skin; the picture looks like dark skin (70% to 30%), and of 3 pictures most like it 0 have light skin.')
+    assert s.reason(1) == 'No single attribute stands out; as a whole, caption and picture lie further apart than in 0% of the pairs.' and s.order.tolist() == [0, 3, 2, 1]
