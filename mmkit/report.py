@@ -651,7 +651,7 @@ def report(model, processor, pairs, # any records with pictures
     "Ask a model everything that these pairs can be asked."
     return grade(Exam(model, processor, pairs, train, n, seed, prompt, folder), tasks, name, bar, resamples)
 
-# %% ../nbs/18_report.ipynb #3eeaa7a4
+# %% ../nbs/18_report.ipynb #9ef139c8
 def _answer(task, item, text, exam): # caption phrases marked right and wrong
     if task.name == 'caption attributes' and item['at'] is not None:
         r = exam.ds[item['at']]; return evaluate._marked(text, r.get('attributes') or {}, r.get('label'))[0]
@@ -663,8 +663,8 @@ def worst(task:Task, n:int=4)->list: # positions of items, the worst first
     order = np.lexsort((-far, np.where(np.isfinite(right), right, 2)))
     return [int(i) for i in order[:n] if right[i] < 1]
 
-_LOOK = """body {font: 14px/1.45 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222} h2 {margin-top: 2em}
-table {border-collapse: collapse; margin: .5em 0} td, th {padding: 3px 9px; border-bottom: 1px solid #ddd; vertical-align: top; overflow-wrap: anywhere}
+_LOOK = """body {font: 14px/1.45 system-ui, sans-serif; max-width: 84em; margin: 2em auto; padding: 0 1em; color: #222} h2 {margin-top: 2em}
+table {border-collapse: collapse; margin: .5em 0} td, th {padding: 3px 9px; border-bottom: 1px solid #ddd; vertical-align: top; overflow-wrap: anywhere} th {white-space: nowrap} td {min-width: 5.5em}
 .few {color: #a02000} td img {display: block}"""
 _HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{}</title><style>{}</style>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"></head>"""
