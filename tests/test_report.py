@@ -138,6 +138,16 @@ def test_a_model_that_says_the_majority_scores_as_the_majority(base, ds, monkeyp
         t = ask(e)
         for m in t.measures: assert t.value(m) == pytest.approx(t.value(m, 'majority'), nan_ok=True) == t.value(m, 'shuffled'), (t.name, m)
 
+def test_places_and_fields_are_marked_one_by_one(base, ds, monkeypatch):
+    "Who always says the centre is right where the centre is meant; a field that a record does not know is not held against an answer."
+    monkeypatch.setattr(rp, 'say', lambda exam, at, prompts, most=32: {w: ['In the centre.' if p.startswith('Where') else 'dots, on light skin' if p == pairs.PROMPT else
+        '{"border": "regular", "network": "absent", "streaks": true, "veil": true, "impression": "benign"}' for p in prompts] for w in rp.VIEWS})
+    t, boxes = rp.grounded(rp.Exam(*base, ds)), [(b['name'], pairs.place(b['box'])) for r in ds for b in r['boxes'] if b['name'] != 'lesion']
+    assert t.value('placed') == pytest.approx(np.mean([p == 'centre' for _, p in boxes])) and 0 < t.value('placed') < 1
+    assert t.value('named') == pytest.approx(np.mean([n == 'dots' for n, _ in boxes])) and t.value('named and placed') == pytest.approx(np.mean([n == 'dots' and p == 'centre' for n, p in boxes]))
+    known = [dict(id=f'k{k}', image=picture(k), attributes=dict(streaks=v)) for k, v in enumerate(('present', 'absent', 'present'))]
+    e = rp.extraction(rp.Exam(*base, known)); assert e.marks['model']['right'] == [1, 0, 1] and e.value('field F1') == pytest.approx(2/3) and e.value('valid JSON') == 1
+
 def test_ranks_count_ties_against_the_model():
     s = evaluate.Similarity(np.array([[.9, .1, .5], [.5, .5, .1], [.2, .3, .1]]), np.eye(3, dtype=bool))
     assert rp.ranks(s).tolist() == [0, 1, 2]
