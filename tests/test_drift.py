@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from scipy.stats import ks_2samp, permutation_test
 from sklearn.metrics import balanced_accuracy_score, precision_score, recall_score, roc_auc_score
-from mmkit import chat, drift as d, models, pairs
+from mmkit import chat, drift as d, lesions, models, pairs
 from mmkit.core import bootstrap
 from mmkit.pairs import YESNO_PROMPT, melanoma_pairs
 
@@ -43,6 +43,7 @@ def test_the_lamp_stays_on_its_side_and_hairs_where_they_were(ds):
 @pytest.mark.parametrize('kind', ['skin', 'site'])
 def test_what_the_world_draws_anew_keeps_its_truth(ds, kind):
     for a, b in zip(d.shift(ds, kind, 1.), ds):
+        now = lesions.render(d.changed(pairs.truth(b).lesion, kind, 1., np.random.default_rng(0)), 32); assert (now.mask == (np.asarray(b['mask']) > 127)).all() and (now.image == px(a)).all(), 'the mask is that of what was drawn'
         assert (pairs.truth(a).mask == (np.asarray(b['mask']) > 127)).all() and a['label'] == b['label'] and a['boxes'] == b['boxes']
         assert {k: v for k, v in a['attributes'].items() if k != 'skin'} == {k: v for k, v in b['attributes'].items() if k != 'skin'}
         if kind == 'site': assert a['site'] == 'foot' and 'Site: foot.' in a['notes'] and a['caption'] == b['caption']
@@ -173,7 +174,7 @@ def test_layers_are_seen_as_they_are(ds, tiny):
     b = chat.Collator(processor, YESNO_PROMPT, answers=False)([ds[0]])
     with torch.no_grad(): h = model.model(**b, output_hidden_states=True).hidden_states
     assert np.allclose(h[1][0, -1], a['text 0'][0], atol=1e-4), 'where the answer begins'
-    mixed = [ds[0], dict(ds[1], prompt='is it'), ds[2]]; assert np.allclose(d.activations(model, processor, mixed)['text 0'][0], a['text 0'][0], atol=1e-4), 'padding is not read'
+    mixed = [ds[0], dict(ds[1], prompt='is it'), ds[2]]; assert np.allclose(d.activations(model, processor, mixed)['text 0'][1], d.activations(model, processor, mixed[1:2])['text 0'][0], atol=1e-4), 'padding is not read'
     far = d.moved(a, a); assert all(abs(v.value) < 1e-9 for v in far.values())
     d.plot_moved({'again': far, 'x': d.moved(a, d.activations(model, processor, d.shift([ds[k] for k in range(6)], 'camera', 1.)))})
 
@@ -212,7 +213,7 @@ def test_false_alarms_within_the_promise_and_true_ones_come():
     assert late[0, 0] == np.inf and late[2, 0] <= late[.5, 0] and max(late[2, 0], late[0, 2], late[0, -2]) < 60, late
 
 def test_ranks_are_uniform_and_bets_fair():
-    g = np.random.default_rng(0); a = np.round(g.normal(size=3000), 1); u = g.random(3000)                              # with ties
+    g = np.random.default_rng(0); a = np.round(g.normal(size=3000)); u = g.random(3000)                              # with ties
     p = np.array([d.conformal(a[:k], a[k], u[k]) for k in range(50, 3000)]); assert abs(p.mean() - .5) < .03 and all(abs((p <= x).mean() - x) < .04 for x in (.1, .5, .9)) and abs(np.corrcoef(p[1:], p[:-1])[0, 1]) < .06
     w = g.random((2, 3)); assert np.isclose(np.mean([d.jumper(w, np.full(2, x)).sum() for x in (np.arange(1000) + .5)/1000]), w.sum()) and (d.jumper(w, np.zeros(2)) > 0).all()
 
