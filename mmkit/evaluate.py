@@ -66,8 +66,9 @@ def read_impression(caption:str)->str: # 'melanoma', 'benign' or 'missing'
 
 # %% ../nbs/07_evaluate.ipynb #a28406b1
 def column(ds, name:str)->list: # one value per record
-    "One column of a data set or of a list of records, without touching its images."
-    return ds.select_columns([name])[name][:] if hasattr(ds, 'select_columns') else [r.get(name) for r in ds]
+    "One column of a data set or of a list of records, without touching its images; None throughout where there is no such column."
+    if not hasattr(ds, 'select_columns'): return [r.get(name) for r in ds]
+    return ds.select_columns([name])[name][:] if name in ds.column_names else [None]*len(ds)
 
 def reading(said)->dict: # attribute -> level, and 'impression'
     "A caption as attributes and impression; what is already read stays as it is."

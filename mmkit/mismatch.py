@@ -296,10 +296,9 @@ def refit(x, y, captions, keep, # positions of the pairs to learn from
 # %% ../nbs/20_mismatch.ipynb #af72c4b1
 DECISIONS = ('keep', 'remove', 'fix')
 
-def _column(ds, name): return lint.column(ds, name) if hasattr(ds, 'column_names') else [r.get(name) for r in ds]
 
 def _about(ds): # what a decision depends on: id, caption and picture of every pair, in this order
-    if not hasattr(ds, 'column_names'): return pairs.digest(_column(ds, 'id'), _column(ds, 'caption'))
+    if not hasattr(ds, 'column_names'): return pairs.digest(evaluate.column(ds, 'id'), evaluate.column(ds, 'caption'))
     return pairs.fingerprint(ds.select_columns([c for c in ('id', 'image', 'caption') if c in ds.column_names]))
 
 class Review:
@@ -307,7 +306,7 @@ class Review:
     def __init__(self, ds,  # the records
                  file=None, # JSON; one that is there is read on. None: nothing is kept
                 ):
-        self.n, self.ids, self.captions = len(ds), [None if v is None else str(v) for v in _column(ds, 'id')], _column(ds, 'caption')
+        self.n, self.ids, self.captions = len(ds), [None if v is None else str(v) for v in evaluate.column(ds, 'id')], evaluate.column(ds, 'caption')
         self.file, self.made, self.on_disk = None if file is None else Path(file), [], None
         self.about = _about(ds)
         if self.file is not None and self.file.exists(): self.made, self.on_disk = self._read()
@@ -377,7 +376,7 @@ class Reviewer(anywidget.AnyWidget):
     said = T.Unicode('', help='the last message').tag(sync=True)
     def __init__(self, ds, suspects, file=None, n:int=50):
         self.review, shown = Review(ds, file), [int(i) for i in suspects.order[:n]]
-        label = _column(ds, 'label')
+        label = evaluate.column(ds, 'label')
         cards = [dict(row=i, id=str(self.review.ids[i] or i), label=label[i] or '', caption=self.review.captions[i], reason=suspects.reason(i), suspicion=round(float(suspects.score[i]), 3), image=_picture(ds, i)) for i in shown]
         super().__init__(cards=cards, made=self._told()); self.on_msg(self._heard)
         self.said = f'{len(self.review.decisions)} decided, read from {self.review.file.name}' if self.review.made else ''

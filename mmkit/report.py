@@ -186,16 +186,14 @@ class Exam:
         seen = [r['image'] is not None for r in (raw_rows(ds.select_columns(['image'])) if hasattr(ds, 'select') else ds)]
         if sum(seen) < 2: raise ValueError(f'{sum(seen)} of {len(seen)} records have a picture; at least 2 are needed, so that one can be shown the other\'s')
         if not all(seen): ds = ds.select(np.flatnonzero(seen)) if hasattr(ds, 'select') else [r for r, s in zip(ds, seen) if s]
-        self.ids = [str(i if i is not None else k) for k, i in enumerate(self.column_of(ds, 'id'))]
+        self.ids = [str(i if i is not None else k) for k, i in enumerate(column(ds, 'id'))]
         twice = [i for i, c in Counter(self.ids).items() if c > 1]
         if twice: raise ValueError(f'{len(twice)} ids occur twice, such as {twice[0]!r}: two reports could not be compared item by item. Give every record its own id')
         self.model, self.processor, self.ds, self.train, self.seed, self.prompt, self.folder, self.batch = model, processor, ds, ds if train is None else train, seed, prompt, folder, batch
         self.other, self.kept, self.no_picture = derangement(len(ds), seed), {}, len(seen) - sum(seen)
         self.quick = models.inner(model).config.model_type == 'gemma3'
-    @staticmethod
-    def column_of(ds, name): return column(ds, name) if not hasattr(ds, 'column_names') or name in ds.column_names else [None]*len(ds)
     def __len__(self): return len(self.ds)
-    def get(self, name:str)->list: return self.column_of(self.ds, name)
+    def get(self, name:str)->list: return column(self.ds, name)
     def patients(self): return [None if p is None else f'{s}: {p}' for s, p in zip(self.get('source'), self.get('patient'))]
     def item(self, at, asked='', wanted='', key='')->dict: # key tells items of one record apart
         return dict(id=f'{self.ids[at]}{key and " / "}{key}', patient=self.patients()[at], at=int(at), asked=asked, wanted=wanted)
@@ -342,8 +340,8 @@ def impressions(exam:Exam)->Task:
         score[who] = exam.kept['score', view][at]
         if not np.isfinite(score[who]).all(): raise LeftOut(f'{(~np.isfinite(score[who])).sum()} of {len(at)} scores are nan; has the model diverged? Look at its loss')
     hard = {who: [read_impression(said[who][k]) for k in at] for who in VIEWS}
-    labels_known = [l for l in exam.column_of(exam.train, 'label') if l in ('benign', 'melanoma')]; most = max(sorted(set(labels_known)), key=labels_known.count)
-    notes = exam.column_of(exam.ds, 'provenance'); by_rule = [rule(dict(provenance=notes[k], label=labels[k])) for k in at]
+    labels_known = [l for l in column(exam.train, 'label') if l in ('benign', 'melanoma')]; most = max(sorted(set(labels_known)), key=labels_known.count)
+    notes = column(exam.ds, 'provenance'); by_rule = [rule(dict(provenance=notes[k], label=labels[k])) for k in at]
     hard |= dict(majority=[most]*len(at), oracle=by_rule)
     score |= dict(majority=np.full(len(at), labels_known.count('melanoma')/len(labels_known)), oracle=np.array([h == 'melanoma' for h in by_rule], float))
     def mark(who):
@@ -380,7 +378,7 @@ def vqa(exam:Exam, most:int=None)->Task: # at most so many of a kind; None: as m
     by = {kind: [(k, q) for k, q in asked if (q['kind'] or 'other') == kind] for kind in kinds}
     asked = [by[kind][i] for kind in kinds for i in sorted(rng.permutation(len(by[kind]))[:most or len(exam)])]
     heard, of_kind = {}, {}
-    for q in itertools.islice((q for qs in exam.column_of(exam.train, 'questions') for q in qs or ()), 20_000):
+    for q in itertools.islice((q for qs in column(exam.train, 'questions') for q in qs or ()), 20_000):
         heard.setdefault(q['question'], []).append(q['answer']); of_kind.setdefault(q['kind'] or 'other', []).append(q['answer'])
     common = {q: _top(a) for q, a in heard.items()}; common_kind = {k: _top(a) for k, a in of_kind.items()}
     said = say(exam, [k for k, _ in asked], [q['question'] for _, q in asked], 24)
@@ -438,7 +436,7 @@ def zero_shot(exam:Exam, classes:dict=CLASSES)->Task: # 'benign' and 'melanoma' 
     exam.need_quick('embeddings')
     W = {c: _words(exam, texts) for c, texts in classes.items()}; K = len(W['benign']); mean = {c: w.mean(0)/np.linalg.norm(w.mean(0)) for c, w in W.items()}
     lean = {who: [Z @ (a - b) for a, b in [(mean['melanoma'], mean['benign']), *zip(W['melanoma'], W['benign'])]] for who, view in VIEWS.items() for Z in [_images(exam, view, at)]}
-    most = _top([l for l in exam.column_of(exam.train, 'label') if l]); flat = np.full(len(at), 1. if most == 'melanoma' else -1.)
+    most = _top([l for l in column(exam.train, 'label') if l]); flat = np.full(len(at), 1. if most == 'melanoma' else -1.)
     lean |= dict(majority=[flat]*(K + 1), oracle=[2*y - 1]*(K + 1))
     marks = {who: dict(melanoma=list(y), right=list(((l[0] > 0) == y).astype(float)), ensemble=list(map(float, l[0])), **{f'prompt {k}': list(map(float, l[k])) for k in range(1, K + 1)}) for who, l in lean.items()}
     said = {who: ['melanoma' if v > 0 else 'benign' for v in l[0]] for who, l in lean.items()}
@@ -453,7 +451,7 @@ def grounded(exam:Exam)->Task:
     if not found: raise LeftOut('no record has a box around a structure')
     ask = [ASK['where_structure'][0].format(be='are' if THE[s].endswith('s') else 'is', name=THE[s]) for _, s, _ in found]
     where, told_ = say(exam, [k for k, _, _ in found], ask, 16), captions(exam)
-    heard = [(b['name'], place(b['box'])) for bs in exam.column_of(exam.train, 'boxes') for b in bs or () if b['name'] in SHOWN]
+    heard = [(b['name'], place(b['box'])) for bs in column(exam.train, 'boxes') for b in bs or () if b['name'] in SHOWN]
     usual = {s: _top([p for n, p in heard if n == s]) for s in SHOWN}; common = read_attributes(told(majority(exam.train, 1)[0]))
     names = {who: [read_attributes(told_[who][k]).get(s) not in ('absent', MISSING) for k, s, _ in found] for who in VIEWS}
     names |= dict(majority=[common[s] not in ('absent', MISSING) for _, s, _ in found], oracle=[True]*len(found))
@@ -536,7 +534,7 @@ def absent_ones(truth:list, # one dict of attribute -> level a record
 
 def probes(exam:Exam)->Task:
     "Yes or no about structures that are there and that are not."
-    asked = absent_ones([a or {} for a in exam.get('attributes')], [a or {} for a in exam.column_of(exam.train, 'attributes')], exam.seed)
+    asked = absent_ones([a or {} for a in exam.get('attributes')], [a or {} for a in column(exam.train, 'attributes')], exam.seed)
     if not asked: raise LeftOut('no record knows both a structure that is there and one that is not')
     question = [ASK[s][0].format(subject='lesion') for _, s, _ in asked]; said = say(exam, [k for k, _, _ in asked], question, 16)
     yes_to = lambda text, s: 1. if re.match('yes', text.lower()) else 0. if re.match('no|there (is|are) no', text.lower()) else {'absent': 0., MISSING: math.nan}.get(read_attributes(text)[s], 1.)
