@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from sklearn import metrics as sk
 from conftest import ROOT
-from mmkit import evaluate, fairness as f, real
+from mmkit import evaluate, fairness as f, real, report
 from mmkit.core import Interval, bootstrap, measured
 from mmkit.lesions import LEVELS
 from mmkit.pairs import Leaks, melanoma_pairs, record
@@ -274,3 +274,8 @@ def test_c12_tells_its_controls():
             at = lambda arm, m: next(q['values'] for q in c['rows'] if (q['arm'], q['measure']) == (arm, m))
             assert np.allclose(at(r['arm'], 'amplification'), np.array(r['values']) - at('real', G), atol=2e-6) and np.allclose(r['values'], np.array(at(r['arm'], 'recall, light')) - at(r['arm'], 'recall, dark'), atol=2e-6), r['arm']
     assert '22.8%' in c['cannot'] and 'no public source' in c['cannot']
+
+def test_calibration_error_is_the_one_of_chapter_18():
+    rng = np.random.default_rng(6); s = np.r_[rng.random(118), 0., 1.]; y = rng.random(120) < s; who = np.repeat(['a', 'b'], 60)
+    got = f.gaps([dict(label='melanoma' if v else 'benign', attributes={}) for v in y], s, by=who, n=20).each['ECE']
+    for k in 'ab': assert got[k].value == pytest.approx(report.ece(y[who == k].astype(float), s[who == k]), abs=1e-9)
