@@ -1,197 +1,556 @@
 "The dashboard without a browser: its tour, what it answers, its still, and that no thread outlives it."
-import copy, json, os, signal, subprocess, sys, threading, time, urllib.request
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from html.parser import HTMLParser
-from types import SimpleNamespace
-import numpy as np, pytest
-from hypothesis import given, settings, strategies as st
-from mmkit import dashboard, tuner
-from mmkit.dashboard import TERMS, TOUR, Dashboard, Tour, plots, free_port, newest, since, small_plot, still
 
-PNG = __import__('io').BytesIO(); __import__('PIL.Image').Image.new('RGB', (40, 40), (200, 150, 120)).save(PNG, 'PNG')
-LESIONS = [dict(png=PNG.getvalue(), id='a', truth=dict(border='irregular'), label='melanoma')]
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-def told(step=0, active='A', label_runs=('A',), raw=1., right=None, r1=None, share=None, marks=(), parent=None, words=None, **knobs):
+from mmkit import tuner
+from mmkit.core.runtime import get_assets_dir
+from mmkit.tuner.dashboard import Dashboard
+from mmkit.tuner.guided_tour import TOUR_STEPS, GuidedTour
+from mmkit.tuner.hyperparameters import TERM_LABELS, validate_hparams
+from mmkit.tuner.server import find_free_port, main
+from mmkit.tuner.static_page import static_html, svg_chart
+from mmkit.tuner.status import latest_value, steps_since
+
+PNG = __import__("io").BytesIO()
+__import__("PIL.Image").Image.new("RGB", (40, 40), (200, 150, 120)).save(PNG, "PNG")
+LESIONS = [dict(png=PNG.getvalue(), id="a", truth=dict(border="irregular"), label="melanoma")]
+
+
+def told(
+    step=0,
+    active="A",
+    label_runs=("A",),
+    raw=1.0,
+    right=None,
+    r1=None,
+    share=None,
+    marks=(),
+    parent=None,
+    words=None,
+    **knobs,
+):
     "What a runner tells, made up."
+
     def run(label):
-        x = list(range(1, step + 1)); line = lambda v: [v]*len(x)
-        looked = lambda v: dict(step=[0, step], value=list(v)) if v else dict(step=[0, step], value=[None, None])
-        return dict(step=x, loss=line(raw), raw={t: line(raw) for t in TERMS}, weighted={t: line(raw/3) for t in TERMS}, temperature=line(.07), shares=dict(step=x, vision=line(0.), projector=line(1.), text=line(0.)),
-                    gauge=dict(step=[step], share=[share], image=[1.], text=[1.]), r1=looked(r1), right=looked(right),
-                    marks=list(marks), parent=parent if label == active else None, steps=step)
-    words = words or [['a ', None], ['veil ', True], ['and ', None], ['dots', False]]
-    return dict(status='running', reason='', way_back=None, busy='', active=active, step=step, rate=9., seconds=1., knobs={k.name: k.start for k in tuner.KNOBS.values()} | knobs, runs={l: run(l) for l in label_runs},
-                similarity=dict(step=step, n=2, values=[1., 0., .5, .2], r1=.5), captions=dict(step=step, items=[dict(words=words, right=1, of=2)]), attention=None, snapshots=[], replay=None, remarks=[])
+        x = list(range(1, step + 1))
+
+        def line(v):
+            return [v] * len(x)
+
+        def looked(v):
+            return (
+                dict(step=[0, step], value=list(v))
+                if v
+                else dict(step=[0, step], value=[None, None])
+            )
+
+        return dict(
+            step=x,
+            loss=line(raw),
+            raw={t: line(raw) for t in TERM_LABELS},
+            weighted={t: line(raw / 3) for t in TERM_LABELS},
+            temperature=line(0.07),
+            shares=dict(step=x, vision=line(0.0), projector=line(1.0), text=line(0.0)),
+            gauge=dict(step=[step], share=[share], image=[1.0], text=[1.0]),
+            r1=looked(r1),
+            right=looked(right),
+            marks=list(marks),
+            parent=parent if label == active else None,
+            steps=step,
+        )
+
+    words = words or [["a ", None], ["veil ", True], ["and ", None], ["dots", False]]
+    return dict(
+        status="running",
+        reason="",
+        way_back=None,
+        busy="",
+        active=active,
+        step=step,
+        rate=9.0,
+        seconds=1.0,
+        knobs={k.name: k.start for k in tuner.HYPERPARAMETERS.values()} | knobs,
+        runs={l: run(l) for l in label_runs},
+        similarity=dict(step=step, n=2, values=[1.0, 0.0, 0.5, 0.2], r1=0.5),
+        captions=dict(step=step, items=[dict(words=words, right=1, of=2)]),
+        attention=None,
+        snapshots=[],
+        replay=None,
+        remarks=[],
+    )
+
 
 class Stub:
     "A runner that writes down what it is asked for, and trains nothing."
-    def __init__(self, state=None, hear=None, every=.2, **settings): self.calls, self.hear, self.still, self.alive, self.now = [], hear, dict(lesions=LESIONS), True, told(); tuner.checked(settings)
-    def told(self): return self.now
-    def stop(self): self.alive = False
-    def export(self, kind): return f'as {kind}'
+
+    def __init__(self, state=None, hear=None, every=0.2, **settings):
+        self.calls, self.hear, self.images_for_display, self.alive, self.now = (
+            [],
+            hear,
+            dict(lesions=LESIONS),
+            True,
+            told(),
+        )
+        validate_hparams(settings)
+
+    def told(self):
+        return self.now
+
+    def stop(self):
+        self.alive = False
+
+    def export(self, kind):
+        return f"as {kind}"
+
     def __getattr__(self, name):
-        if name in ('set', 'reset', 'start', 'pause', 'step', 'snapshot', 'restore', 'fork', 'switch', 'drop', 'replay', 'point', 'preset'): return lambda *a, **kw: self.calls.append((name, *a, *([kw] if kw else [])))
+        if name in (
+            "set",
+            "reset",
+            "start",
+            "pause",
+            "step",
+            "snapshot",
+            "restore",
+            "fork",
+            "switch",
+            "drop",
+            "replay",
+            "point",
+            "preset",
+        ):
+            return lambda *a, **kw: self.calls.append((name, *a, *([kw] if kw else [])))
         raise AttributeError(name)
+
 
 @pytest.fixture
 def dash(monkeypatch):
-    monkeypatch.setattr(tuner, 'Runner', Stub)
-    d = Dashboard(ahead=0); d.sent = []; d.send = lambda content, buffers=None: d.sent.append(content)
+    monkeypatch.setattr("mmkit.tuner.runner.Runner", Stub)
+    d = Dashboard(initial_steps=0)
+    d.sent = []
+    d.send = lambda content, buffers=None: d.sent.append(content)
     yield d
     d.close()
 
+
 # ---- the tour -------------------------------------------------------------------------------------------------------------
 
-READY = [dict(contrastive=0., ce=0., mse=1.), dict(contrastive=1., ce=0., mse=0.), dict(temperature=.4), dict(shortcut=1.), dict(ce=.9)]
+READY = [
+    dict(contrastive=0.0, ce=0.0, mse=1.0),
+    dict(contrastive=1.0, ce=0.0, mse=0.0),
+    dict(temperature=0.4),
+    dict(shortcut=1.0),
+    dict(ce=0.9),
+]
+
 
 def at(i):
     "The tour at its prompt i."
-    t = Tour()
-    for _ in range(i): t.act('next')
+    t = GuidedTour()
+    for _ in range(i):
+        t.act("next")
     return t
 
-@pytest.mark.parametrize('i', range(len(TOUR)))
-def test_a_prompt_is_done_when_it_was_trained_and_not_before(i):
-    t, p = at(i), TOUR[i]; kw = dict(READY[i], r1=(.1, .1), right=(.2, .2), share=.4)
-    if i == 4: kw |= dict(label_runs=('A', 'B'), active='B', parent=['A', 5], marks=[dict(step=8, says='ce 0.5 → 0.9')])
-    assert not t.hear(told(10, **kw)) and not t.hear(told(9 + p.steps, **kw)) and not t.notes[i].get('done')
-    assert t.hear(told(10 + p.steps, **kw)) and t.notes[i]['done'] and t.notes[i]['came'] in range(3) and t.notes[i]['found'].strip()
-    assert not t.hear(told(90 + p.steps, **kw)), 'told twice'
-    shown = t.told()['prompts'][i]; assert shown['done'] and json.loads(json.dumps(shown)) == shown
 
-@pytest.mark.parametrize('i', range(len(TOUR)))
+@pytest.mark.parametrize("i", range(len(TOUR_STEPS)))
+def test_a_prompt_is_done_when_it_was_trained_and_not_before(i):
+    t, p = at(i), TOUR_STEPS[i]
+    kw = dict(READY[i], r1=(0.1, 0.1), right=(0.2, 0.2), share=0.4)
+    if i == 4:
+        kw |= dict(
+            label_runs=("A", "B"),
+            active="B",
+            parent=["A", 5],
+            marks=[dict(step=8, says="ce 0.5 → 0.9")],
+        )
+    assert (
+        not t.hear(told(10, **kw))
+        and not t.hear(told(9 + p.steps, **kw))
+        and not t.notes[i].get("done")
+    )
+    assert (
+        t.hear(told(10 + p.steps, **kw))
+        and t.notes[i]["done"]
+        and t.notes[i]["came"] in range(3)
+        and t.notes[i]["found"].strip()
+    )
+    assert not t.hear(told(90 + p.steps, **kw)), "told twice"
+    shown = t.told()["prompts"][i]
+    assert shown["done"] and json.loads(json.dumps(shown)) == shown
+
+
+@pytest.mark.parametrize("i", range(len(TOUR_STEPS)))
 def test_another_setting_is_not_the_prompt(i):
-    t = at(i); wrong = [dict(contrastive=.1, ce=0., mse=1.), dict(contrastive=1., ce=.2, mse=0.), dict(temperature=.2), dict(shortcut=.2), dict(ce=.9)][i]
-    for step in (10, 200): assert not t.hear(told(step, **wrong))
+    t = at(i)
+    wrong = [
+        dict(contrastive=0.1, ce=0.0, mse=1.0),
+        dict(contrastive=1.0, ce=0.2, mse=0.0),
+        dict(temperature=0.2),
+        dict(shortcut=0.2),
+        dict(ce=0.9),
+    ][i]
+    for step in (10, 200):
+        assert not t.hear(told(step, **wrong))
+
 
 def test_the_count_begins_anew_with_the_setting_the_run_and_a_reset():
-    t, one = Tour(), READY[0]
-    t.hear(told(10, **one)); t.hear(told(30)); assert not t.hear(told(55, **one)), 'the setting was left in between'
-    assert not t.hear(told(20, **one)), 'reset'; assert not t.hear(told(59, **one)) and t.hear(told(60, **one))
-    t = Tour(); t.hear(told(10, **one)); assert not t.hear(told(60, active='B', label_runs=('A', 'B'), **one))
+    t, one = GuidedTour(), READY[0]
+    t.hear(told(10, **one))
+    t.hear(told(30))
+    assert not t.hear(told(55, **one)), "the setting was left in between"
+    assert not t.hear(told(20, **one)), "reset"
+    assert not t.hear(told(59, **one)) and t.hear(told(60, **one))
+    t = GuidedTour()
+    t.hear(told(10, **one))
+    assert not t.hear(told(60, active="B", label_runs=("A", "B"), **one))
 
-@pytest.mark.parametrize('i, kw, came', [(0, dict(r1=(.1, .5)), 0), (0, dict(r1=(.5, .5)), 1), (0, dict(r1=(.9, .1)), 2), (1, dict(right=(.2, .6)), 0), (1, dict(right=(.4, .4)), 1),
-                                         (3, dict(share=.8), 0), (3, dict(share=.1), 1), (3, dict(), 2)])
+
+@pytest.mark.parametrize(
+    "i, kw, came",
+    [
+        (0, dict(r1=(0.1, 0.5)), 0),
+        (0, dict(r1=(0.5, 0.5)), 1),
+        (0, dict(r1=(0.9, 0.1)), 2),
+        (1, dict(right=(0.2, 0.6)), 0),
+        (1, dict(right=(0.4, 0.4)), 1),
+        (3, dict(share=0.8), 0),
+        (3, dict(share=0.1), 1),
+        (3, dict(), 2),
+    ],
+)
 def test_what_came_true_is_read_from_the_run(i, kw, came):
-    t = at(i); first = {k: (v[0], v[0]) if k in ('r1', 'right') else v for k, v in kw.items()}
-    t.hear(told(5, **READY[i], **first)); assert t.hear(told(5 + TOUR[i].steps, **READY[i], **kw)) and t.notes[i]['came'] == came, t.notes[i]
+    t = at(i)
+    first = {k: (v[0], v[0]) if k in ("r1", "right") else v for k, v in kw.items()}
+    t.hear(told(5, **READY[i], **first))
+    assert t.hear(told(5 + TOUR_STEPS[i].steps, **READY[i], **kw)) and t.notes[i]["came"] == came, (
+        t.notes[i]
+    )
+
 
 def test_a_hotter_temperature_is_seen_in_the_loss():
-    t = at(2); after = told(40, **READY[2]); t.hear(told(20, **READY[2]))
-    after['runs']['A']['raw']['contrastive'] = [1.]*20 + [2.]*20
-    assert t.hear(after) and t.notes[2]['came'] == 0 and '1.00 to 2.00' in t.notes[2]['found']
+    t = at(2)
+    after = told(40, **READY[2])
+    t.hear(told(20, **READY[2]))
+    after["runs"]["A"]["raw"]["contrastive"] = [1.0] * 20 + [2.0] * 20
+    assert t.hear(after) and t.notes[2]["came"] == 0 and "1.00 to 2.00" in t.notes[2]["found"]
+
 
 def test_what_was_seen_before_says_nothing_of_what_came_after():
-    t, late = Tour(), told(60, **READY[0]); t.hear(told(10, **READY[0])); late['runs']['A']['r1'] = dict(step=[5, 49], value=[.1, .1])
-    assert not t.hear(late); late['runs']['A']['r1']['step'][1] = 50; assert t.hear(late)
+    t, late = GuidedTour(), told(60, **READY[0])
+    t.hear(told(10, **READY[0]))
+    late["runs"]["A"]["r1"] = dict(step=[5, 49], value=[0.1, 0.1])
+    assert not t.hear(late)
+    late["runs"]["A"]["r1"]["step"][1] = 50
+    assert t.hear(late)
+
 
 def test_acts_of_the_tour():
-    t = Tour(); t.act('guess', 2); assert t.told()['prompts'][0]['guess'] == 2
-    t.hear(told(10, **READY[0])); t.hear(told(60, **READY[0])); t.act('guess', 0); assert t.notes[0]['guess'] == 2, 'a prediction after the fact'
-    with pytest.raises(ValueError, match='from 0 to 2'): Tour().act('guess', 3)
-    with pytest.raises(ValueError, match="act='dance'"): t.act('dance')
-    for _ in TOUR: t.act('next')
-    assert t.at == 0 and not t.open and t.notes == [{}]*5; t.act('open'); assert t.open; t.act('close'); assert not t.open
+    t = GuidedTour()
+    t.act("guess", 2)
+    assert t.told()["prompts"][0]["guess"] == 2
+    t.hear(told(10, **READY[0]))
+    t.hear(told(60, **READY[0]))
+    t.act("guess", 0)
+    assert t.notes[0]["guess"] == 2, "a prediction after the fact"
+    with pytest.raises(ValueError, match="from 0 to 2"):
+        GuidedTour().act("guess", 3)
+    with pytest.raises(ValueError, match="act='dance'"):
+        t.act("dance")
+    for _ in TOUR_STEPS:
+        t.act("next")
+    assert t.at == 0 and not t.open and t.notes == [{}] * 5
+    t.act("open")
+    assert t.open
+    t.act("close")
+    assert not t.open
+
 
 # ---- the widget -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('asked, called', [(dict(do='start'), ('start',)), (dict(do='step'), ('step',)), (dict(do='set', knobs=dict(ce=.3)), ('set', dict(ce=.3))), (dict(do='reset', knobs=dict(seed=3)), ('reset', dict(seed=3))),
-    (dict(do='preset', name='LoRA'), ('preset', 'LoRA')), (dict(do='restore', name='x'), ('restore', 'x')), (dict(do='switch', label='B'), ('switch', 'B')), (dict(do='drop', label='B'), ('drop', 'B')), (dict(do='point', lesion=1, word=4), ('point', 1, 4))])
+
+@pytest.mark.parametrize(
+    "asked, called",
+    [
+        (dict(do="start"), ("start",)),
+        (dict(do="step"), ("step",)),
+        (dict(do="set", knobs=dict(ce=0.3)), ("set", dict(ce=0.3))),
+        (dict(do="reset", knobs=dict(seed=3)), ("reset", dict(seed=3))),
+        (dict(do="preset", name="LoRA"), ("preset", "LoRA")),
+        (dict(do="restore", name="x"), ("restore", "x")),
+        (dict(do="switch", label="B"), ("switch", "B")),
+        (dict(do="drop", label="B"), ("drop", "B")),
+        (dict(do="point", lesion=1, word=4), ("point", 1, 4)),
+    ],
+)
 def test_every_act_reaches_the_runner(dash, asked, called):
-    dash.act(**asked); assert dash.runner.calls == [called] and dash.sent == [dict(did=asked['do'])]
+    dash.act(**asked)
+    assert dash.runner.calls == [called] and dash.sent == [dict(did=asked["do"])]
+
 
 def test_answers(dash):
-    dash.act(do='export', kind='fit'); assert dash.sent[0] == dict(export='fit', text='as fit')
-    dash.runner.set = lambda **k: (_ for _ in ()).throw(ValueError('ce=7: a number from 0 to 1')); dash.act(do='set', knobs=dict(ce=7)); assert dash.sent[-1] == dict(refused='ce=7: a number from 0 to 1')
-    dash.runner.fork = lambda: 1/0; dash.act(do='fork'); assert dash.sent[-1]['refused'].startswith('ZeroDivisionError')
-    dash.act(do='tour', act='guess', choice=1); assert dash._tour['prompts'][0]['guess'] == 1
-    dash.act(do='tour', act='guess', choice=9); assert 'from 0 to 2' in dash.sent[-1]['refused']
-    dash.act(do='fly'); assert 'fly' in dash.sent[-1]['refused']
+    dash.act(do="export", kind="fit")
+    assert dash.sent[0] == dict(export="fit", text="as fit")
+    dash.runner.set = lambda **k: (_ for _ in ()).throw(ValueError("ce=7: a number from 0 to 1"))
+    dash.act(do="set", knobs=dict(ce=7))
+    assert dash.sent[-1] == dict(refused="ce=7: a number from 0 to 1")
+    dash.runner.fork = lambda: 1 / 0
+    dash.act(do="fork")
+    assert dash.sent[-1]["refused"].startswith("ZeroDivisionError")
+    dash.act(do="tour", act="guess", choice=1)
+    assert dash._tour["prompts"][0]["guess"] == 1
+    dash.act(do="tour", act="guess", choice=9)
+    assert "from 0 to 2" in dash.sent[-1]["refused"]
+    dash.act(do="fly")
+    assert "fly" in dash.sent[-1]["refused"]
+
 
 def test_what_is_heard_is_sent_once(dash):
-    dash._hear(told(30, active='B', label_runs=('A', 'B')))
-    assert list(dash._told['runs']) == ['B'] and list(dash._rest) == ['A'] and dash._fixed['lesions'][0]['label'] == 'melanoma'
-    heard = []; dash.observe(lambda c: heard.append(c.name)); again = told(31, active='B', label_runs=('A', 'B')); again['runs']['A'] = copy.deepcopy(dash._rest['A'])
-    dash._hear(again); assert heard == ['_told'], heard
+    dash._on_update(told(30, active="B", label_runs=("A", "B")))
+    assert (
+        list(dash._told["runs"]) == ["B"]
+        and list(dash._rest) == ["A"]
+        and dash._fixed["lesions"][0]["label"] == "melanoma"
+    )
+    heard = []
+    dash.observe(lambda c: heard.append(c.name))
+    again = told(31, active="B", label_runs=("A", "B"))
+    again["runs"]["A"] = copy.deepcopy(dash._rest["A"])
+    dash._on_update(again)
+    assert heard == ["_told"], heard
+
 
 def test_no_number_is_null_on_the_screen(dash):
-    t = told(3); t['runs']['A']['raw']['ce'] = [1., float('nan'), float('inf')]; dash._hear(t)
-    state = dash.get_state(); assert json.loads(state['_told'])['runs']['A']['raw']['ce'] == [1., None, None] and 'NaN' not in state['_told']
+    t = told(3)
+    t["runs"]["A"]["raw"]["ce"] = [1.0, float("nan"), float("inf")]
+    dash._on_update(t)
+    state = dash.get_state()
+    assert (
+        json.loads(state["_told"])["runs"]["A"]["raw"]["ce"] == [1.0, None, None]
+        and "NaN" not in state["_told"]
+    )
+
 
 def test_the_state_is_complete_for_a_page_that_is_opened_late(dash):
-    dash._hear(told(30)); s = dash.get_state()
-    assert json.loads(s['_told'])['step'] == 30 and s['_fixed']['lesions'] and len(s['_tour']['prompts']) == 5
-    assert [k['name'] for k in s['_fixed']['knobs']] == list(tuner.KNOBS) and [p['name'] for p in s['_fixed']['presets']] == list(tuner.PRESETS)
-    assert len(s['_fixed']['lut']) == 768 and (s['_fixed']['sweep'] is None) == bool(s['_fixed']['no_sweep'])
-    assert 'innerHTML' not in s['_esm'] and 'insertAdjacent' not in s['_esm'] and '.html' not in s['_esm'] and 'http' not in s['_esm'].replace('http://www.w3.org/2000/svg', '') + s['_css']
+    dash._on_update(told(30))
+    s = dash.get_state()
+    assert (
+        json.loads(s["_told"])["step"] == 30
+        and s["_fixed"]["lesions"]
+        and len(s["_tour"]["prompts"]) == 5
+    )
+    assert [k["name"] for k in s["_fixed"]["knobs"]] == list(tuner.HYPERPARAMETERS) and [
+        p["name"] for p in s["_fixed"]["presets"]
+    ] == list(tuner.PRESETS)
+    assert len(s["_fixed"]["lut"]) == 768 and (s["_fixed"]["sweep"] is None) == bool(
+        s["_fixed"]["no_sweep"]
+    )
+    assert (
+        "innerHTML" not in s["_esm"]
+        and "insertAdjacent" not in s["_esm"]
+        and ".html" not in s["_esm"]
+        and "http" not in s["_esm"].replace("http://www.w3.org/2000/svg", "") + s["_css"]
+    )
+
 
 def test_a_tour_prompt_is_noticed_while_it_trains(dash):
-    dash._hear(told(1, **READY[0])); assert not dash._tour['prompts'][0]['done']
-    dash._hear(told(60, **READY[0])); assert dash._tour['prompts'][0]['done'] and 'MSE' in dash._tour['prompts'][0]['found']
+    dash._on_update(told(1, **READY[0]))
+    assert not dash._tour["prompts"][0]["done"]
+    dash._on_update(told(60, **READY[0]))
+    assert dash._tour["prompts"][0]["done"] and "MSE" in dash._tour["prompts"][0]["found"]
+
 
 def test_a_new_dashboard_ends_the_old_one(dash):
-    other = Dashboard(ahead=0); assert not dash.runner.alive; other.close(); other.close()
-    with pytest.raises(ValueError, match='no knob'): Dashboard(colour='red')
+    other = Dashboard(initial_steps=0)
+    assert not dash.runner.alive
+    other.close()
+    other.close()
+    with pytest.raises(ValueError, match="no knob"):
+        Dashboard(colour="red")
+
 
 def test_hearing_costs_next_to_nothing(dash):
-    big = told(300, active='B', label_runs=('A', 'B', 'C', 'D')); dash._hear(big); began = time.thread_time()
-    for i in range(20): dash._hear(dict(big, step=300 + i))
-    assert (time.thread_time() - began)/20 < .02
+    big = told(300, active="B", label_runs=("A", "B", "C", "D"))
+    dash._on_update(big)
+    began = time.thread_time()
+    for i in range(20):
+        dash._on_update(dict(big, step=300 + i))
+    assert (time.thread_time() - began) / 20 < 0.02
+
 
 # ---- the still ------------------------------------------------------------------------------------------------------------
 
-class Seen(HTMLParser):
-    def __init__(self, page): super().__init__(); self.tags, self.text, self.sources = [], '', []; self.feed(page); self.close()
-    def handle_starttag(self, tag, attrs): self.tags.append(tag); self.sources += [v for k, v in attrs if k in ('src', 'href') or k.startswith('on')]
-    def handle_data(self, data): self.text += data
 
-nasty = st.text(max_size=9) | st.sampled_from(['<script>alert(1)</script>', '<img src=x onerror=y>', '"\'&amp;', '\n'])
+class Seen(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text, self.sources = [], "", []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href") or k.startswith("on")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+nasty = st.text(max_size=9) | st.sampled_from(
+    ["<script>alert(1)</script>", "<img src=x onerror=y>", "\"'&amp;", "\n"]
+)
+
+
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.tuples(nasty, st.sampled_from([True, False, None])), min_size=1, max_size=6), nasty)
+@given(
+    st.lists(st.tuples(nasty, st.sampled_from([True, False, None])), min_size=1, max_size=6), nasty
+)
 def test_what_a_model_says_cannot_leave_its_place(words, label):
-    t = told(20, words=[list(w) for w in words], marks=[dict(step=3, says=label)]); page = Seen(still(t, [dict(LESIONS[0], label=label)]))
-    assert set(page.tags) <= {'div', 'b', 'figure', 'figcaption', 'img', 'br', 'span', 'svg', 'path', 'text', 'title'} and all(s.startswith('data:image/') for s in page.sources)
+    t = told(20, words=[list(w) for w in words], marks=[dict(step=3, says=label)])
+    page = Seen(static_html(t, [dict(LESIONS[0], label=label)]))
+    assert set(page.tags) <= {
+        "div",
+        "b",
+        "figure",
+        "figcaption",
+        "img",
+        "br",
+        "span",
+        "svg",
+        "path",
+        "text",
+        "title",
+    } and all(s.startswith("data:image/") for s in page.sources)
+
 
 def test_still_shows_the_run():
-    t = told(30, label_runs=('A', 'B'), active='B', share=.25, r1=(.1, .4), right=(.2, .6), shortcut=.5, marks=[dict(step=10, says='ce 0.5 → 0.9')]); page = Seen(still(t, LESIONS))
-    for said in ('step 30', 'run A', 'run B', 'R@1 50%, chance 50%', '25%', '40%', 'projector', 'melanoma', '1 of 2 right', 'ce 0.5 → 0.9', tuner.KNOBS['shortcut'].label, *TERMS.values()): assert said in page.text, said
-    assert page.tags.count('svg') == 9 and len(page.sources) == 2
-    assert 'line-through' in still(t, LESIONS) and 'underline' in still(t, LESIONS)
-    assert 'Nothing has trained yet' in still(told(0), LESIONS) and 'Nothing has trained yet' in still(dict(told(0), runs={}, knobs={}), [])
+    t = told(
+        30,
+        label_runs=("A", "B"),
+        active="B",
+        share=0.25,
+        r1=(0.1, 0.4),
+        right=(0.2, 0.6),
+        shortcut=0.5,
+        marks=[dict(step=10, says="ce 0.5 → 0.9")],
+    )
+    page = Seen(static_html(t, LESIONS))
+    for said in (
+        "step 30",
+        "run A",
+        "run B",
+        "R@1 50%, chance 50%",
+        "25%",
+        "40%",
+        "projector",
+        "melanoma",
+        "1 of 2 right",
+        "ce 0.5 → 0.9",
+        tuner.HYPERPARAMETERS["shortcut"].label,
+        *TERM_LABELS.values(),
+    ):
+        assert said in page.text, said
+    assert page.tags.count("svg") == 9 and len(page.sources) == 2
+    assert "line-through" in static_html(t, LESIONS) and "underline" in static_html(t, LESIONS)
+    assert "Nothing has trained yet" in static_html(
+        told(0), LESIONS
+    ) and "Nothing has trained yet" in static_html(dict(told(0), runs={}, knobs={}), [])
+
 
 def test_a_line_has_a_gap_where_there_is_no_value():
-    d = small_plot('x', '', [([1, 2, 3, 4], [1., None, float('nan'), 2.], '#000', '')], steps=4).split('<path d="M')[-1]
-    assert d.count('M') == 1 and 'L' not in d.split('"')[0]
+    d = svg_chart(
+        "x", "", [([1, 2, 3, 4], [1.0, None, float("nan"), 2.0], "#000", "")], num_steps=4
+    ).split('<path d="M')[-1]
+    assert d.count("M") == 1 and "L" not in d.split('"')[0]
+
 
 def test_where_steps_are_counted_from():
-    assert since(told(30), told(10)) == 20 and since(told(5), told(10)) == 5 and since(told(30, active='B', label_runs=('B',)), told(10)) == 30
-    assert newest(told(3), 'loss') == 1. and newest(told(3), 'r1', 'value') is None
+    assert (
+        steps_since(told(30), told(10)) == 20
+        and steps_since(told(5), told(10)) == 5
+        and steps_since(told(30, active="B", label_runs=("B",)), told(10)) == 30
+    )
+    assert latest_value(told(3), "loss") == 1.0 and latest_value(told(3), "r1", "value") is None
+
 
 # ---- the real one -----------------------------------------------------------------------------------------------------------
 
-def tuners(): return [t.name for t in threading.enumerate() if 'tuner' in t.name]
+
+def tuners():
+    return [t.name for t in threading.enumerate() if "tuner" in t.name]
+
 
 def test_unattended_it_trains_a_little_and_ends_its_thread():
-    d = Dashboard(ahead=3, batch=2); assert d.runner.told()['step'] == 3 and not d.runner.alive and not tuners()
-    page = Seen(d._repr_html_()); assert 'step 3' in page.text and len(page.sources) == 4 and d.comm is None
-    assert set(d._repr_mimebundle_()) == {'text/plain', 'text/html'} and len(d._repr_html_()) < 150_000
+    d = Dashboard(initial_steps=3, batch=2)
+    assert d.runner.told()["step"] == 3 and not d.runner.alive and not tuners()
+    page = Seen(d._repr_html_())
+    assert "step 3" in page.text and len(page.sources) == 4 and d.comm is None
+    assert (
+        set(d._repr_mimebundle_()) == {"text/plain", "text/html"} and len(d._repr_html_()) < 150_000
+    )
+
 
 # ---- the page ---------------------------------------------------------------------------------------------------------------
 
+
 def test_a_free_port_is_free():
     import socket
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); s.listen(); taken = s.getsockname()[1]; assert free_port(taken) > taken
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        taken = s.getsockname()[1]
+        assert find_free_port(taken) > taken
+
 
 def test_without_voila_it_says_what_to_do(monkeypatch, capsys):
-    monkeypatch.setattr(dashboard, 'find_spec', lambda name: None); assert dashboard.main([]) == 1 and "pip install 'mmkit[lab]'" in capsys.readouterr().err
+    monkeypatch.setattr(dashboard, "find_spec", lambda name: None)
+    assert main([]) == 1 and "pip install 'mmkit[lab]'" in capsys.readouterr().err
+
 
 def test_served_to_this_machine_alone_until_it_is_ended(tmp_path):
-    psutil = pytest.importorskip('psutil'); pytest.importorskip('voila'); port = free_port(18866)
-    p = subprocess.Popen([sys.executable, '-m', 'mmkit.dashboard', '--no-browser', '--port', str(port)], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=os.pathsep.join([str(dashboard.assets().parent.parent), os.environ.get('PYTHONPATH', '')])), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    psutil = pytest.importorskip("psutil")
+    pytest.importorskip("voila")
+    port = find_free_port(18866)
+    p = subprocess.Popen(
+        [sys.executable, "-m", "mmkit.dashboard", "--no-browser", "--port", str(port)],
+        cwd=tmp_path,
+        env=os.environ
+        | dict(
+            PYTHONPATH=os.pathsep.join(
+                [str(get_assets_dir().parent.parent), os.environ.get("PYTHONPATH", "")]
+            )
+        ),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        assert f'http://127.0.0.1:{port}/' in p.stdout.readline(); end = time.monotonic() + 90*float(os.environ.get('MMKIT_SLACK', 2)); mine = []
+        assert f"http://127.0.0.1:{port}/" in p.stdout.readline()
+        end = time.monotonic() + 90 * float(os.environ.get("MMKIT_SLACK", 2))
+        mine = []
         while time.monotonic() < end and not mine:
-            time.sleep(.3); mine = [c for q in psutil.Process(p.pid).children(recursive=True) for c in q.net_connections() if c.status == 'LISTEN' and c.laddr.port == port]
-        assert mine and {c.laddr.ip for c in mine} == {'127.0.0.1'}
-        inside = psutil.Process(p.pid).children(recursive=True); p.send_signal(signal.SIGTERM); assert p.wait(40) == 0
+            time.sleep(0.3)
+            mine = [
+                c
+                for q in psutil.Process(p.pid).children(recursive=True)
+                for c in q.net_connections()
+                if c.status == "LISTEN" and c.laddr.port == port
+            ]
+        assert mine and {c.laddr.ip for c in mine} == {"127.0.0.1"}
+        inside = psutil.Process(p.pid).children(recursive=True)
+        p.send_signal(signal.SIGTERM)
+        assert p.wait(40) == 0
         assert not [q for q in psutil.wait_procs(inside, 10)[1]]
-    finally: p.kill() if p.poll() is None else None
+    finally:
+        p.kill() if p.poll() is None else None

@@ -1,190 +1,395 @@
 "Evaluation: reading captions, scores that agree with scikit-learn, controls that see nothing, generation that agrees with transformers."
-import os, time
-import numpy as np, pytest, torch
-from PIL import Image
-from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
-from mmkit import chat, evaluate as ev, models, pairs, training
-from mmkit.lesions import LEVELS
 
-@pytest.fixture(scope='module')
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import f1_score, recall_score, roc_auc_score
+
+from mmkit import chat, data, evaluate, models
+from mmkit.core.stats import random_derangement
+from mmkit.data.caption_reader import MISSING, mark_claims, parse_impression
+from mmkit.data.captions import PHRASINGS, describe_attributes
+from mmkit.evaluate.scoring import SimilarityMatrix
+from mmkit.lesions.lesion import ATTRIBUTE_LEVELS
+
+
+@pytest.fixture(scope="module")
 def home(tmp_path_factory):
     "A cache folder of our own, for pairs and features."
-    old, new = os.environ.get('MMKIT_CACHE'), str(tmp_path_factory.mktemp('cache'))
-    os.environ['MMKIT_CACHE'] = new
+    old, new = os.environ.get("MMKIT_CACHE"), str(tmp_path_factory.mktemp("cache"))
+    os.environ["MMKIT_CACHE"] = new
     yield new
-    os.environ.pop('MMKIT_CACHE') if old is None else os.environ.update(MMKIT_CACHE=old)
+    os.environ.pop("MMKIT_CACHE") if old is None else os.environ.update(MMKIT_CACHE=old)
 
-@pytest.fixture(scope='module')
-def ds(home): return pairs.melanoma_pairs(n=8, seed=5, masks=False)
 
-@pytest.fixture(scope='module')
-def base(home): return models.load('base')
+@pytest.fixture(scope="module")
+def ds(home):
+    return data.load_melanoma_pairs(n=8, seed=5, masks=False)
+
+
+@pytest.fixture(scope="module")
+def base(home):
+    return models.load("base")
+
 
 def records(n, seed=0, per_patient=3):
     "Records without images, and captions that are right about two times in three."
     rng, rows, said = np.random.default_rng(seed), [], []
     for i in range(n):
-        a = {k: str(rng.choice(v)) for k, v in LEVELS.items()}
-        label = str(rng.choice(['benign', 'melanoma']))
-        rows.append(dict(attributes=a, label=label, patient=f'p{i//per_patient}'))
-        other = {k: v if rng.random() < .66 else str(rng.choice(LEVELS[k])) for k, v in a.items()}
-        n_colours = {'few': 2, 'several': 3, 'many': 6}[other['colours']]
-        said.append(pairs.caption(other, n_colours, label if rng.random() < .7 else str(rng.choice(['benign', 'melanoma'])), rng=rng))
+        a = {k: str(rng.choice(v)) for k, v in ATTRIBUTE_LEVELS.items()}
+        label = str(rng.choice(["benign", "melanoma"]))
+        rows.append(dict(attributes=a, label=label, patient=f"p{i // per_patient}"))
+        other = {
+            k: v if rng.random() < 0.66 else str(rng.choice(ATTRIBUTE_LEVELS[k]))
+            for k, v in a.items()
+        }
+        n_colours = {"few": 2, "several": 3, "many": 6}[other["colours"]]
+        said.append(
+            data.compose_caption(
+                other,
+                n_colours,
+                label if rng.random() < 0.7 else str(rng.choice(["benign", "melanoma"])),
+                rng=rng,
+            )
+        )
     return rows, said
 
-@pytest.mark.parametrize('phrasing', range(len(pairs.PHRASINGS)))
+
+@pytest.mark.parametrize("phrasing", range(len(PHRASINGS)))
 def test_every_phrasing_reads_back(phrasing):
     "What `skeleton` writes about lesions and shapes, the reader reads."
     rng = np.random.default_rng(phrasing)
     for _ in range(40):
-        truth = {k: str(rng.choice(v)) for k, v in LEVELS.items()}
-        word = str(rng.choice({'few': ['one', 'two'], 'several': ['three', 'four'], 'many': ['five', 'six']}[truth['colours']]))
-        for subject, ground in (('lesion', f"on {truth['skin']} skin"), ('shape', f"on a {truth['skin']} background")):
-            text = pairs.skeleton(subject, truth, word, ground, phrasing=phrasing)
-            want = truth if subject == 'lesion' else truth | {'skin': ev.MISSING}      # a background is no skin
-            assert ev.read_attributes(text) == want, text
-            assert ev.read_attributes(text.upper()) == want
+        truth = {k: str(rng.choice(v)) for k, v in ATTRIBUTE_LEVELS.items()}
+        word = str(
+            rng.choice(
+                {"few": ["one", "two"], "several": ["three", "four"], "many": ["five", "six"]}[
+                    truth["colours"]
+                ]
+            )
+        )
+        for subject, ground in (
+            ("lesion", f"on {truth['skin']} skin"),
+            ("shape", f"on a {truth['skin']} background"),
+        ):
+            text = describe_attributes(subject, truth, word, ground, phrasing=phrasing)
+            want = (
+                truth if subject == "lesion" else truth | {"skin": MISSING}
+            )  # a background is no skin
+            assert data.parse_attributes(text) == want, text
+            assert data.parse_attributes(text.upper()) == want
+
 
 def test_reading_is_strict():
     "Negations, contradictions and silence."
-    read = ev.read_attributes
-    assert read('a lesion with no dots and without streaks')['dots'] == read('a regular border, without streaks')['streaks'] == 'absent'
-    assert read('dots, and no dots')['dots'] == ev.MISSING and read('atypical network')['network'] == 'atypical'
-    assert read('a regular border')['streaks'] == 'absent' and read('a regular border')['asymmetry'] == ev.MISSING
-    assert set(read('A skin lesion, seen from close by.').values()) == {ev.MISSING}
-    for text, want in (('Clinical impression: benign.', 'benign'), ('no melanoma in the family. Clinical impression: benign', 'benign'), ('Yes, this is a melanoma.', 'melanoma'),
-                       ('No, this is benign.', 'benign'), ('Clinical impression: melanoma benign', 'missing'), ('A lesion.', 'missing'), ('', 'missing'),
-                       ('No, this is a melanoma.', 'missing')):
-        assert ev.read_impression(text) == want, text
+    read = data.parse_attributes
+    assert (
+        read("a lesion with no dots and without streaks")["dots"]
+        == read("a regular border, without streaks")["streaks"]
+        == "absent"
+    )
+    assert (
+        read("dots, and no dots")["dots"] == MISSING
+        and read("atypical network")["network"] == "atypical"
+    )
+    assert (
+        read("a regular border")["streaks"] == "absent"
+        and read("a regular border")["asymmetry"] == MISSING
+    )
+    assert set(read("A skin lesion, seen from close by.").values()) == {MISSING}
+    for text, want in (
+        ("Clinical impression: benign.", "benign"),
+        ("no melanoma in the family. Clinical impression: benign", "benign"),
+        ("Yes, this is a melanoma.", "melanoma"),
+        ("No, this is benign.", "benign"),
+        ("Clinical impression: melanoma benign", "missing"),
+        ("A lesion.", "missing"),
+        ("", "missing"),
+        ("No, this is a melanoma.", "missing"),
+    ):
+        assert parse_impression(text) == want, text
+
 
 def test_scores_agree_with_scikit_learn():
     "Macro-F1, balanced accuracy, sensitivity and specificity, and the counts."
     rows, said = records(90)
-    said[3] = said[40] = 'This is a lesion.'
-    s, read = ev.score(rows, said, n=20), [ev.reading(c) for c in said]
-    f1 = {k: f1_score([r['attributes'][k] for r in rows], [x[k] for x in read], labels=LEVELS[k], average='macro', zero_division=0) for k in LEVELS}
-    assert {k: round(v.value, 12) for k, v in s.attributes.items()} == {k: round(v, 12) for k, v in f1.items()}
+    said[3] = said[40] = "This is a lesion."
+    s, read = (
+        evaluate.score_captions(rows, said, n_resamples=20),
+        [data.parse_caption(c) for c in said],
+    )
+    f1 = {
+        k: f1_score(
+            [r["attributes"][k] for r in rows],
+            [x[k] for x in read],
+            labels=ATTRIBUTE_LEVELS[k],
+            average="macro",
+            zero_division=0,
+        )
+        for k in ATTRIBUTE_LEVELS
+    }
+    assert {k: round(v.value, 12) for k, v in s.attributes.items()} == {
+        k: round(v, 12) for k, v in f1.items()
+    }
     assert s.macro_f1.value == pytest.approx(np.mean(list(f1.values())))
-    y, p = [r['label'] for r in rows], [x['impression'] for x in read]
-    recalls = recall_score(y, p, labels=['melanoma', 'benign'], average=None, zero_division=0)
-    assert (s.sensitivity.value, s.specificity.value) == pytest.approx(tuple(recalls)) and s.balanced_accuracy.value == pytest.approx(recalls.mean())
+    y, p = [r["label"] for r in rows], [x["impression"] for x in read]
+    recalls = recall_score(y, p, labels=["melanoma", "benign"], average=None, zero_division=0)
+    assert (s.sensitivity.value, s.specificity.value) == pytest.approx(
+        tuple(recalls)
+    ) and s.balanced_accuracy.value == pytest.approx(recalls.mean())
     c = s.counts
-    assert sum(c.values()) == 90 and c['silent'] == 2 and c['tp'] == sum(a == b == 'melanoma' for a, b in zip(y, p)) and c['fp'] == sum(a == 'benign' and b == 'melanoma' for a, b in zip(y, p))
+    assert (
+        sum(c.values()) == 90
+        and c["silent"] == 2
+        and c["tp"] == sum(a == b == "melanoma" for a, b in zip(y, p))
+        and c["fp"] == sum(a == "benign" and b == "melanoma" for a, b in zip(y, p))
+    )
     assert s.macro_f1.low < s.macro_f1.value < s.macro_f1.high and s.patients == 30
+
 
 def test_what_is_unknown_is_left_out():
     "Labels without attributes, attributes without labels, one level only, and the wrong number of captions."
     rows, said = records(12)
-    only = ev.score([dict(r, attributes=dict.fromkeys(LEVELS)) for r in rows], said, n=10)
-    assert not only.attributes and only.macro_f1 is None and only.balanced_accuracy.value > 0 and 'macro' not in str(only)
-    assert str(ev.compare({'a': only})).count('macro-F1') == 0
-    none = ev.score([dict(r, label=None) for r in rows], said, n=10)
-    assert none.impression == {} and none.counts == {} and none.balanced_accuracy is None and none.macro_f1.value > 0
-    light = ev.score([dict(r, attributes=dict(r['attributes'], skin='light')) for r in rows], said, n=10)
-    assert 'skin' not in light.attributes
-    with pytest.raises(ValueError, match='11 captions for 12 records'): ev.score(rows, said[1:])
+    only = evaluate.score_captions(
+        [dict(r, attributes=dict.fromkeys(ATTRIBUTE_LEVELS)) for r in rows], said, n_resamples=10
+    )
+    assert (
+        not only.attributes
+        and only.macro_f1 is None
+        and only.balanced_accuracy.value > 0
+        and "macro" not in str(only)
+    )
+    assert str(evaluate.compare_scores({"a": only})).count("macro-F1") == 0
+    none = evaluate.score_captions([dict(r, label=None) for r in rows], said, n_resamples=10)
+    assert (
+        none.impression == {}
+        and none.counts == {}
+        and none.balanced_accuracy is None
+        and none.macro_f1.value > 0
+    )
+    light = evaluate.score_captions(
+        [dict(r, attributes=dict(r["attributes"], skin="light")) for r in rows],
+        said,
+        n_resamples=10,
+    )
+    assert "skin" not in light.attributes
+    with pytest.raises(ValueError, match="11 captions for 12 records"):
+        evaluate.score_captions(rows, said[1:])
+
 
 def test_patients_are_drawn_not_lesions():
     "The same lesions eight times over teach nothing new: the interval by patient stays as wide."
     rows, said = records(30, per_patient=1)
-    one, many = ev.score(rows, said, n=300), ev.score([r for r in rows for _ in range(8)], [c for c in said for _ in range(8)], n=300)
-    assert many.macro_f1 == pytest.approx(one.macro_f1) and many.balanced_accuracy == pytest.approx(one.balanced_accuracy)
+    one, many = (
+        evaluate.score_captions(rows, said, n_resamples=300),
+        evaluate.score_captions(
+            [r for r in rows for _ in range(8)],
+            [c for c in said for _ in range(8)],
+            n_resamples=300,
+        ),
+    )
+    assert many.macro_f1 == pytest.approx(one.macro_f1) and many.balanced_accuracy == pytest.approx(
+        one.balanced_accuracy
+    )
+
 
 def test_gain_is_of_the_same_patients():
     "No gain over oneself; a gain over chance; and a narrower interval than the two alone would give."
     rows, said = records(150)
-    a, b = ev.score(rows, said, n=200), ev.score(rows, ev.majority(rows, 150), n=200)
-    assert ev.gain(a, a, n=50) == (0, 0, 0)
-    for what in ('macro_f1', 'balanced_accuracy', 'border'):
-        g = ev.gain(b, a, what, n=200)
+    a, b = (
+        evaluate.score_captions(rows, said, n_resamples=200),
+        evaluate.score_captions(rows, evaluate.majority_baseline(rows, 150), n_resamples=200),
+    )
+    assert evaluate.paired_difference(a, a, n_resamples=50) == (0, 0, 0)
+    for what in ("macro_f1", "balanced_accuracy", "border"):
+        g = evaluate.paired_difference(b, a, what, n_resamples=200)
         assert g.low > 0 and g.low < g.value < g.high
-    assert ev.gain(b, a).value == pytest.approx(a.macro_f1.value - b.macro_f1.value)
-    assert b.balanced_accuracy.value == .5 and b.sensitivity.value in (0, 1)
+    assert evaluate.paired_difference(b, a).value == pytest.approx(
+        a.macro_f1.value - b.macro_f1.value
+    )
+    assert b.balanced_accuracy.value == 0.5 and b.sensitivity.value in (0, 1)
+
 
 def test_scoring_is_quick():
     "400 items, 11 attributes, 1000 resamples."
     rows, said = records(400)
-    start = time.process_time(); ev.score(rows, said)
+    start = time.process_time()
+    evaluate.score_captions(rows, said)
     assert time.process_time() - start < 8
+
 
 def test_generation_is_transformers_own(ds, base):
     "Greedy from cached features says what `generate` says from pixels, for the model and with LoRA on it; batches do not matter."
     model, processor = base
+
     def theirs(model, i):
-        b = chat.encode(processor, ds[i]['image'])
-        return processor.tokenizer.decode(model.generate(**b, max_new_tokens=12, do_sample=False)[0, b['input_ids'].shape[1]:], skip_special_tokens=True).strip()
-    ours = ev.generate(model, processor, ds, max_new_tokens=12, bar=False)
-    assert ours[:3] == [theirs(model, i) for i in range(3)] and ev.generate(model, processor, ds, max_new_tokens=12, batch=3, bar=False) == ours
-    adapted = training.lora(models.load('base')[0], 4)
+        b = chat.encode_example(processor, ds[i]["image"])
+        return processor.tokenizer.decode(
+            model.generate(**b, max_new_tokens=12, do_sample=False)[0, b["input_ids"].shape[1] :],
+            skip_special_tokens=True,
+        ).strip()
+
+    ours = evaluate.generate(model, processor, ds, max_new_tokens=12, show_progress=False)
+    assert (
+        ours[:3] == [theirs(model, i) for i in range(3)]
+        and evaluate.generate(
+            model, processor, ds, max_new_tokens=12, batch_size=3, show_progress=False
+        )
+        == ours
+    )
+    adapted = models.add_lora(models.load("base")[0], 4)
     with torch.no_grad():
         for n, p in adapted.named_parameters():
-            if 'lora_B' in n: p.normal_(0, .3, generator=torch.Generator().manual_seed(0))
-    changed = ev.generate(adapted, processor, ds, max_new_tokens=12, bar=False)
+            if "lora_B" in n:
+                p.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    changed = evaluate.generate(adapted, processor, ds, max_new_tokens=12, show_progress=False)
     assert changed != ours and changed[0] == theirs(adapted, 0) and not adapted.training
+
 
 def test_prompts_of_different_lengths(ds, base):
     "Notes before the prompt: every row gets what it would get alone, in order."
     model, processor = base
-    rows = [dict(image=r['image'], notes=n) for r, n in zip(ds, ['', 'Site: back.', 'the spot has changed, and more than that', 'Site: back.'])]
-    together = ev.generate(model, processor, rows, notes=True, max_new_tokens=8, bar=False)
-    assert together == [ev.generate(model, processor, [r], notes=True, max_new_tokens=8, bar=False)[0] for r in rows]
+    rows = [
+        dict(image=r["image"], notes=n)
+        for r, n in zip(
+            ds, ["", "Site: back.", "the spot has changed, and more than that", "Site: back."]
+        )
+    ]
+    together = evaluate.generate(
+        model, processor, rows, include_notes=True, max_new_tokens=8, show_progress=False
+    )
+    assert together == [
+        evaluate.generate(
+            model, processor, [r], include_notes=True, max_new_tokens=8, show_progress=False
+        )[0]
+        for r in rows
+    ]
+
 
 def test_controls_see_nothing_of_their_own(ds, base):
     "Blank is one picture for all; shuffled is everybody's but one's own; both are seeded."
     model, processor = base
-    own, blank, other = (ev.features_for(model, processor, ds, image=i) for i in ('own', 'blank', 'shuffled'))
-    assert (blank == blank[0]).all() and not torch.equal(blank[0], own[0]) and blank.shape == own.shape
+    own, blank, other = (
+        evaluate.get_pooled_features(model, processor, ds, image_condition=i)
+        for i in ("own", "blank", "shuffled")
+    )
+    assert (
+        (blank == blank[0]).all() and not torch.equal(blank[0], own[0]) and blank.shape == own.shape
+    )
     assert all(not torch.equal(a, b) for a, b in zip(own, other))
-    assert len(set(ev.generate(model, processor, ds, image='blank', max_new_tokens=6, bar=False))) == 1
+    assert (
+        len(
+            set(
+                evaluate.generate(
+                    model,
+                    processor,
+                    ds,
+                    image_condition="blank",
+                    max_new_tokens=6,
+                    show_progress=False,
+                )
+            )
+        )
+        == 1
+    )
     for n in (2, 3, 17):
         for seed in range(5):
-            d = ev.derangement(n, seed)
-            assert (d != np.arange(n)).all() and sorted(d) == list(range(n)) and (d == ev.derangement(n, seed)).all()
-    with pytest.raises(ValueError, match='at least 2'): ev.derangement(1)
-    with pytest.raises(ValueError, match="'blank'"): ev.features_for(model, processor, ds, image='none')
+            d = random_derangement(n, seed)
+            assert (
+                (d != np.arange(n)).all()
+                and sorted(d) == list(range(n))
+                and (d == random_derangement(n, seed)).all()
+            )
+    with pytest.raises(ValueError, match="at least 2"):
+        random_derangement(1)
+    with pytest.raises(ValueError, match="'blank'"):
+        evaluate.get_pooled_features(model, processor, ds, image_condition="none")
+
 
 def test_impression_scores_are_the_models_own(ds, base):
     "Against one forward pass from pixels, written out."
     model, processor = base
-    said = ['A lesion. Clinical impression: benign.'] * 4 + ['It has dots.'] * 4
-    got, tok = ev.impression_scores(model, processor, ds, said), processor.tokenizer
-    for i, lead in ((0, 'A lesion. Clinical impression:'), (5, 'It has dots. Clinical impression:')):
+    said = ["A lesion. Clinical impression: benign."] * 4 + ["It has dots."] * 4
+    got, tok = evaluate.score_impressions(model, processor, ds, said), processor.tokenizer
+    for i, lead in (
+        (0, "A lesion. Clinical impression:"),
+        (5, "It has dots. Clinical impression:"),
+    ):
         logp = []
-        for word in ('melanoma', 'benign'):
-            b = chat.encode(processor, ds[i]['image'])
-            first, whole = (tok(t, add_special_tokens=False).input_ids for t in (lead, f'{lead} {word}'))
-            assert whole[:len(first)] == first
-            b['input_ids'] = torch.cat([b['input_ids'], torch.tensor([whole])], 1)
-            b['attention_mask'], b['token_type_ids'] = torch.ones_like(b['input_ids']), (b['input_ids'] == tok.image_token_id).long()
-            with torch.no_grad(): p = model(**b).logits[0].log_softmax(-1)
+        for word in ("melanoma", "benign"):
+            b = chat.encode_example(processor, ds[i]["image"])
+            first, whole = (
+                tok(t, add_special_tokens=False).input_ids for t in (lead, f"{lead} {word}")
+            )
+            assert whole[: len(first)] == first
+            b["input_ids"] = torch.cat([b["input_ids"], torch.tensor([whole])], 1)
+            b["attention_mask"], b["token_type_ids"] = (
+                torch.ones_like(b["input_ids"]),
+                (b["input_ids"] == tok.image_token_id).long(),
+            )
+            with torch.no_grad():
+                p = model(**b).logits[0].log_softmax(-1)
             n = len(whole) - len(first)
             logp.append(sum(p[-n - 1 + k, whole[len(first) + k]] for k in range(n)).item())
-        assert got[i] == pytest.approx(1/(1 + np.exp(logp[1] - logp[0])), abs=1e-5)
-    y = np.array([r == 'melanoma' for r in ds['label']])
-    assert ev.auroc(ds, got, n=5).value == pytest.approx(roc_auc_score(y, got))
+        assert got[i] == pytest.approx(1 / (1 + np.exp(logp[1] - logp[0])), abs=1e-5)
+    y = np.array([r == "melanoma" for r in ds["label"]])
+    assert evaluate.auroc_interval(ds, got, n_resamples=5).value == pytest.approx(
+        roc_auc_score(y, got)
+    )
+
 
 def test_captions_are_shown_safely(ds):
     "Markup in a caption stays text; right and wrong are told by marks, not by colour alone."
-    truth = dict.fromkeys(LEVELS, 'absent') | dict(network='typical', streaks='present', skin='light')
-    evil = '<script>x</script> atypical network, on light skin. Clinical impression: benign.'
-    page = ev.show_captions([dict(image=Image.new('L', (9, 5)), label='melanoma', attributes=truth, lesion='<i>')], {'<b>': [evil]})
+    truth = dict.fromkeys(ATTRIBUTE_LEVELS, "absent") | dict(
+        network="typical", streaks="present", skin="light"
+    )
+    evil = "<script>x</script> atypical network, on light skin. Clinical impression: benign."
+    page = evaluate.show_captions(
+        [dict(image=Image.new("L", (9, 5)), label="melanoma", attributes=truth, lesion="<i>")],
+        {"<b>": [evil]},
+    )
     html, text = page._repr_html_(), str(page)
-    assert '<script' not in html and '<b>' not in html and '&lt;script&gt;' in html
-    assert 'atypical network ✗' in text and 'light skin ✓' in text and 'benign ✗' in text and text.endswith('unsaid: streaks ✗')
-    assert html.count('text-decoration:underline') == 2 and html.count('✓') == 1
-    assert ''.join(t for t, _ in ev.judged(evil, truth, 'benign')) == evil
+    assert "<script" not in html and "<b>" not in html and "&lt;script&gt;" in html
+    assert (
+        "atypical network ✗" in text
+        and "light skin ✓" in text
+        and "benign ✗" in text
+        and text.endswith("unsaid: streaks ✗")
+    )
+    assert html.count("text-decoration:underline") == 2 and html.count("✓") == 1
+    assert "".join(t for t, _ in mark_claims(evil, truth, "benign")) == evil
+
 
 def test_similarity(ds, base):
     "The matrix of `models.embed_image` and `embed_text`; identical captions count as found."
     model, processor = base
-    s, tok = ev.similarity(model, processor, ds, batch=3), processor.tokenizer
+    s, tok = evaluate.compute_similarity(model, processor, ds, batch_size=3), processor.tokenizer
     with torch.no_grad():
-        z = models.embed_image(model, chat.pixels(processor, list(ds['image'])))
-        r = torch.cat([models.embed_text(model, *(lambda t: (t['input_ids'], t['attention_mask']))(tok(c, return_tensors='pt'))) for c in ds['caption']])
+        z = models.embed_images(model, chat.images_to_pixel_values(processor, list(ds["image"])))
+        r = torch.cat(
+            [
+                models.embed_texts(
+                    model,
+                    *(lambda t: (t["input_ids"], t["attention_mask"]))(tok(c, return_tensors="pt")),
+                )
+                for c in ds["caption"]
+            ]
+        )
     want = torch.nn.functional.cosine_similarity(z[:, None], r[None], dim=-1).numpy()
-    assert np.abs(s.matrix - want).max() < 1e-5 and s.r_at(8) == 1
-    twins = ev.Similarity(np.array([[.1, .9, 0], [.9, .1, 0], [0, 0, 1]]), np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], bool))
-    assert twins.r_at(1) == 1 and twins.chance == pytest.approx(5/9)
+    assert np.abs(s.matrix - want).max() < 1e-5 and s.recall_at(8) == 1
+    twins = SimilarityMatrix(
+        np.array([[0.1, 0.9, 0], [0.9, 0.1, 0], [0, 0, 1]]),
+        np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], bool),
+    )
+    assert twins.recall_at(1) == 1 and twins.chance == pytest.approx(5 / 9)
+
 
 def test_the_last_impression_counts():
-    assert ev.read_impression('The first impression was benign. Clinical impression: melanoma.') == 'melanoma'
+    assert (
+        parse_impression("The first impression was benign. Clinical impression: melanoma.")
+        == "melanoma"
+    )

@@ -1,172 +1,443 @@
 "The token viewer without a browser: its state, its arithmetic, what it refuses, and its still."
-import base64, io, subprocess, sys
+
+import base64
+import io
+import subprocess
+import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
-import numpy as np, pytest, traitlets
-from hypothesis import given, settings, strategies as st
+
+import numpy as np
+import pytest
+import traitlets
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from mmkit import core, viewer
-from mmkit.viewer import TokenViewer, ViewState, full, inside, overlay, packed, peaks, reduced, said, sharpest, sharpness, shown, spread, still, strip_words
 
-def look(words=('Describe', ' it', '.', ' A', ' dark', ' veil'), label='base', seed=0, **kw):
+from mmkit.core.display import VIRIDIS
+from mmkit.explain.viewer import (
+    TokenViewer,
+    choose_strip_words,
+    describe_map,
+    energy_inside_mask,
+    pack_for_browser,
+    render_overlay,
+    render_static_html,
+    upsample_map,
+)
+from mmkit.explain.viewer_state import (
+    ViewState,
+    compute_sharpness,
+    find_sharpest_word,
+    get_vmax,
+    max_per_word,
+    reduce_heads_and_layers,
+    select_map,
+)
+
+
+def look(words=("Describe", " it", ".", " A", " dark", " veil"), label="base", seed=0, **kw):
     rng, n = np.random.default_rng(seed), len(words)
-    return SimpleNamespace(**dict(label=label, image=Image.new('RGB', (60, 40), (200, 150, 120)), words=list(words), answered=[False]*3 + [True]*(n - 3),
-                                  maps={'raw': rng.random((n, 3, 2, 4, 5)), 'rollout': rng.random((n, 6, 6))}, truth={5: np.eye(40, 60) > 0}) | kw)
+    return SimpleNamespace(
+        **dict(
+            label=label,
+            image=Image.new("RGB", (60, 40), (200, 150, 120)),
+            words=list(words),
+            answered=[False] * 3 + [True] * (n - 3),
+            maps={"raw": rng.random((n, 3, 2, 4, 5)), "rollout": rng.random((n, 6, 6))},
+            truth={5: np.eye(40, 60) > 0},
+        )
+        | kw
+    )
+
 
 # ---- arithmetic ---------------------------------------------------------------------------------------------------------
 
-pick = st.sampled_from(['mean', 'max', 0, 1])
-@given(arrays(np.float64, (2, 2, 3, 2, 3), elements=st.floats(0, 1e6)), pick, st.sampled_from(['mean', 'max', 0, 2]))
+pick = st.sampled_from(["mean", "max", 0, 1])
+
+
+@given(
+    arrays(np.float64, (2, 2, 3, 2, 3), elements=st.floats(0, 1e6)),
+    pick,
+    st.sampled_from(["mean", "max", 0, 2]),
+)
 def test_reduced_cell_by_cell(m, layer, head):
-    def fold(values, which): return values[which] if isinstance(which, int) else (sum(values)/len(values) if which == 'mean' else max(values))
-    want = [[[fold([fold([m[n, l, h, y, x] for h in range(3)], head) for l in range(2)], layer) for x in range(3)] for y in range(2)] for n in range(2)]
-    np.testing.assert_allclose(reduced(m, layer, head), want)
+    def fold(values, which):
+        return (
+            values[which]
+            if isinstance(which, int)
+            else (sum(values) / len(values) if which == "mean" else max(values))
+        )
+
+    want = [
+        [
+            [
+                fold([fold([m[n, l, h, y, x] for h in range(3)], head) for l in range(2)], layer)
+                for x in range(3)
+            ]
+            for y in range(2)
+        ]
+        for n in range(2)
+    ]
+    np.testing.assert_allclose(reduce_heads_and_layers(m, layer, head), want)
+
 
 def test_heads_come_before_layers():
-    m = np.zeros((1, 2, 2, 1, 1)); m[0, 0, :, 0, 0], m[0, 1, :, 0, 0] = (0, 4), (3, 3)
-    assert reduced(m, 'max', 'mean').item() == 3 and reduced(m, 'mean', 'max').item() == 3.5
+    m = np.zeros((1, 2, 2, 1, 1))
+    m[0, 0, :, 0, 0], m[0, 1, :, 0, 0] = (0, 4), (3, 3)
+    assert (
+        reduce_heads_and_layers(m, "max", "mean").item() == 3
+        and reduce_heads_and_layers(m, "mean", "max").item() == 3.5
+    )
 
-@given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(0, 99))
+
+@given(
+    st.integers(1, 7),
+    st.integers(1, 7),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.booleans(),
+    st.integers(0, 99),
+)
 def test_spread_makes_no_heat(h, w, H, W, smooth, seed):
-    m = np.random.default_rng(seed).random((h, w)); big = spread(m, (H, W), smooth)
+    m = np.random.default_rng(seed).random((h, w))
+    big = upsample_map(m, (H, W), smooth)
     assert big.shape == (H, W) and m.min() - 1e-12 <= big.min() and big.max() <= m.max() + 1e-12
-    if not smooth: assert np.isin(big, m).all()
-    np.testing.assert_allclose(spread(np.array([[0., 1.]]), (1, 4), True), [[0, .25, .75, 1]])     # cells' middles keep their value
-    np.testing.assert_allclose(spread(m, (4*h, 4*w)), np.kron(m, np.ones((4, 4))))
+    if not smooth:
+        assert np.isin(big, m).all()
+    np.testing.assert_allclose(
+        upsample_map(np.array([[0.0, 1.0]]), (1, 4), True), [[0, 0.25, 0.75, 1]]
+    )  # cells' middles keep their value
+    np.testing.assert_allclose(upsample_map(m, (4 * h, 4 * w)), np.kron(m, np.ones((4, 4))))
+
 
 @given(arrays(np.float32, (3, 2, 2, 4, 4), elements=st.floats(0, 1e4, width=32) | st.just(np.nan)))
 def test_a_byte_a_value_is_close(m):
-    sent = packed(look('abc', maps={'m': m}, truth={}), ['m'])['maps']['m']
-    q, top = np.frombuffer(sent['q'], np.uint8).reshape(sent['shape']), np.frombuffer(sent['max'], np.float32).reshape(3, 2, 2, 1, 1)
-    back, none = q/255*top, ~np.isfinite(m).all((3, 4), keepdims=True)
+    sent = pack_for_browser(look("abc", maps={"m": m}, truth={}), ["m"])["maps"]["m"]
+    q, top = (
+        np.frombuffer(sent["q"], np.uint8).reshape(sent["shape"]),
+        np.frombuffer(sent["max"], np.float32).reshape(3, 2, 2, 1, 1),
+    )
+    back, none = q / 255 * top, ~np.isfinite(m).all((3, 4), keepdims=True)
     assert (np.isnan(top) == none).all()
-    assert (np.abs(back - m) <= top*.503/255 + 1e-30)[~np.broadcast_to(none, m.shape)].all()
+    assert (np.abs(back - m) <= top * 0.503 / 255 + 1e-30)[~np.broadcast_to(none, m.shape)].all()
+
 
 def test_sharpness_and_the_first_word():
-    assert sharpness(np.ones((3, 3))) == pytest.approx(0) and sharpness(np.eye(9)[:1]) == pytest.approx(1) and sharpness(np.zeros((3, 3))) == 0
-    m = np.ones((4, 2, 2)); m[0] = [[1, 0], [0, 0]]; m[2] = [[3, 1], [1, 1]]; m[3] = np.nan
-    assert sharpest(m, [False, False, True, True]) == 2 and sharpest(m, [False]*4) == 0
-    m[0] /= 100; assert sharpest(m, [False]*4) == 2 and sharpest(m*0, [True]*4) == 0       # sharp, and too faint to be a finding
+    assert (
+        compute_sharpness(np.ones((3, 3))) == pytest.approx(0)
+        and compute_sharpness(np.eye(9)[:1]) == pytest.approx(1)
+        and compute_sharpness(np.zeros((3, 3))) == 0
+    )
+    m = np.ones((4, 2, 2))
+    m[0] = [[1, 0], [0, 0]]
+    m[2] = [[3, 1], [1, 1]]
+    m[3] = np.nan
+    assert (
+        find_sharpest_word(m, [False, False, True, True]) == 2
+        and find_sharpest_word(m, [False] * 4) == 0
+    )
+    m[0] /= 100
+    assert (
+        find_sharpest_word(m, [False] * 4) == 2 and find_sharpest_word(m * 0, [True] * 4) == 0
+    )  # sharp, and too faint to be a finding
+
 
 # ---- what the state shows -----------------------------------------------------------------------------------------------
 
+
 def test_shown_full_and_scales():
-    a, b = look(), look(label='tuned', seed=1); b.maps = {k: 3*v for k, v in b.maps.items()}
-    s = ViewState(a, b, word=4, layer=1, head='max')
-    np.testing.assert_array_equal(shown(a, s), a.maps['raw'][4, 1].max(0))
-    assert full(a, s) == full(b, s) == max(peaks(a, s).max(), peaks(b, s).max())
-    s.scale = 'model'
-    assert full(a, s) == peaks(a, s).max() != full(b, s) == peaks(b, s).max()
-    s.scale = 'word'
-    assert full(a, s) == shown(a, s).max() and full(b, s) == shown(b, s).max() and full(a, s) != full(b, s)
+    a, b = look(), look(label="tuned", seed=1)
+    b.maps = {k: 3 * v for k, v in b.maps.items()}
+    s = ViewState(a, b, word=4, layer=1, head="max")
+    np.testing.assert_array_equal(select_map(a, s), a.maps["raw"][4, 1].max(0))
+    assert (
+        get_vmax(a, s) == get_vmax(b, s) == max(max_per_word(a, s).max(), max_per_word(b, s).max())
+    )
+    s.scale = "model"
+    assert get_vmax(a, s) == max_per_word(a, s).max() != get_vmax(b, s) == max_per_word(b, s).max()
+    s.scale = "word"
+    assert (
+        get_vmax(a, s) == select_map(a, s).max()
+        and get_vmax(b, s) == select_map(b, s).max()
+        and get_vmax(a, s) != get_vmax(b, s)
+    )
+
 
 def test_no_map_is_said_not_drawn():
-    l = look(); l.maps['raw'][0], l.maps['raw'][1, 1, 0, 2, 2], l.maps['raw'][2] = 0, np.nan, np.inf
+    l = look()
+    l.maps["raw"][0], l.maps["raw"][1, 1, 0, 2, 2], l.maps["raw"][2] = 0, np.nan, np.inf
     for w in (0, 1, 2):
         s = ViewState(l, word=w)
-        assert shown(l, s) is None and said(l, s) == 'no map for this word' and inside(l, s) is None and np.isfinite(full(l, s))
-        assert (np.asarray(overlay(l, s)) == (200, 150, 120)).all() and 'no map' in still(s)
-    s = ViewState(l, word=1, layer=0); assert shown(l, s) is not None             # the other layers have one
-    empty = look(maps={'m': np.zeros((6, 2, 2))}); s = ViewState(empty)
-    assert shown(empty, s) is None and full(empty, s) == 0 and TokenViewer(empty)._repr_html_()
+        assert (
+            select_map(l, s) is None
+            and describe_map(l, s) == "no map for this word"
+            and energy_inside_mask(l, s) is None
+            and np.isfinite(get_vmax(l, s))
+        )
+        assert (
+            np.asarray(render_overlay(l, s)) == (200, 150, 120)
+        ).all() and "no map" in render_static_html(s)
+    s = ViewState(l, word=1, layer=0)
+    assert select_map(l, s) is not None  # the other layers have one
+    empty = look(maps={"m": np.zeros((6, 2, 2))})
+    s = ViewState(empty)
+    assert (
+        select_map(empty, s) is None
+        and get_vmax(empty, s) == 0
+        and TokenViewer(empty)._repr_html_()
+    )
+
 
 def test_inside_counts_parts_of_cells():
-    l = look(maps={'m': np.tile([[1., 3.]], (6, 1, 1))}, truth={5: np.arange(60)[None].repeat(40, 0) >= 45}); s = ViewState(l, word=5)
-    assert inside(l, s) == pytest.approx((3/8, 1/4))
-    l.truth = {5: np.zeros((40, 60), bool)}; assert inside(l, s) is None
-    l.truth = {}; assert inside(l, s) is None and 'outline' not in said(l, s)
+    l = look(
+        maps={"m": np.tile([[1.0, 3.0]], (6, 1, 1))},
+        truth={5: np.arange(60)[None].repeat(40, 0) >= 45},
+    )
+    s = ViewState(l, word=5)
+    assert energy_inside_mask(l, s) == pytest.approx((3 / 8, 1 / 4))
+    l.truth = {5: np.zeros((40, 60), bool)}
+    assert energy_inside_mask(l, s) is None
+    l.truth = {}
+    assert energy_inside_mask(l, s) is None and "outline" not in describe_map(l, s)
+
 
 def test_overlay_pixels():
-    l = look(maps={'m': np.array([[[0., 1.]]]*6)}, truth={}); s = ViewState(l, word=0, opacity=.5)
-    px = np.asarray(overlay(l, s)); assert px.shape == (320, 480, 3)
-    assert (px[0, 0] == (200, 150, 120)).all() and np.abs(px[0, -1] - (.5*np.array((200, 150, 120)) + .5*viewer.COLOURS[255])).max() <= 1
-    s.smooth = True; row = np.asarray(overlay(l, s))[0].astype(int); assert len(np.unique(row, axis=0)) > 50
-    with_outline = look(); s = ViewState(with_outline, word=5); drawn = np.asarray(overlay(with_outline, s)); s.outline = False
-    assert (drawn != np.asarray(overlay(with_outline, s))).any() and (drawn == 255).all(-1).any() and (drawn == 34).all(-1).any()
+    l = look(maps={"m": np.array([[[0.0, 1.0]]] * 6)}, truth={})
+    s = ViewState(l, word=0, opacity=0.5)
+    px = np.asarray(render_overlay(l, s))
+    assert px.shape == (320, 480, 3)
+    assert (px[0, 0] == (200, 150, 120)).all() and np.abs(
+        px[0, -1] - (0.5 * np.array((200, 150, 120)) + 0.5 * VIRIDIS[255])
+    ).max() <= 1
+    s.smoothed = True
+    row = np.asarray(render_overlay(l, s))[0].astype(int)
+    assert len(np.unique(row, axis=0)) > 50
+    with_outline = look()
+    s = ViewState(with_outline, word=5)
+    drawn = np.asarray(render_overlay(with_outline, s))
+    s.outline = False
+    assert (
+        (drawn != np.asarray(render_overlay(with_outline, s))).any()
+        and (drawn == 255).all(-1).any()
+        and (drawn == 34).all(-1).any()
+    )
+
 
 # ---- the state ----------------------------------------------------------------------------------------------------------
 
-def test_python_sets_and_hears():
-    v = TokenViewer(look()); heard = []; v.observe(lambda c: heard.append((c.name, c.new)))
-    v.word = np.int64(2); v.head = 1; v.method = 'rollout'
-    assert sorted(map(str, heard)) == sorted(map(str, [('word', 2), ('head', 1), ('method', 'rollout'), ('head', 'mean')])) and type(v.word) is int
-    assert TokenViewer(look(), method=None, word=None).method == 'raw'
 
-@pytest.mark.parametrize('wrong, says', [(dict(word=6), 'there are 6 words'), (dict(word=-1), 'count from 0'), (dict(method='rolout'), "there is 'raw', 'rollout'"),
-                                         (dict(layer=3), "'raw' has 3"), (dict(head=2), "'raw' has 2"), (dict(colour='red'), "no setting 'colour'")])
+def test_python_sets_and_hears():
+    v = TokenViewer(look())
+    heard = []
+    v.observe(lambda c: heard.append((c.name, c.new)))
+    v.word = np.int64(2)
+    v.head = 1
+    v.method = "rollout"
+    assert (
+        sorted(map(str, heard))
+        == sorted(map(str, [("word", 2), ("head", 1), ("method", "rollout"), ("head", "mean")]))
+        and type(v.word) is int
+    )
+    assert TokenViewer(look(), method=None, word=None).method == "raw"
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (dict(word=6), "there are 6 words"),
+        (dict(word=-1), "count from 0"),
+        (dict(method="rolout"), "there is 'raw', 'rollout'"),
+        (dict(layer=3), "'raw' has 3"),
+        (dict(head=2), "'raw' has 2"),
+        (dict(colour="red"), "no setting 'colour'"),
+    ],
+)
 def test_impossible_settings(wrong, says):
-    with pytest.raises(ValueError, match=says): ViewState(look(), **wrong)
-    if 'colour' not in wrong:
-        s = ViewState(look(), word=0); (name, value), = wrong.items(); before = getattr(s, name)
-        with pytest.raises(ValueError, match=says): setattr(s, name, value)
+    with pytest.raises(ValueError, match=says):
+        ViewState(look(), **wrong)
+    if "colour" not in wrong:
+        s = ViewState(look(), word=0)
+        ((name, value),) = wrong.items()
+        before = getattr(s, name)
+        with pytest.raises(ValueError, match=says):
+            setattr(s, name, value)
         assert getattr(s, name) == before
 
-@pytest.mark.parametrize('wrong', [dict(opacity=1.5), dict(layer='median'), dict(scale='own'), dict(word=1.5)])
-def test_impossible_values(wrong):
-    with pytest.raises(traitlets.TraitError): ViewState(look(), **wrong)
 
-@pytest.mark.parametrize('wrong, says', [
-    (dict(words=[]), 'at least one'), (dict(words=['a', 3, 'c', 'd', 'e', 'f']), 'at least one string'), (dict(answered=[True]), '6 words, but answered has 1'), (dict(image=np.zeros((4, 4, 3))), 'Image.fromarray'),
-    (dict(maps={}), 'maps is empty'), (dict(maps={'m': np.ones((6, 2, 4, 4))}), r'shape \(6, 2, 4, 4\)'), (dict(maps={'m': np.ones((5, 4, 4))}), r'for 6 words it should be \(6, h, w\)'),
-    (dict(maps={'m': np.ones((6, 0, 4))}), 'shape'), (dict(maps={'m': np.full((6, 2, 2), -.5)}), 'down to -0.5'), (dict(truth={9: np.ones((2, 2))}), r'truth\[9\]'), (dict(truth={1: np.ones(4)}), r'truth\[1\]')])
+@pytest.mark.parametrize(
+    "wrong", [dict(opacity=1.5), dict(layer="median"), dict(scale="own"), dict(word=1.5)]
+)
+def test_impossible_values(wrong):
+    with pytest.raises(traitlets.TraitError):
+        ViewState(look(), **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (dict(words=[]), "at least one"),
+        (dict(words=["a", 3, "c", "d", "e", "f"]), "at least one string"),
+        (dict(answered=[True]), "6 words, but answered has 1"),
+        (dict(image=np.zeros((4, 4, 3))), "Image.fromarray"),
+        (dict(maps={}), "maps is empty"),
+        (dict(maps={"m": np.ones((6, 2, 4, 4))}), r"shape \(6, 2, 4, 4\)"),
+        (dict(maps={"m": np.ones((5, 4, 4))}), r"for 6 words it should be \(6, h, w\)"),
+        (dict(maps={"m": np.ones((6, 0, 4))}), "shape"),
+        (dict(maps={"m": np.full((6, 2, 2), -0.5)}), "down to -0.5"),
+        (dict(truth={9: np.ones((2, 2))}), r"truth\[9\]"),
+        (dict(truth={1: np.ones(4)}), r"truth\[1\]"),
+    ],
+)
 def test_looks_that_cannot_be_shown(wrong, says):
-    with pytest.raises(ValueError, match=says): TokenViewer(look(**wrong))
-    with pytest.raises(ValueError, match='base'): TokenViewer(look(label='fine'), look(**wrong))    # the look at fault is named
+    with pytest.raises(ValueError, match=says):
+        TokenViewer(look(**wrong))
+    with pytest.raises(ValueError, match="base"):
+        TokenViewer(look(label="fine"), look(**wrong))  # the look at fault is named
+
 
 def test_two_looks_that_do_not_belong_together():
-    other = look(words=('Describe', ' it', '.', ' A', ' pale', ' veil'), label='tuned')
-    with pytest.raises(ValueError, match="word 4 is ' dark' in 'base' and ' pale' in 'tuned'"): TokenViewer(look(), other)
-    with pytest.raises(ValueError, match='6 words in .* 7 in'): TokenViewer(look(), look(words=[*look().words, ' more']))
-    with pytest.raises(ValueError, match="no method in common: .*'raw'.*'occlusion'"): TokenViewer(look(), look(maps={'occlusion': np.ones((6, 2, 2))}))
-    with pytest.raises(ValueError, match='SimpleNamespace has no maps, truth'): TokenViewer(SimpleNamespace(label='', image=None, words=[], answered=[]))
-    v = TokenViewer(look(), look(maps={'rollout': np.ones((6, 2, 2))}, label='tuned')); assert v.methods == ['rollout'] and v.method == 'rollout'
+    other = look(words=("Describe", " it", ".", " A", " pale", " veil"), label="tuned")
+    with pytest.raises(ValueError, match="word 4 is ' dark' in 'base' and ' pale' in 'tuned'"):
+        TokenViewer(look(), other)
+    with pytest.raises(ValueError, match="6 words in .* 7 in"):
+        TokenViewer(look(), look(words=[*look().words, " more"]))
+    with pytest.raises(ValueError, match="no method in common: .*'raw'.*'occlusion'"):
+        TokenViewer(look(), look(maps={"occlusion": np.ones((6, 2, 2))}))
+    with pytest.raises(ValueError, match="SimpleNamespace has no maps, truth"):
+        TokenViewer(SimpleNamespace(label="", image=None, words=[], answered=[]))
+    v = TokenViewer(look(), look(maps={"rollout": np.ones((6, 2, 2))}, label="tuned"))
+    assert v.methods == ["rollout"] and v.method == "rollout"
+
 
 def test_more_than_a_page_holds(monkeypatch):
-    monkeypatch.setattr(viewer, 'LIMIT', 1000)
-    big = look()                                                               # 6*3*2*20 + 6*36 = 936 values
+    monkeypatch.setattr("mmkit.explain.viewer.MAX_MAP_BYTES", 1000)
+    big = look()  # 6*3*2*20 + 6*36 = 936 values
     TokenViewer(big)
-    with pytest.raises(ValueError, match=r"in 'raw' of shape \(6, 3, 2, 4, 5\).*mean\(2, keepdims=True\)"): TokenViewer(big, look(label='tuned'))
-    for l in (big, other := look(label='tuned')): l.maps['raw'] = l.maps['raw'].mean(2, keepdims=True)   # as it says
-    with pytest.raises(ValueError): TokenViewer(big, other)
+    with pytest.raises(
+        ValueError, match=r"in 'raw' of shape \(6, 3, 2, 4, 5\).*mean\(2, keepdims=True\)"
+    ):
+        TokenViewer(big, look(label="tuned"))
+    for l in (big, other := look(label="tuned")):
+        l.maps["raw"] = l.maps["raw"].mean(2, keepdims=True)  # as it says
+    with pytest.raises(ValueError):
+        TokenViewer(big, other)
     TokenViewer(big)
+
 
 # ---- the still ----------------------------------------------------------------------------------------------------------
 
-class Seen(HTMLParser):
-    def __init__(self): super().__init__(); self.tags, self.text, self.sources = [], '', []
-    def handle_starttag(self, tag, attrs): self.tags.append(tag); self.sources += [v for k, v in attrs if k in ('src', 'href') or k.startswith('on')]
-    def handle_data(self, data): self.text += data
 
-nasty = st.lists(st.text(st.characters(codec='utf-8', categories=('L', 'N', 'P', 'S', 'Zs')), min_size=1, max_size=8) | st.sampled_from(['<script>alert(1)</script>', ' <img src=x onerror=y>', '"\'&amp;', '\n', ' ']), min_size=3, max_size=7)
+class Seen(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text, self.sources = [], "", []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href") or k.startswith("on")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+nasty = st.lists(
+    st.text(
+        st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=8
+    )
+    | st.sampled_from(
+        ["<script>alert(1)</script>", " <img src=x onerror=y>", "\"'&amp;", "\n", " "]
+    ),
+    min_size=3,
+    max_size=7,
+)
+
+
 @settings(deadline=None, max_examples=40)
-@given(nasty, st.text(max_size=9) | st.sampled_from(['<i>a</i>', '"><script>']))
+@given(nasty, st.text(max_size=9) | st.sampled_from(["<i>a</i>", '"><script>']))
 def test_words_cannot_leave_their_place(words, label):
-    page = Seen(); page.feed(still(ViewState(look(words, label=label, truth={0: np.eye(9) > 0}), word=0), n=2, side=20)); page.close()
-    assert set(page.tags) <= {'div', 'b', 'figure', 'figcaption', 'img', 'br', 'span'} and all(s.startswith('data:image/jpeg;base64,') for s in page.sources)
-    assert page.text.startswith(''.join(words).replace('\r', '\n'))
+    page = Seen()
+    page.feed(
+        render_static_html(
+            ViewState(look(words, label=label, truth={0: np.eye(9) > 0}), word=0),
+            max_words=2,
+            side=20,
+        )
+    )
+    page.close()
+    assert set(page.tags) <= {"div", "b", "figure", "figcaption", "img", "br", "span"} and all(
+        s.startswith("data:image/jpeg;base64,") for s in page.sources
+    )
+    assert page.text.startswith("".join(words).replace("\r", "\n"))
+
 
 def test_still_shows_what_the_state_says():
-    v = TokenViewer(look(), look(label='tuned', seed=1), word=0); html = v._repr_html_(); page = Seen(); page.feed(html)
-    words = strip_words(v.looks[0], v); assert 0 in words and len(words) == 5 and words == sorted(words) and 2 not in words       # not the full stop
-    assert len(page.sources) == 10 and 'base' in page.text and 'tuned' in page.text and 'one scale for all words' in page.text
-    pictures = [Image.open(io.BytesIO(base64.b64decode(s.split(',')[1]))) for s in page.sources]; assert {p.size for p in pictures} == {(200, 133)}
-    for scale in ('word', 'model'): v.scale = scale; assert f'every {scale} on a scale of its own' in v._repr_html_() and v._repr_html_() != html
-    assert 'layer mean, head mean' in html and 'layer' not in TokenViewer(look(), method='rollout')._repr_html_()
+    v = TokenViewer(look(), look(label="tuned", seed=1), word=0)
+    html = v._repr_html_()
+    page = Seen()
+    page.feed(html)
+    words = choose_strip_words(v.looks[0], v)
+    assert (
+        0 in words and len(words) == 5 and words == sorted(words) and 2 not in words
+    )  # not the full stop
+    assert (
+        len(page.sources) == 10
+        and "base" in page.text
+        and "tuned" in page.text
+        and "one scale for all words" in page.text
+    )
+    pictures = [Image.open(io.BytesIO(base64.b64decode(s.split(",")[1]))) for s in page.sources]
+    assert {p.size for p in pictures} == {(200, 133)}
+    for scale in ("word", "model"):
+        v.scale = scale
+        assert f"every {scale} on a scale of its own" in v._repr_html_() and v._repr_html_() != html
+    assert (
+        "layer mean, head mean" in html
+        and "layer" not in TokenViewer(look(), method="rollout")._repr_html_()
+    )
+
 
 def test_a_person_gets_the_widget_and_a_program_the_still(monkeypatch):
-    v = TokenViewer(look()); assert v.comm is None and set(v._repr_mimebundle_()) == {'text/plain', 'text/html'}
-    monkeypatch.setattr(core, '_kernel', lambda: SimpleNamespace(shell=SimpleNamespace(user_ns={}))); monkeypatch.setenv('SERVER_SOFTWARE', 'voila/0.5.13')
-    v = TokenViewer(look()); data, _ = v._repr_mimebundle_()
-    assert v.comm is not None and 'application/vnd.jupyter.widget-view+json' in data and 'data:image/jpeg' in data['text/html']
+    v = TokenViewer(look())
+    assert v.comm is None and set(v._repr_mimebundle_()) == {"text/plain", "text/html"}
+    monkeypatch.setattr(
+        "mmkit.core.runtime.get_notebook_kernel",
+        lambda: SimpleNamespace(shell=SimpleNamespace(user_ns={})),
+    )
+    monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5.13")
+    v = TokenViewer(look())
+    data, _ = v._repr_mimebundle_()
+    assert (
+        v.comm is not None
+        and "application/vnd.jupyter.widget-view+json" in data
+        and "data:image/jpeg" in data["text/html"]
+    )
     v.close()
 
+
 def test_what_the_kernel_sends():
-    state = TokenViewer(look()).get_state(); sent = state['_sent']
-    assert sent['words'] == look().words and sent['methods'] == ['raw', 'rollout'] and sent['panels'][0]['maps']['rollout']['shape'] == [6, 1, 1, 6, 6]
-    assert Image.open(io.BytesIO(sent['panels'][0]['picture'])).size == (480, 320) and len(sent['lut']) == 768
-    assert 'innerHTML' not in state['_esm'] and 'insertAdjacent' not in state['_esm'] and 'http' not in state['_esm'] + state['_css']
+    state = TokenViewer(look()).get_state()
+    sent = state["_sent"]
+    assert (
+        sent["words"] == look().words
+        and sent["methods"] == ["raw", "rollout"]
+        and sent["panels"][0]["maps"]["rollout"]["shape"] == [6, 1, 1, 6, 6]
+    )
+    assert (
+        Image.open(io.BytesIO(sent["panels"][0]["picture"])).size == (480, 320)
+        and len(sent["lut"]) == 768
+    )
+    assert (
+        "innerHTML" not in state["_esm"]
+        and "insertAdjacent" not in state["_esm"]
+        and "http" not in state["_esm"] + state["_css"]
+    )
+
 
 def test_importing_it_loads_no_torch():
     code = 'import sys, mmkit.viewer; print([m for m in ("torch", "transformers", "matplotlib.pyplot") if m in sys.modules])'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )
