@@ -4,12 +4,19 @@
 
 # %% auto #0
 __all__ = ['seed_everything', 'default_device', 'available_cpu_count', 'get_notebook_kernel', 'get_assets_dir', 'did_you_mean',
-           'torch_save_atomic', 'describe_machine']
+           'atomic_path', 'atomic_write', 'torch_save_atomic', 'evict_lru', 'dump_json', 'describe_machine']
 
 # %% ../../nbs/library/core/runtime.ipynb #f11b86d7
+import contextlib
 import difflib
+import json
+import math
 import os
+import platform
 import random
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +72,81 @@ def did_you_mean(
     ) + f" There is {', '.join(map(repr, candidates))}."
 
 # %% ../../nbs/library/core/runtime.ipynb #03fa3f66
+@contextlib.contextmanager
+def atomic_path(
+    path,  # the file to be written; its folder must exist
+) -> Iterator[Path]:  # a new name beside it, which no other process has
+    "A temporary path to write to, which takes the place of `path` when the block succeeds; else `path` is left as it was."
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+# %% ../../nbs/library/core/runtime.ipynb #3f6c1265
+def atomic_write(
+    path,  # the file; its folder must exist
+    content: str | bytes,  # text is written as UTF-8, its line ends as they are
+):
+    "Write a file whole or not at all: a reader never sees half of it, and two writers never share a temporary file."
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+# %% ../../nbs/library/core/runtime.ipynb #1dec7066
 def torch_save_atomic(value, path):
-    "Whole or not at all."
-    tmp = Path(path).with_suffix(".tmp")
-    torch.save(value, tmp)
-    os.replace(tmp, path)
+    "`torch.save`, whole or not at all."
+    with atomic_path(path) as temporary:
+        torch.save(value, temporary)
+
+# %% ../../nbs/library/core/runtime.ipynb #6c624efd
+def evict_lru(
+    paths: Iterable,  # files and folders of a cache
+    size_limit: float = 4e9,  # bytes that they may take together
+    in_use: Callable = lambda path: False,  # path -> True for what must stay
+) -> list:  # the paths that were removed
+    "Remove the least recently used files and folders (by modification time) until the others fit; the newest stays."
+    entries = []
+    for path in map(Path, paths):
+        with contextlib.suppress(FileNotFoundError):  # another process may clean up as well
+            files = [f for f in path.rglob("*") if f.is_file()] if path.is_dir() else [path]
+            entries.append((path.stat().st_mtime, sum(f.stat().st_size for f in files), path))
+    removed, total = [], 0
+    for position, (_, size, path) in enumerate(sorted(entries, reverse=True)):
+        total += size
+        if position == 0 or total <= size_limit or in_use(path):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        removed.append(path)
+    return removed
+
+# %% ../../nbs/library/core/runtime.ipynb #b38422b8
+def _finite_or_none(value):
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: _finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite_or_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+# %% ../../nbs/library/core/runtime.ipynb #09da1131
+def dump_json(
+    value,  # dicts, lists, strings, numbers, numpy's among them
+    **options,  # of `json.dumps`: indent, sort_keys, ensure_ascii …
+) -> str:
+    "JSON that every reader accepts: NaN and infinity become null, which `json.dumps` would write as words of its own."
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except (ValueError, TypeError):  # something that is not finite, or numpy's
+        return json.dumps(_finite_or_none(value), allow_nan=False, **options)
 
 # %% ../../nbs/library/core/runtime.ipynb #d71bc962
 def describe_machine() -> str:

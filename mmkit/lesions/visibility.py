@@ -9,7 +9,7 @@ __all__ = ['measure_outline', 'lda_auc', 'detect_colours', 'individual_typology_
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ..core.stats import roc_auc
+from ..core.stats import two_sample_auc
 from .lesion import ATTRIBUTE_LEVELS, COLOURS, STRUCTURES
 from .paint import pigment_rgb, skin_rgb
 from .render import RenderedLesion
@@ -51,7 +51,7 @@ def lda_auc(positives, negatives) -> float:  # AUC on rows that the line was not
         a, b = [v[k::2] for v in sides]
         w = np.cov(a.T) + np.cov(b.T)
         w = np.linalg.solve(w + 1e-3 * np.diag(np.diag(w)), a.mean(0) - b.mean(0))
-        out.append(roc_auc(*[v[1 - k :: 2] @ w for v in sides]))
+        out.append(two_sample_auc(*[v[1 - k :: 2] @ w for v in sides]))
     return float(np.mean(out))
 
 # %% ../../nbs/library/lesions/visibility.ipynb #77a44ecc
@@ -225,14 +225,14 @@ def measure_visibility(
 
     def steps(a, x):
         return min(
-            roc_auc(at(a, h, x), at(a, l, x))
+            two_sample_auc(at(a, h, x), at(a, l, x))
             for l, h in zip(ATTRIBUTE_LEVELS[a], ATTRIBUTE_LEVELS[a][1:])
         )
 
     out = dict(
         asymmetry=min(
-            roc_auc(at("asymmetry", "none", worst), at("asymmetry", "one axis", worst)),
-            roc_auc(at("asymmetry", "one axis", both), at("asymmetry", "two axes", both)),
+            two_sample_auc(at("asymmetry", "none", worst), at("asymmetry", "one axis", worst)),
+            two_sample_auc(at("asymmetry", "one axis", both), at("asymmetry", "two axes", both)),
         ),
         border=steps("border", ragged),
         colours=steps("colours", area),
@@ -256,5 +256,5 @@ def measure_visibility(
         )
         a = [_contrast_features(r, s, r.structures[s]) for r in owners]
         b = [_contrast_features(r, s, _control_mask(r, s, owners, k)) for k, r in enumerate(others)]
-        out[s] = lda_auc(a, b) if len(a[0]) > 1 else roc_auc(np.ravel(a), np.ravel(b))
+        out[s] = lda_auc(a, b) if len(a[0]) > 1 else two_sample_auc(np.ravel(a), np.ravel(b))
     return out | dict(skin=steps("skin", np.negative(tone)))

@@ -82,7 +82,7 @@ STATISTICS = {
     "F1": _micro_f1,
     "macro-F1": _macro_f1_of_levels,
     "mean macro-F1": _mean_macro_f1,
-    "AUROC": _nan_unless_both_classes(lambda y, s: roc_auc(s[y == 1], s[y == 0])),
+    "AUROC": _nan_unless_both_classes(lambda y, s: roc_auc(y, s)),
     "AUPRC": _nan_unless_both_classes(average_precision_score),
     "Brier": _nan_unless_both_classes(lambda y, s: ((s - y) ** 2).mean()),
     "ECE": expected_calibration_error,
