@@ -9,7 +9,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 DATA  ?=
 OUT   ?= tour
 JOBS  ?= 2
-TESTS := tests --ignore=tests/test_export.py --ignore=tests/test_chapters.py
+TESTS := tests $(foreach t,export structure chapters library,--ignore=tests/test_$(t).py)
 say    = @printf '\n\033[1mmmkit\033[0m · %s\n'
 # The first Python that is 3.10 or newer: yours if you name one (make tour PYTHON=/path/to/python3.12).
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
@@ -23,7 +23,7 @@ help:
 	@echo 'make tour DATA=folder  the same on your own data set'
 	@echo 'make tuner             a page with sliders on a model that trains; to this machine alone, Ctrl-C ends it'
 	@echo 'make lab               open JupyterLab at the tour'
-	@echo 'make test              every chapter and every test'
+	@echo 'make test              lint, every notebook and every test'
 	@echo 'make bench             measured speeds, with machine, seed and command'
 	@echo 'make ledger            measure the claims again (over an hour); make ledger ONLY=C24 for one, SEEDS=7 for more seeds'
 	@echo 'make clean             remove what running left behind (.venv stays; make clean ALL=1 removes it too)'
@@ -41,13 +41,16 @@ lab: $(VENV)/.ready-lab
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
 test: $(VENV)/.ready-dev
-	$(say) '1 of 4 · are mmkit/*.py what the notebooks export?'
-	@$(BIN)/python -m pytest -q tests/test_export.py
-	$(say) '2 of 4 · every chapter, top to bottom, in a fresh kernel; $(JOBS) at a time'
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -n $(JOBS) --dist worksteal --durations=0 --durations-min=0.5 tests/test_chapters.py
-	$(say) '3 of 4 · the tests; $(JOBS) files at a time'
+	$(say) '1 of 5 · format and lint'
+	@$(BIN)/ruff format --check nbs tests setup.py
+	@$(BIN)/ruff check nbs tests setup.py
+	$(say) '2 of 5 · is mmkit/ what the notebooks export, and in shape?'
+	@$(BIN)/python -m pytest -q tests/test_export.py tests/test_structure.py
+	$(say) '3 of 5 · every notebook, top to bottom; $(JOBS) at a time'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -n $(JOBS) --dist worksteal --durations=20 tests/test_chapters.py tests/test_library.py
+	$(say) '4 of 5 · the tests; $(JOBS) files at a time'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' --durations=10 $(TESTS)
-	$(say) '4 of 4 · one at a time: in a browser, and against the clock'
+	$(say) '5 of 5 · one at a time: in a browser'
 	@$(BIN)/python -m pytest -q -m alone --durations=5 $(TESTS)
 
 bench: $(VENV)/.ready-dev

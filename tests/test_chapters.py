@@ -1,29 +1,30 @@
-"Every chapter runs alone, top to bottom, in a fresh kernel, without a warning, in its time; the index as well."
+"Every chapter and the tour run alone, top to bottom, in a fresh kernel, without a warning."
 
 import io
-import os
 import time
+import warnings
 
 import nbformat
 
 from mmkit.tour import find_external_urls, run_notebook
 
-LIMIT = {"index": 300}  # seconds on two cores; every other chapter 90
-SLACK = float(
-    os.environ.get("MMKIT_SLACK", 2)
-)  # a busy or slow machine gets this many times as long
+USUAL_SECONDS = {"index": 300}  # on two slow cores; every other chapter 90
+HANG_FACTOR = 10  # only a run of ten times the usual counts as one that hangs
 
 
-def test_chapter(notebook, tmp_path, capsys):
+def test_chapter_runs_in_a_fresh_kernel(chapter, tmp_path, capsys):
     began = time.time()
-    run = run_notebook(notebook, tmp_path, name=notebook.stem, stream=io.StringIO())
-    took = time.time() - began
+    run = run_notebook(chapter, tmp_path, name=chapter.stem, log=io.StringIO())
+    seconds = time.time() - began
     with capsys.disabled():
-        print(f" {took:.0f} s", end="")
+        print(f" {seconds:.0f} s", end="")
     assert not run.error, run.error
-    nb = nbformat.read(run.notebook, as_version=4)
-    grumbles = [o.text for c in nb.cells for o in c.get("outputs", []) if o.get("name") == "stderr"]
-    assert not grumbles, f"{notebook.name} writes to stderr: {grumbles[:3]}"
+    cells = nbformat.read(run.notebook, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    stderr = [output.text for output in outputs if output.get("name") == "stderr"]
+    assert not stderr, f"{chapter.name} writes to stderr: {stderr[:3]}"
     assert not find_external_urls(run.page.read_text(encoding="utf-8"))
-    limit = LIMIT.get(notebook.stem, 90) * SLACK
-    assert took < limit, f"{notebook.name} took {took:.0f} s; at most {limit:.0f} here"
+    usual = USUAL_SECONDS.get(chapter.stem, 90)
+    if seconds > usual:
+        warnings.warn(f"{chapter.name} took {seconds:.0f} s; {usual} is usual", stacklevel=1)
+    assert seconds < HANG_FACTOR * usual, f"{chapter.name} took {seconds:.0f} s: does it hang?"

@@ -1,10 +1,14 @@
-"mmkit/*.py is what the notebooks export: neither edited by hand nor left behind."
+"mmkit/ is what the notebooks export: neither edited by hand nor left behind."
 
 import shutil
 import subprocess
 import sys
 
 from conftest import ROOT
+
+
+def modules(folder):
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*.py")}
 
 
 def test_modules_are_what_the_notebooks_export(tmp_path):
@@ -16,12 +20,17 @@ def test_modules_are_what_the_notebooks_export(tmp_path):
     export = "from nbdev.doclinks import nbdev_export; nbdev_export()"
     done = subprocess.run([sys.executable, "-c", export], cwd=repo, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    fresh = {p.name: p.read_text() for p in (repo / "mmkit").glob("*.py")}
-    here = {p.name: p.read_text() for p in (ROOT / "mmkit").glob("*.py")}
-    assert here.keys() == fresh.keys(), (
-        f"modules without a notebook, or not exported: {here.keys() ^ fresh.keys()}"
-    )
-    stale = [n for n in here if here[n] != fresh[n]]
-    assert not stale, (
-        f"{stale} differ from their notebooks: run nbdev_export (and never edit mmkit/*.py by hand)"
-    )
+    exported, committed = modules(repo / "mmkit"), modules(ROOT / "mmkit")
+    odd = exported.keys() ^ committed.keys()
+    assert not odd, f"modules without a notebook, or not exported: {odd}"
+    stale = [name for name in committed if committed[name] != exported[name]]
+    assert not stale, f"{stale} differ from their notebooks: run nbdev_export"
+
+
+def test_the_path_of_a_library_notebook_is_the_path_of_its_module():
+    from conftest import LIBRARY
+
+    for path in LIBRARY:
+        place = path.relative_to(ROOT / "nbs/library").with_suffix("")
+        module = place.parent / "__init__" if place.name.startswith("00_") else place
+        assert (ROOT / "mmkit" / module).with_suffix(".py").exists(), f"{path.name}: no {module}"

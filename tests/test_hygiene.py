@@ -1,4 +1,4 @@
-"Notebooks as they are committed: outputs kept, nothing of one machine in them, every exercise with its check and solution."
+"Notebooks as they are committed: outputs kept, nothing of one machine in them, exercises with check and solution."
 
 import copy
 import re
@@ -6,89 +6,93 @@ import subprocess
 
 import nbformat
 import pytest
-from conftest import NOTEBOOKS, ROOT
+from conftest import CHAPTERS, COURSE, LIBRARY, ROOT
 from nbdev.clean import clean_nb
 
 PATHS = re.compile(
     r"(?<![\w.:/])/(?:root|work|home|tmp|Users|opt|mnt)/[\w.]|[A-Z]:\\\\?Users|site-packages|\.pyenv"
 )
+DATA_URI = re.compile(r"data:[\w/+]+;base64,[A-Za-z0-9+/=]+")
+NUMBERED = [path for path in COURSE if re.match(r"[0-8]\d_", path.name)]
 
 
-def read(p):
-    return nbformat.read(p, as_version=4)
+def read(path):
+    return nbformat.read(path, as_version=4)
 
 
-def code(nb):
-    return [c for c in nb.cells if c.cell_type == "code"]
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def tags(c):
-    return c.metadata.get("tags", [])
+def tags(cell):
+    return cell.metadata.get("tags", [])
 
 
-def texts(o):
-    "All text of an output, without pictures."
-    found = [o.get("text", ""), "\n".join(o.get("traceback", []))]
-    return found + [
-        v for k, v in o.get("data", {}).items() if not k.startswith("image") and isinstance(v, str)
-    ]
+def is_exported(cell):
+    return bool(re.search(r"^#\| ?export", cell.source, re.M))
 
 
-def test_there_are_notebooks():
-    assert len(NOTEBOOKS) >= 2
+def count_lines(cells):
+    "Lines of code, without blank lines and comments."
+    lines = [line.strip() for cell in cells for line in cell.source.splitlines()]
+    return sum(bool(line) and not line.startswith("#") for line in lines)
 
 
-def test_valid_and_small(notebook):
+def output_texts(output):
+    "All text of an output, without images."
+    found = [output.get("text", ""), "\n".join(output.get("traceback", []))]
+    for kind, value in output.get("data", {}).items():
+        if not kind.startswith("image") and isinstance(value, str):
+            found.append(value)
+    return found
+
+
+def test_there_are_two_shelves():
+    assert len(CHAPTERS) >= 10
+    assert len(LIBRARY) >= 50
+
+
+def test_notebook_is_valid_and_small(notebook):
     nbformat.validate(read(notebook))
     size = notebook.stat().st_size
-    assert size <= 1e6, (
-        f"{notebook.name} has {size / 1e6:.2f} MB; lower the dpi, or draw fewer pictures"
-    )
+    assert size <= 1e6, f"{notebook.name} has {size / 1e6:.2f} MB: lower the dpi or draw fewer images"
 
 
-def test_outputs_are_kept(notebook):
-    nb = read(notebook)
-    shown = [o for c in code(nb) for o in c.outputs]
-    assert len(shown) >= 3 and any("image/png" in o.get("data", {}) for o in shown), (
-        f"{notebook.name} was committed without outputs"
-    )
-    assert not [o for o in shown if o.output_type == "error"], (
-        f"{notebook.name} was committed with an error in it"
-    )
+def test_chapter_keeps_its_outputs(chapter):
+    outputs = [output for cell in code_cells(read(chapter)) for output in cell.outputs]
+    images = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(outputs) >= 3 and images, f"{chapter.name} was committed without outputs"
 
 
-def test_nothing_of_one_machine(notebook):
-    nb = read(notebook)
-    for c in nb.cells:
-        for t in [c.source] + [t for o in c.get("outputs", []) for t in texts(o)]:
-            found = PATHS.search(re.sub(r"data:[\w/+]+;base64,[A-Za-z0-9+/=]+", "", t))
+def test_no_output_is_an_error(notebook):
+    for cell in code_cells(read(notebook)):
+        errors = [output for output in cell.outputs if output.output_type == "error"]
+        assert not errors, f"{notebook.name} was committed with an error: {cell.source[:80]}"
+
+
+def test_no_path_of_one_machine(notebook):
+    for cell in read(notebook).cells:
+        texts = [t for output in cell.get("outputs", []) for t in output_texts(output)]
+        for text in [cell.source, *texts]:
+            found = PATHS.search(DATA_URI.sub("", text))
             assert not found, (
-                f"{notebook.name}: a path of one machine: …{t[max(0, found.start() - 40) : found.end() + 40]}…"
+                f"{notebook.name}: a path of one machine: "
+                f"…{text[max(0, found.start() - 40) : found.end() + 40]}…"
             )
 
 
-def test_no_warnings_no_widgets(notebook):
+def test_no_warnings_and_no_widget_state(notebook):
     nb = read(notebook)
     assert "widgets" not in nb.metadata, f"{notebook.name} holds widget state"
-    for c in code(nb):
-        for o in c.outputs:
-            assert o.get("name") != "stderr", (
-                f"{notebook.name}: stderr in an output: {o.text[:200]}"
+    for cell in code_cells(nb):
+        for output in cell.outputs:
+            name = f"{notebook.name}: {cell.source[:80]}"
+            assert output.get("name") != "stderr", f"{name}: stderr: {output.text[:200]}"
+            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {}), (
+                f"{name}: a widget, blank without a kernel"
             )
-            assert "application/vnd.jupyter.widget-view+json" not in o.get("data", {}), (
-                f"{notebook.name}: a widget, blank tomorrow: {c.source[:80]}"
-            )
-            for t in texts(o):
-                assert not re.search(r"\b\w*Warning: ", t), (
-                    f"{notebook.name}: a warning in an output: {t[:200]}"
-                )
-
-
-def test_cells_are_short(notebook):
-    for c in code(read(notebook)):
-        assert len(c.source.splitlines()) <= 45, (
-            f"{notebook.name}: {len(c.source.splitlines())} lines: {c.source[:80]}"
-        )
+            for text in output_texts(output):
+                assert not re.search(r"\b\w*Warning: ", text), f"{name}: a warning: {text[:200]}"
 
 
 def test_nbdev_clean_has_nothing_to_do(notebook):
@@ -98,56 +102,66 @@ def test_nbdev_clean_has_nothing_to_do(notebook):
     assert cleaned == nb, f"{notebook.name} is not clean: run nbdev_clean"
 
 
-@pytest.mark.parametrize(
-    "chapter", [p for p in NOTEBOOKS if re.match(r"[0-8]\d_", p.name)], ids=lambda p: p.stem
-)
-def test_every_exercise_has_check_and_folded_solution(chapter):
-    cells = code(read(chapter))
-    at = [i for i, c in enumerate(cells) if "exercise" in tags(c)]
-    assert len(at) >= 2, f"{chapter.name} has {len(at)} exercises; at least two"
-    for i, end in zip(at, at[1:] + [len(cells)]):
-        mine = cells[i:end]
+def test_chapters_export_no_long_stretch(chapter):
+    "A lesson shows at most 25 exported lines in a row; plumbing belongs to the library."
+    for cell in code_cells(read(chapter)):
+        if is_exported(cell):
+            lines = count_lines([cell])
+            assert lines <= 25, f"{chapter.name}: {lines} exported lines: {cell.source[:80]}"
 
-        def called(c):
-            return re.findall(r"(?<!def )\b(\w*check\w*)\(", c.source)
 
-        assert any(called(c) for c in mine if "solution" not in tags(c)), (
-            f"{chapter.name}: no check is called after the exercise {cells[i].source[:60]!r}"
-        )
-        solutions = [c for c in mine if "solution" in tags(c)]
-        assert solutions, f"{chapter.name}: no solution after the exercise {cells[i].source[:60]!r}"
-        for c in solutions:
-            assert c.metadata.get("jupyter", {}).get("source_hidden"), (
-                f"{chapter.name}: an unfolded solution: {c.source[:60]!r}"
-            )
-        said = "\n".join(c.source for c in solutions)
-        assert "assert" in said and sum(len(called(c)) for c in solutions) >= 2, (
-            f"{chapter.name}: the solution should assert that the check accepts it and rejects wrong answers: {said[:80]!r}"
+def test_course_exports_at_most_15_percent():
+    cells = [cell for path in COURSE for cell in code_cells(read(path))]
+    exported = count_lines(filter(is_exported, cells))
+    assert exported <= 0.15 * count_lines(cells)
+
+
+@pytest.mark.parametrize("path", NUMBERED, ids=lambda p: p.stem)
+def test_every_exercise_has_check_and_folded_solution(path):
+    def called_checks(cell):
+        return re.findall(r"(?<!def )\b(\w*check\w*)\(", cell.source)
+
+    cells = code_cells(read(path))
+    starts = [i for i, cell in enumerate(cells) if "exercise" in tags(cell)]
+    assert len(starts) >= 2, f"{path.name} has {len(starts)} exercises; at least two"
+    for start, end in zip(starts, [*starts[1:], len(cells)]):
+        exercise, name = cells[start:end], f"{path.name}: {cells[start].source[:60]!r}"
+        solutions = [cell for cell in exercise if "solution" in tags(cell)]
+        stubs = [cell for cell in exercise if "solution" not in tags(cell)]
+        assert any(map(called_checks, stubs)), f"{name}: no check is called after the exercise"
+        assert solutions, f"{name}: no solution after the exercise"
+        for cell in solutions:
+            assert cell.metadata.get("jupyter", {}).get("source_hidden"), f"{name}: unfolded"
+        source = "\n".join(cell.source for cell in solutions)
+        assert "assert" in source and sum(len(called_checks(c)) for c in solutions) >= 2, (
+            f"{name}: the solution asserts that the check accepts it and rejects wrong answers"
         )
 
 
 def test_links_of_the_readmes_lead_somewhere():
     for page in ("README.md", "DEVELOPERS.md"):
-        for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text(encoding="utf-8")):
-            assert re.match(r"https?:|mailto:", target) or (ROOT / target).exists(), (
-                f"{page} names {target}, which is not there"
-            )
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#\s]+)", text):
+            exists = re.match(r"https?:|mailto:", target) or (ROOT / target).exists()
+            assert exists, f"{page} names {target}, which is not there"
+
+
+def test_links_between_notebooks_lead_somewhere(notebook):
+    text = "\n".join(cell.source for cell in read(notebook).cells if cell.cell_type == "markdown")
+    for target in re.findall(r"\]\(([^)#\s]+\.ipynb)", text):
+        exists = re.match(r"https?:", target) or (notebook.parent / target).exists()
+        assert exists, f"{notebook.name} names {target}, which is not there"
 
 
 def test_nothing_shipped_names_this_workshop():
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.split("\n")
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
     if not any(listed):
         pytest.skip("not a git clone")
+    suffixes = (".py", ".md", ".ini", ".txt", ".toml", ".ipynb", ".json", ".yaml")
     for name in listed:
-        p = ROOT / name
-        if (
-            p.suffix in (".py", ".md", ".ini", ".txt", ".toml", ".ipynb", ".json")
-            and p.is_file()
-            and p.name != "test_hygiene.py"
-        ):
-            found = re.search(
-                r"(?<![\w.:/])/work/|\.\./shared\b", p.read_text(encoding="utf-8", errors="replace")
-            )
+        path = ROOT / name
+        if path.suffix in suffixes and path.is_file() and path.name != "test_hygiene.py":
+            text = path.read_text(encoding="utf-8", errors="replace")
+            found = re.search(r"(?<![\w.:/])/work/|\.\./shared\b", text)
             assert not found, f"{name} mentions {found[0]}"
