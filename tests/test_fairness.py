@@ -782,23 +782,23 @@ def test_c12_tells_its_controls():
         "further real",
         "duplicates",
         "balanced real",
-    } <= {r["arm"] for r in c["rows"] if r["control"]}
+    } <= {r["condition"] for r in c["rows"] if r["control"]}
     for r in c["rows"]:
         if r["measure"] == G and any(
-            q["arm"] == r["arm"] and q["measure"] == "amplification" for q in c["rows"]
+            q["condition"] == r["condition"] and q["measure"] == "amplification" for q in c["rows"]
         ):
 
             def at(arm, m):
-                return next(q["values"] for q in c["rows"] if (q["arm"], q["measure"]) == (arm, m))
+                return next(q["values"] for q in c["rows"] if (q["condition"], q["measure"]) == (arm, m))
 
             assert np.allclose(
-                at(r["arm"], "amplification"), np.array(r["values"]) - at("real", G), atol=2e-6
+                at(r["condition"], "amplification"), np.array(r["values"]) - at("real", G), atol=2e-6
             ) and np.allclose(
                 r["values"],
-                np.array(at(r["arm"], "recall, light")) - at(r["arm"], "recall, dark"),
+                np.array(at(r["condition"], "recall, light")) - at(r["condition"], "recall, dark"),
                 atol=2e-6,
-            ), r["arm"]
-    assert "22.8%" in c["cannot"] and "no public source" in c["cannot"]
+            ), r["condition"]
+    assert "22.8%" in c["limitations"] and "no public source" in c["limitations"]
 
 
 def test_calibration_error_is_the_one_of_chapter_18():

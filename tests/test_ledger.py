@@ -50,7 +50,7 @@ FIELDS = (
     "id",
     "claim",
     "measured",
-    "cannot",
+    "limitations",
     "setup",
     "kind",
     "rows",
@@ -105,16 +105,16 @@ def test_how_it_was_come_by(entry):
 
 def test_rows_hold_what_they_say(entry):
     assert any(r["control"] for r in entry["rows"]), "no control"
-    assert len({(r["arm"], r["measure"]) for r in entry["rows"]}) == len(entry["rows"])
+    assert len({(r["condition"], r["measure"]) for r in entry["rows"]}) == len(entry["rows"])
     for r in entry["rows"]:
         assert r["seeds"] == entry["seeds"] and len(r["values"]) == len(r["seeds"]) >= 5, (
-            r["arm"],
+            r["condition"],
             r["measure"],
         )
-        assert r["low"] <= r["mean"] <= r["high"], (r["arm"], r["measure"])
+        assert r["low"] <= r["mean"] <= r["high"], (r["condition"], r["measure"])
         again = bootstrap(np.mean, r["values"])
         assert np.allclose([r["mean"], r["low"], r["high"]], again, rtol=1e-4, atol=2e-6), (
-            r["arm"],
+            r["condition"],
             r["measure"],
         )
 
@@ -122,13 +122,13 @@ def test_rows_hold_what_they_say(entry):
 def test_the_verdict_follows_from_the_rows(entry):
     again = [
         compare_conditions(
-            entry["rows"], {k: c[k] for k in ("says", "a", "b", "expect", "control") if k in c}
+            entry["rows"], {k: c[k] for k in ("statement", "a", "b", "expect", "control") if k in c}
         )
         for c in entry["comparisons"]
     ]
     assert [c["outcome"] for c in again] == [c["outcome"] for c in entry["comparisons"]]
     for a, c in zip(again, entry["comparisons"]):
-        assert np.allclose(a["difference"], c["difference"], rtol=1e-4, atol=2e-6), c["says"]
+        assert np.allclose(a["difference"], c["difference"], rtol=1e-4, atol=2e-6), c["statement"]
     assert decide_verdict(again) == entry["verdict"]
     assert entry["verdict"] != "a control failed"
     assert any(c.get("control") for c in again) and any(not c.get("control") for c in again)
@@ -139,7 +139,7 @@ def test_what_is_shown(entry):
     assert (
         isinstance(m, Claim)
         and entry["verdict"] in str(m)
-        and all(c["says"] in str(m) for c in entry["comparisons"])
+        and all(c["statement"] in str(m) for c in entry["comparisons"])
     )
     assert (
         "&lt;b&gt;" in Claim(m, claim="<b>")._repr_html_()
@@ -149,7 +149,7 @@ def test_what_is_shown(entry):
         ax = plot_conditions(m, measure)
         arms = [t.get_text() for t in ax.get_yticklabels()]
         plt.close(ax.figure)
-        assert sorted(arms) == sorted(r["arm"] for r in m["rows"] if r["measure"] == measure)
+        assert sorted(arms) == sorted(r["condition"] for r in m["rows"] if r["measure"] == measure)
 
 
 def test_unknown_claims_name_what_there_is(tmp_path):
@@ -169,7 +169,7 @@ def test_a_cell_is_measured_once_and_survives_a_kill(run, tmp_path):
     file, quiet = tmp_path / "C0.jsonl", lambda s: None
     assert run.Cells(file, quiet)("arm", 0, f, lr=0.5) == {"R@1": 0.5}
     with file.open("a") as out:
-        out.write('{"arm": "arm", "se')  # killed while it wrote
+        out.write('{"condition": "arm", "se')  # killed while it wrote
     cells = run.Cells(file, quiet)
     assert cells("arm", 0, f, lr=0.5) == {"R@1": 0.5} and asked == [0.5]
     assert cells("arm", 1, f, lr=0.5) and cells("arm", 0, f, lr=0.1) and asked == [0.5, 0.5, 0.1], (
@@ -192,9 +192,11 @@ def test_an_experiment_runs_and_goes_on(run, tmp_path, cache):
         and not [k for k in FIELDS if not first.get(k)]
         and first["seeds"] == [0, 1]
     )
-    assert {r["arm"] for r in first["rows"]} >= {"contrastive", "MSE alone", "untrained"} and len(
-        said
-    ) > 20
+    assert {r["condition"] for r in first["rows"]} >= {
+        "contrastive",
+        "MSE alone",
+        "untrained",
+    } and len(said) > 20
     done = tmp_path / "cells" / "C4.done.jsonl"
     lines = done.read_text().splitlines(True)
     (tmp_path / "cells" / "C4.jsonl").write_text(

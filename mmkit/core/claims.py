@@ -28,11 +28,11 @@ def compare_conditions(
         found = [
             dict(zip(r["seeds"], r["values"]))
             for r in rows
-            if (r["arm"], r["measure"]) == (arm, measure)
+            if (r["condition"], r["measure"]) == (arm, measure)
         ]
         if not found:
             raise ValueError(
-                f"no row has arm {arm!r} with measure {measure!r}; there are {sorted({(r['arm'], r['measure']) for r in rows})}"
+                f"no row has arm {arm!r} with measure {measure!r}; there are {sorted({(r['condition'], r['measure']) for r in rows})}"
             )
         return found[0]
 
@@ -84,15 +84,15 @@ class Claim(dict):
         return next(
             _interval_from_json(r["mean"], r["low"], r["high"])
             for r in self["rows"]
-            if (r["arm"], r["measure"]) == (condition, measure)
+            if (r["condition"], r["measure"]) == (condition, measure)
         )
 
     def table(self, *measures: str) -> Table:  # those measures; all when none is named
         "Arms under measures, means with intervals over seeds; controls last."
         names = measures or tuple(dict.fromkeys(r["measure"] for r in self["rows"]))
-        arms, got = {}, {(r["arm"], r["measure"]): r for r in self["rows"]}
+        arms, got = {}, {(r["condition"], r["measure"]): r for r in self["rows"]}
         for r in self["rows"]:
-            arms[r["arm"]] = r["control"]
+            arms[r["condition"]] = r["control"]
 
         def cell(r):
             return (
@@ -113,7 +113,7 @@ class Claim(dict):
         return make_table(
             [
                 [
-                    ("control: " if c.get("control") else "") + c["says"],
+                    ("control: " if c.get("control") else "") + c["statement"],
                     f"{_interval_from_json(*c['difference']):.3g}",
                     c["outcome"],
                 ]
@@ -128,7 +128,7 @@ class Claim(dict):
             f"Measured here ({self['kind']}): {self['measured']}",
             f"Verdict from the comparisons: {self['verdict']}.",
         ], [
-            f"What this cannot say: {self['cannot']}",
+            f"What this cannot say: {self['limitations']}",
             f"{len(self['seeds'])} seeds, {self['date']}, {self['machine']}, {self['command']}",
         ]
 
@@ -176,7 +176,7 @@ def plot_conditions(
     rows = [
         r
         for r in claim["rows"]
-        if r["measure"] == measure and (conditions is None or r["arm"] in conditions)
+        if r["measure"] == measure and (conditions is None or r["condition"] in conditions)
     ]
     if not rows:
         raise ValueError(
@@ -198,7 +198,7 @@ def plot_conditions(
         )
     ax.set(
         yticks=range(len(rows)),
-        yticklabels=[r["arm"] for r in rows],
+        yticklabels=[r["condition"] for r in rows],
         ylim=(len(rows) - 0.5, -0.5),
         xlabel=f"{measure}, {len(rows[0]['seeds'])} seeds",
     )
@@ -213,7 +213,7 @@ def get_scaling_curves(
     out = {}
     for r in claim["rows"]:
         if r["measure"] == measure and (
-            m := re.fullmatch(r"(.+), (?:\w+ = )?(\d+)(?: \w+)?", r["arm"])
+            m := re.fullmatch(r"(.+), (?:\w+ = )?(\d+)(?: \w+)?", r["condition"])
         ):
             out.setdefault(m[1], {})[int(m[2])] = _interval_from_json(
                 r["mean"], r["low"], r["high"]
@@ -250,7 +250,7 @@ def plot_scaling_curves(
     for ls, r in zip(
         (":", "--", "-."), (r for r in claim["rows"] if r["control"] and r["measure"] == measure)
     ):
-        ax.axhline(r["mean"], color="0.5", ls=ls, label=r["arm"])
+        ax.axhline(r["mean"], color="0.5", ls=ls, label=r["condition"])
     sizes = sorted({n for at in lines.values() for n in at})
     ax.set(xscale="log", ylabel=f"{measure}, {len(claim['seeds'])} seeds")
     ax.set_xticks(sizes, [f"{n:,}" for n in sizes])

@@ -246,31 +246,36 @@ def measure(cells, seeds, small=False):
         note("guessing", s, cells("guessing", s, lambda: commonest(s, small)))
     R, S, H = "R@1", "own short caption nearest", f"N = 32, {K} more: "
     tests = [
-        dict(says="32 beat 2", a=["InfoNCE, N = 32", R], b=["InfoNCE, N = 2", R], expect="above"),
         dict(
-            says="512 beat 32", a=["InfoNCE, N = 512", R], b=["InfoNCE, N = 32", R], expect="above"
+            statement="32 beat 2", a=["InfoNCE, N = 32", R], b=["InfoNCE, N = 2", R], expect="above"
         ),
         dict(
-            says="the sigmoid loss is better at N = 2",
+            statement="512 beat 32",
+            a=["InfoNCE, N = 512", R],
+            b=["InfoNCE, N = 32", R],
+            expect="above",
+        ),
+        dict(
+            statement="the sigmoid loss is better at N = 2",
             a=["sigmoid, N = 2", R],
             b=["InfoNCE, N = 2", R],
             expect="above",
         ),
         dict(
-            says="the nearest wrong captions help more than random ones",
+            statement="the nearest wrong captions help more than random ones",
             a=[H + "nearest", R],
             b=[H + "random", R],
             expect="above",
         ),
         dict(
-            says="at least among the nearest",
+            statement="at least among the nearest",
             a=[H + "nearest", "R@1 among the 9 nearest"],
             b=[H + "random", "R@1 among the 9 nearest"],
             expect="above",
         ),
         *[
             dict(
-                says=f"false negatives hurt: {name}",
+                statement=f"false negatives hurt: {name}",
                 a=[f"{name}: negatives", S],
                 b=[f"{name}: positives", S],
                 expect="below",
@@ -278,14 +283,14 @@ def measure(cells, seeds, small=False):
             for name in REPEATS
         ],
         dict(
-            says="shuffled pairs teach nothing: less than three times chance",
+            statement="shuffled pairs teach nothing: less than three times chance",
             a=["InfoNCE, N = 32, pairs shuffled", R],
             b=3 / len(pool_of(vectors(seeds[0], small)["test"])),
             expect="below",
             control=True,
         ),
         dict(
-            says="pairs teach something: above shuffled",
+            statement="pairs teach something: above shuffled",
             a=["InfoNCE, N = 32", R],
             b=["InfoNCE, N = 32, pairs shuffled", R],
             expect="above",
@@ -306,6 +311,6 @@ def measure(cells, seeds, small=False):
         setup=HOW
         + " Nearest: by the base's own vectors, other attributes. Short captions: asymmetry, border, skin, impression; right is the own one among all that occur, in one phrasing. Rates of the batch sizes: 0.001 to 0.016, "
         "0.064 too from N = 128.",
-        cannot=TOY
+        limitations=TOY
         + " Constant samples seen gives a large batch few steps; at constant steps it would look better. The sigmoid loss starts from a bias of -10, which few steps hardly move. SigLIP saw saturation near 32,000, out of reach here.",
     )

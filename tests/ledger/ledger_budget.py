@@ -198,52 +198,55 @@ def measure(cells, seeds, small=False):
         found,
         [
             dict(
-                says="half the pixels a side: the first word comes sooner",
+                statement="half the pixels a side: the first word comes sooner",
                 a=[SMALL, WORD],
                 b=[USUAL, WORD],
                 expect="below",
             ),
             dict(
-                says="and says as much that is right, at 36 tokens",
+                statement="and says as much that is right, at 36 tokens",
                 a=[SMALL, F1],
                 b=[USUAL, F1],
                 expect="not below",
             ),
             dict(
-                says="9 tokens for 36: the first word comes sooner",
+                statement="9 tokens for 36: the first word comes sooner",
                 a=[FEW, WORD],
                 b=[USUAL, WORD],
                 expect="below",
             ),
             dict(
-                says="a step costs fewer operations", a=[FEW, STEP], b=[USUAL, STEP], expect="below"
+                statement="a step costs fewer operations",
+                a=[FEW, STEP],
+                b=[USUAL, STEP],
+                expect="below",
             ),
             dict(
-                says="and 9 tokens say as much that is right",
+                statement="and 9 tokens say as much that is right",
                 a=[FEW, F1],
                 b=[USUAL, F1],
                 expect="not below",
             ),
             dict(
-                says="a single token says as much that is right",
+                statement="a single token says as much that is right",
                 a=[ONE, F1],
                 b=[USUAL, F1],
                 expect="not below",
             ),
             dict(
-                says="LoRA in the vision tower alone looks less than LoRA in the text",
+                statement="LoRA in the vision tower alone looks less than LoRA in the text",
                 a=[TOWER, ADDS],
                 b=[TEXTUAL, ADDS],
                 expect="below",
             ),
             dict(
-                says="and less than before it was trained",
+                statement="and less than before it was trained",
                 a=[TOWER, ADDS],
                 b=["untrained base", ADDS],
                 expect="below",
             ),
             dict(
-                says="though it learns the wording: its loss falls",
+                statement="though it learns the wording: its loss falls",
                 a=[TOWER, "loss of the answers"],
                 b=["untrained base", "loss of the answers"],
                 expect="below",
@@ -258,6 +261,6 @@ def measure(cells, seeds, small=False):
         measured="Macro-F1 of captions against the number of image tokens and of pixels, with the operations of a training step and the time to the first word, as ratios to 36 tokens from 96 pixels; and for LoRA in four places, what another lesion's picture adds to the loss of the answers.",
         setup=f"The shipped projector's weights at every budget (averaging has none), LoRA of rank 8, both trained for {steps} steps of {batch} with the tower frozen, LoRA at {TEXT:g}, the projector at {rate[USUAL]:g}, the best of {', '.join(f'{r:g}' for r in SCREEN)} at 36 tokens (further out where the best lay at the edge) by validation lesions of two seeds. Times are of 8 pictures, both budgets in turn in one process, "
         "the quickest of three, one thread; operations are torch's count with eager attention. Places: LoRA alone, about 45,000 numbers, 30 steps of 8 at 0.005.",
-        cannot="Times are a CPU's, at toy size, where the text of prompt and caption outweighs the picture: in a large model with hundreds of image tokens the share differs. The tower was trained at 96 pixels only. "
+        limitations="Times are a CPU's, at toy size, where the text of prompt and caption outweighs the picture: in a large model with hundreds of image tokens the share differs. The tower was trained at 96 pixels only. "
         "One rate for all places: a slower tower would unlearn less, and learn less.",
     )

@@ -69,33 +69,33 @@ def measure(cells, seeds, small=False):
     big = [a for a, m in found if m == "bits a number" and a.startswith("NF4")][-1]
     tests = [
         dict(
-            says="65 billion weights in NF4 take less than 24 GB",
+            statement="65 billion weights in NF4 take less than 24 GB",
             a=[big, "GB for 65 billion"],
             b=24,
             expect="below",
         ),
         dict(
-            says="they take less than 48 GB: the card on which the paper did it",
+            statement="they take less than 48 GB: the card on which the paper did it",
             a=[big, "GB for 65 billion"],
             b=48,
             expect="below",
             control=True,
         ),
         dict(
-            says="the packed weights alone are at least 5.8 times smaller than bf16",
+            statement="the packed weights alone are at least 5.8 times smaller than bf16",
             a=[big, "times less than bf16"],
             b=5.8,
             expect="not below",
         ),
         dict(
-            says="bf16 takes 16 bits: the scale reads right",
+            statement="bf16 takes 16 bits: the scale reads right",
             a=["bf16", "GB for 65 billion"],
             b=130,
             expect="equal",
             control=True,
         ),
         dict(
-            says="constants cost something: more than 4 bits",
+            statement="constants cost something: more than 4 bits",
             a=[big, "bits a number"],
             b=["codes alone, no constants", "bits a number"],
             expect="above",
@@ -114,5 +114,5 @@ def measure(cells, seeds, small=False):
         measured="The bytes of the text model's linear layers in NF4 with double quantisation (codes, scales, scales of scales, tables), in our base and in larger random models; from these, 65 billion of them. "
         "Bytes depend on shapes and on nothing else, so every seed gives the same and the intervals have no width: they are exact, not certain by luck.",
         setup="bitsandbytes on the CPU: Params4bit with compress_statistics, blocks of 64, 256 scales to a second scale; counted by mmkit.models.size.",
-        cannot="Time and cost, which need a GPU; what activations, adapters and optimiser add (the planner does that). The smaller a matrix, the more its tables weigh: 65 billion is taken at the rate of the largest.",
+        limitations="Time and cost, which need a GPU; what activations, adapters and optimiser add (the planner does that). The smaller a matrix, the more its tables weigh: 65 billion is taken at the rate of the largest.",
     )

@@ -292,7 +292,7 @@ def measure(cells, seeds, small=False):
 
     sound = [
         dict(
-            says="a dense caption says more than the commonest attributes",
+            statement="a dense caption says more than the commonest attributes",
             a=[D[n], F1],
             b=["always the commonest", F1],
             expect="above",
@@ -303,27 +303,27 @@ def measure(cells, seeds, small=False):
     above = "training loss above its floor"
     c9 = [
         dict(
-            says="dense captions teach the impression better than yes or no, at the same token count",
+            statement="dense captions teach the impression better than yes or no, at the same token count",
             a=[D[few], B],
             b=[Y[n], B],
             expect="above",
         ),
-        dict(says="and with the same pictures", a=[D[few], B], b=[Y[few], B], expect="above"),
-        dict(says="and with all pictures", a=[D[n], B], b=[Y[n], B], expect="above"),
+        dict(statement="and with the same pictures", a=[D[few], B], b=[Y[few], B], expect="above"),
+        dict(statement="and with all pictures", a=[D[n], B], b=[Y[n], B], expect="above"),
         dict(
-            says="they order pictures by their attributes better, at the same token count",
+            statement="they order pictures by their attributes better, at the same token count",
             a=[D[few], N],
             b=[Y[n], N],
             expect="above",
         ),
         dict(
-            says="yes or no orders them better than the frozen base does",
+            statement="yes or no orders them better than the frozen base does",
             a=[Y[n], N],
             b=["the frozen base", N],
             expect="above",
         ),
         dict(
-            says="no training gets InfoNCE below the mean log m of identical captions (yes/no)",
+            statement="no training gets InfoNCE below the mean log m of identical captions (yes/no)",
             a=[neg["yesno"], above],
             b=0,
             expect="not below",
@@ -332,19 +332,19 @@ def measure(cells, seeds, small=False):
     ]
     c27 = [
         dict(
-            says=f"{few} dense captions teach the impression better than {n} vague ones",
+            statement=f"{few} dense captions teach the impression better than {n} vague ones",
             a=[D[few], B],
             b=[V[n], B],
             expect="above",
         ),
         dict(
-            says="and order pictures better by their attributes",
+            statement="and order pictures better by their attributes",
             a=[D[few], N],
             b=[V[n], N],
             expect="above",
         ),
         dict(
-            says="with the same pictures, dense teaches the impression better than vague",
+            statement="with the same pictures, dense teaches the impression better than vague",
             a=[D[n], B],
             b=[V[n], B],
             expect="above",
@@ -352,7 +352,7 @@ def measure(cells, seeds, small=False):
     ]
     c27 += [
         dict(
-            says=f"{round((1 - p) * n)} right pairs link better than {n} of which {p:.0%} are mismatched",
+            statement=f"{round((1 - p) * n)} right pairs link better than {n} of which {p:.0%} are mismatched",
             a=[f"{round((1 - p) * n)} pairs, all right", "R@1"],
             b=[f"{n} pairs, {p:.0%} mismatched", "R@1"],
             expect="above",
@@ -361,14 +361,14 @@ def measure(cells, seeds, small=False):
     ]
     c27 += [
         dict(
-            says="quantity helps where quality is the same",
+            statement="quantity helps where quality is the same",
             a=["dense, all right", "R@1"],
             b=[f"{round(0.5 * n)} pairs, all right", "R@1"],
             expect="above",
             control=True,
         ),
         dict(
-            says="mismatched pairs teach nothing: less than three times chance",
+            statement="mismatched pairs teach nothing: less than three times chance",
             a=["no pair right", "R@1"],
             b=3 / 192,
             expect="below",
@@ -379,7 +379,7 @@ def measure(cells, seeds, small=False):
     told_ = dict(
         setup=f"Projector and LoRA of rank 8, {steps} steps, each of {DENSE} dense captions or of as many others as have as many tokens (a dense caption has {t['dense']:.1f}, a vague one {t['vague']:.1f}, yes or no {t['yesno']:.1f}); every register is asked in its own words. "
         f"Impression from generated answers. Order of pictures: linear maps trained with InfoNCE (identical captions are positives) on what the frozen base saw and read; attributes of held-out pictures from their {NEAR} nearest training pictures, mean macro-F1.",
-        cannot="Lesions that we drew, whose label follows by a rule from attributes that the dense captions name: nothing could be better for them. Captions without a mistake, unless one was planted. About a thousand pictures and a toy base; one learning rate for all registers.",
+        limitations="Lesions that we drew, whose label follows by a rule from attributes that the dense captions name: nothing could be better for them. Captions without a mistake, unless one was planted. About a thousand pictures and a toy base; one learning rate for all registers.",
     )
     yield entry(
         cells,

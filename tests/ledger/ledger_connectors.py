@@ -94,7 +94,7 @@ def measure(cells, seeds, small=False):
         min(HELD, len(pairs_of(seeds[0], small)["test"])),
     )
     asked = [
-        dict(says=says, a=[a, F1], b=[b, F1], expect=expect)
+        dict(statement=says, a=[a, F1], b=[b, F1], expect=expect)
         for says, a, b, expect in (
             ("two layers beat one", MLP, LINEAR, "above"),
             ("a norm and a matrix beat the matrix and a bias", POOLED, LINEAR, "above"),
@@ -113,7 +113,7 @@ def measure(cells, seeds, small=False):
         asked
         + [
             dict(
-                says="a random tower is worse than the trained one, behind the same connector",
+                statement="a random tower is worse than the trained one, behind the same connector",
                 a=[BLIND, F1],
                 b=[LINEAR, F1],
                 expect="below",
@@ -129,6 +129,6 @@ def measure(cells, seeds, small=False):
         measured="Macro-F1 of captions of test lesions, own pictures and others', at equal steps; weights of the connector, image tokens and operations of a step beside it.",
         setup=f"Fresh connectors with LoRA of rank 8 in the text model, {steps} steps of {batch} on cached features, tower frozen. LoRA's rate is {TEXT:g}; the connector's is each arm's own best of {', '.join(f'{r:g}' for r in SCREEN)} "
         "(further out where the best lay at the edge) by validation lesions of two seeds. Operations are torch's count of an uncached step, tower included.",
-        cannot=f"{steps * batch} lesions are seen, where LLaVA's connector sees half a million pairs and BLIP-2's queries over a hundred million before they speak: what needs long training loses here. "
+        limitations=f"{steps * batch} lesions are seen, where LLaVA's connector sees half a million pairs and BLIP-2's queries over a hundred million before they speak: what needs long training loses here. "
         "Captions that ask for nothing in a place, 36 tokens at most.",
     )

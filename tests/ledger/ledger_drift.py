@@ -212,7 +212,7 @@ def measure(cells, seeds, small=False):
     pts, away = "accuracy, points lost, {}", ("new camera", "other light", "darker skin")
     c = [
         dict(
-            says=f"full fine-tuning: {k} costs right answers",
+            statement=f"full fine-tuning: {k} costs right answers",
             a=["full", pts.format(k)],
             b=0,
             expect="above",
@@ -221,40 +221,43 @@ def measure(cells, seeds, small=False):
     ]
     c += [
         dict(
-            says="at a new clinic, all three at half strength, at least 18% of the accuracy is lost",
+            statement="at a new clinic, all three at half strength, at least 18% of the accuracy is lost",
             a=["full", "accuracy, % lost, new clinic"],
             b=18,
             expect="not below",
         ),
         dict(
-            says="and at most 35%", a=["full", "accuracy, % lost, new clinic"], b=35, expect="below"
+            statement="and at most 35%",
+            a=["full", "accuracy, % lost, new clinic"],
+            b=35,
+            expect="below",
         ),
         dict(
-            says="full fine-tuning loses more there than the projector alone (Kumar et al. 2022: the feature extractor is bent)",
+            statement="full fine-tuning loses more there than the projector alone (Kumar et al. 2022: the feature extractor is bent)",
             a=["full", pts.format("new clinic")],
             b=["projector alone", pts.format("new clinic")],
             expect="above",
         ),
         dict(
-            says="LP-FT loses less there than full fine-tuning",
+            statement="LP-FT loses less there than full fine-tuning",
             a=["LP-FT", pts.format("new clinic")],
             b=["full", pts.format("new clinic")],
             expect="below",
         ),
         dict(
-            says="LP-FT answers more rightly there than full fine-tuning",
+            statement="LP-FT answers more rightly there than full fine-tuning",
             a=["LP-FT", "accuracy, new clinic"],
             b=["full", "accuracy, new clinic"],
             expect="above",
         ),
         dict(
-            says="and than the projector alone",
+            statement="and than the projector alone",
             a=["LP-FT", "accuracy, new clinic"],
             b=["projector alone", "accuracy, new clinic"],
             expect="above",
         ),
         dict(
-            says="50 new pairs bring more there than as many steps on old ones",
+            statement="50 new pairs bring more there than as many steps on old ones",
             a=["then 50 new pairs", "accuracy at the new clinic"],
             b=["then old pairs only", "accuracy at the new clinic"],
             expect="above",
@@ -263,25 +266,25 @@ def measure(cells, seeds, small=False):
     if "LP-FT, trained on shifts" in methods:
         c += [
             dict(
-                says="LP-FT trained on shifts, these among them, loses less there",
+                statement="LP-FT trained on shifts, these among them, loses less there",
                 a=["LP-FT, trained on shifts", pts.format("new clinic")],
                 b=["LP-FT", pts.format("new clinic")],
                 expect="below",
             ),
             dict(
-                says="LP-FT on 50 new pairs forgets less of the old clinic than all parts at once",
+                statement="LP-FT on 50 new pairs forgets less of the old clinic than all parts at once",
                 a=["then 50 new pairs, LP-FT", "accuracy, points forgotten of the old"],
                 b=["then 50 new pairs", "accuracy, points forgotten of the old"],
                 expect="below",
             ),
             dict(
-                says="old pairs, shifted, bring more at the new clinic than the same pairs as they are",
+                statement="old pairs, shifted, bring more at the new clinic than the same pairs as they are",
                 a=["then old pairs, shifted", "accuracy at the new clinic"],
                 b=["then old pairs only", "accuracy at the new clinic"],
                 expect="above",
             ),
             dict(
-                says="with old pairs among the new, less of the old clinic is forgotten",
+                statement="with old pairs among the new, less of the old clinic is forgotten",
                 a=["then 50 new and old pairs", "accuracy, points forgotten of the old"],
                 b=["then 50 new pairs", "accuracy, points forgotten of the old"],
                 expect="below",
@@ -289,14 +292,14 @@ def measure(cells, seeds, small=False):
         ]
     c += [
         dict(
-            says="another draw of the old world costs less than the new clinic",
+            statement="another draw of the old world costs less than the new clinic",
             a=["full", pts.format("another draw")],
             b=["full", pts.format("new clinic")],
             expect="below",
             control=True,
         ),
         dict(
-            says="the model learns: above chance at home",
+            statement="the model learns: above chance at home",
             a=["full", "accuracy, old"],
             b=0.5,
             expect="above",
@@ -313,6 +316,6 @@ def measure(cells, seeds, small=False):
         TEST,
         claim="Drift costs 18 to 35% out of distribution; 95 becomes 65.",
         measured="Yes or no to melanoma, of the same lesions before and after a new camera, another light, darker skin, and all three at half strength (a new clinic); the same lesions photographed again and another draw of the same world as controls; five ways of training, and seven cures afterwards.",
-        cannot="How large a drop is depends on how far we chose to shift: these strengths are ours, drawn, and mean nothing for a real clinic. The claim says neither which score nor whether its per cent are points. Rates of full fine-tuning are the best of a few that were tried on the first two seeds, two of those that are reported; the other arms have the first setting that was tried; each cure has one setting.",
+        limitations="How large a drop is depends on how far we chose to shift: these strengths are ours, drawn, and mean nothing for a real clinic. The claim says neither which score nor whether its per cent are points. Rates of full fine-tuning are the best of a few that were tried on the first two seeds, two of those that are reported; the other arms have the first setting that was tried; each cure has one setting.",
         setup=f"{STEPS} steps of {BATCH} on {PAIRS} lesions of {SIDE} × {SIDE} pixels, skin types I and II, two cameras, half melanomas; rates {RATES}; projector alone and LP-FT {FAST}, LoRA of rank 8 2e-3 beside the projector's 1e-2. Shifts of `drift.shift` at strength 1, those of the new clinic at 0.5. Cures: {MORE} more steps of {BATCH} with the same rates from the LP-FT model, on {FEW} labelled pairs of the new clinic, on {FEW} old ones (as they are, or half of them shifted by camera, light, blur, JPEG or hairs), or on both.",
     )

@@ -101,7 +101,7 @@ def measure(cells, seeds, small=False):
     R, F, at = "R@1", "macro-F1", lambda d, kind, p: f"{d}, {kind}, {p} percent"
     tests = [
         dict(
-            says=f"at least 63% of the planted are caught when as many pairs are removed as were planted: {k}, {p}%",
+            statement=f"at least 63% of the planted are caught when as many pairs are removed as were planted: {k}, {p}%",
             a=[at("weighed", k, p), "recall"],
             b=0.63,
             expect="above",
@@ -111,7 +111,7 @@ def measure(cells, seeds, small=False):
     ]
     tests += [
         dict(
-            says=f"the filter catches more than random removal: {k}, 5%",
+            statement=f"the filter catches more than random removal: {k}, 5%",
             a=[at("weighed", k, 5), "recall"],
             b=[at("random", k, 5), "recall"],
             expect="above",
@@ -121,13 +121,13 @@ def measure(cells, seeds, small=False):
     for k in kinds:
         tests += [
             dict(
-                says=f"after filtering, captions are found better than without: {k}, 20%",
+                statement=f"after filtering, captions are found better than without: {k}, 20%",
                 a=[at("filtered", k, 20), R],
                 b=[at("everything", k, 20), R],
                 expect="above",
             ),
             dict(
-                says=f"and attributes are told better: {k}, 20%",
+                statement=f"and attributes are told better: {k}, 20%",
                 a=[at("filtered", k, 20), F],
                 b=[at("everything", k, 20), F],
                 expect="above",
@@ -135,26 +135,26 @@ def measure(cells, seeds, small=False):
         ]
     tests += [
         dict(
-            says="filtering beats random removal (swap, 20%)",
+            statement="filtering beats random removal (swap, 20%)",
             a=[at("filtered", "swap", 20), R],
             b=[at("random removal", "swap", 20), R],
             expect="above",
         ),
         dict(
-            says="where nothing is wrong, removing the 5% most suspicious pairs costs nothing: R@1 not below that of everything",
+            statement="where nothing is wrong, removing the 5% most suspicious pairs costs nothing: R@1 not below that of everything",
             a=["filtered, nothing planted", R],
             b=["everything, nothing planted", R],
             expect="not below",
         ),
         dict(
-            says="mismatches do harm at all: a perfect filter helps (swap, 20%)",
+            statement="mismatches do harm at all: a perfect filter helps (swap, 20%)",
             a=[at("perfect filter", "swap", 20), R],
             b=[at("everything", "swap", 20), R],
             expect="above",
             control=True,
         ),
         dict(
-            says="random scores find nothing: AUROC under 0.6 (swap, 20%)",
+            statement="random scores find nothing: AUROC under 0.6 (swap, 20%)",
             a=[at("random", "swap", 20), "AUROC"],
             b=0.6,
             expect="below",
@@ -174,5 +174,5 @@ def measure(cells, seeds, small=False):
         measured="Planted mismatches, from another lesion's caption to one changed attribute, at 1 to 50%: AUROC, average precision and recall of four detectors and two combinations; then contrastive maps and attribute probes learned again on what each removal leaves.",
         setup=f'What the frozen base saw and read; detectors cross-fitted in five folds by patient. "weighed": ranks weighted by who finds swaps that the filter plants itself, no truth used. As many pairs are removed as were planted, so recall is precision too; where nothing is planted, 5%. Refit: linear maps '
         f"with InfoNCE ({STEPS} steps, identical captions are positives), R@1 in a pool of held-out lesions with true captions; linear probes of attributes taught by what captions say, macro-F1 against the truth.",
-        cannot="In a real set nobody knows how many pairs are wrong, so nobody knows where to stop removing. Planted faults are uniform; real ones cluster in a hospital, a day, a hand. Our captions name their attributes in fixed words: a second opinion is easier here than on free text.",
+        limitations="In a real set nobody knows how many pairs are wrong, so nobody knows where to stop removing. Planted faults are uniform; real ones cluster in a hospital, a day, a hand. Our captions name their attributes in fixed words: a second opinion is easier here than on free text.",
     )

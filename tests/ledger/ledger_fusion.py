@@ -151,31 +151,31 @@ def measure(cells, seeds, small=False):
         found,
         [
             dict(
-                says="early fusion beats cross-attention, gates shut at the start",
+                statement="early fusion beats cross-attention, gates shut at the start",
                 a=[EARLY, F1],
                 b=[SHUT, F1],
                 expect="above",
             ),
             dict(
-                says="gates that start half open beat shut ones",
+                statement="gates that start half open beat shut ones",
                 a=[OPEN, F1],
                 b=[SHUT, F1],
                 expect="above",
             ),
             dict(
-                says="early fusion beats late fusion, at equal steps",
+                statement="early fusion beats late fusion, at equal steps",
                 a=[EARLY, F1],
                 b=[LATE, F1],
                 expect="above",
             ),
             dict(
-                says="and late fusion, at equal operations in all",
+                statement="and late fusion, at equal operations in all",
                 a=[EARLY, F1],
                 b=[LONG, F1],
                 expect="above",
             ),
             dict(
-                says="a step of cross-attention costs fewer operations than one of early fusion",
+                statement="a step of cross-attention costs fewer operations than one of early fusion",
                 a=[SHUT, STEP],
                 b=[EARLY, STEP],
                 expect="below",
@@ -192,6 +192,6 @@ def measure(cells, seeds, small=False):
         setup=f"Fresh weights: an MLP into 36 tokens; two gated cross-attention layers that look at 36 vectors; each with LoRA of rank 8 in the text model; two encoders of an MLP each. About 271,000 trained parameters everywhere, "
         f"{steps} steps of {batch} on cached features; late fusion also for {budget[LONG][0]} steps of {budget[LONG][1]}, about the operations of the whole early run. LoRA's rate is {TEXT:g}; of the connector's (and the encoders'), "
         f"each arm has its own best of {', '.join(f'{r:g}' for r in SCREEN)} (further out where the best lay at the edge) by validation lesions of two seeds.",
-        cannot="The text model was pre-trained with image tokens in its sentences, never with cross-attention: early fusion has a head start. Late fusion cannot say what no training caption said; with these captions, made from "
+        limitations="The text model was pre-trained with image tokens in its sentences, never with cross-attention: early fusion has a head start. Late fusion cannot say what no training caption said; with these captions, made from "
         "eleven attributes, finding is easier than with free text. 36 vectors a picture: cross-attention saves most where pictures have thousands.",
     )

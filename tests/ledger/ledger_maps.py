@@ -136,31 +136,31 @@ def measure(cells, seeds, small=False):
         taught,
         [
             dict(
-                says="teaching the gaze improves the captions",
+                statement="teaching the gaze improves the captions",
                 a=["captions and gaze", "macro-F1"],
                 b=["captions alone", "macro-F1"],
                 expect="above",
             ),
             dict(
-                says="teaching the gaze brings attention onto the lesion",
+                statement="teaching the gaze brings attention onto the lesion",
                 a=["captions and gaze", f"attention: {on}"],
                 b=["captions alone", f"attention: {on}"],
                 expect="above",
             ),
             dict(
-                says="teaching the gaze improves attention as a map",
+                statement="teaching the gaze improves attention as a map",
                 a=["captions and gaze", f"attention: {inside}"],
                 b=["captions alone", f"attention: {inside}"],
                 expect="above",
             ),
             dict(
-                says="teaching the gaze improves relevancy as a map",
+                statement="teaching the gaze improves relevancy as a map",
                 a=["captions and gaze", f"relevancy: {inside}"],
                 b=["captions alone", f"relevancy: {inside}"],
                 expect="above",
             ),
             dict(
-                says="the term is learnt",
+                statement="the term is learnt",
                 a=["captions and gaze", "gaze in training, nats"],
                 b=["captions alone", "gaze in training, nats"],
                 expect="below",
@@ -171,7 +171,7 @@ def measure(cells, seeds, small=False):
                 if small
                 else [
                     dict(
-                        says="captions alone: above the commonest answer",
+                        statement="captions alone: above the commonest answer",
                         a=["captions alone", "macro-F1"],
                         b=["always the commonest", "macro-F1"],
                         expect="above",
@@ -184,7 +184,7 @@ def measure(cells, seeds, small=False):
         MAPS,
         claim="Axolotl has a loss that supervises cross-attention (not found in its documentation). Our own: a term that draws the words' attention onto what they name.",
         measured=f"Captions (macro-F1 of {HELD} held-out lesions) and maps ({MAPS} held-out lesions, words that name a structure that is there), with and without the term, weight {WEIGHT}.",
-        cannot="One weight, two of four layers, masks that we drew and that are exact. With a tower that may learn, or masks drawn by people, it may come out otherwise.",
+        limitations="One weight, two of four layers, masks that we drew and that are exact. With a tower that may learn, or masks drawn by people, it may come out otherwise.",
         setup=f"Projector and LoRA of rank 16 on {LEARN} lesions, {STEPS} steps of 8, rate 3e-3.",
     )
     arms = [a for a in NAMES.values() if (a, hit) in found]
@@ -196,7 +196,7 @@ def measure(cells, seeds, small=False):
         [
             *(
                 dict(
-                    says=f"{a} points at the structure better than the centre",
+                    statement=f"{a} points at the structure better than the centre",
                     a=[a, hit],
                     b=["centre", hit],
                     expect="above",
@@ -205,7 +205,7 @@ def measure(cells, seeds, small=False):
             ),
             *(
                 dict(
-                    says=f"{a} ranks inside the lesion better than chance",
+                    statement=f"{a} ranks inside the lesion better than chance",
                     a=[a, inside],
                     b=0.5,
                     expect="above",
@@ -213,31 +213,31 @@ def measure(cells, seeds, small=False):
                 for a in arms
             ),
             dict(
-                says="relevancy points at the structure better than attention",
+                statement="relevancy points at the structure better than attention",
                 a=["relevancy", hit],
                 b=["attention", hit],
                 expect="above",
             ),
             dict(
-                says="relevancy ranks inside the lesion better than attention",
+                statement="relevancy ranks inside the lesion better than attention",
                 a=["relevancy", inside],
                 b=["attention", inside],
                 expect="above",
             ),
             dict(
-                says="the tokens on a structure carry more of its mention than as many anywhere in the lesion",
+                statement="the tokens on a structure carry more of its mention than as many anywhere in the lesion",
                 a=["exchange", "nats carried by the tokens on it"],
                 b=["exchange", "nats carried by as many in the lesion"],
                 expect="above",
             ),
             dict(
-                says="relevancy points better than with shuffled weights",
+                statement="relevancy points better than with shuffled weights",
                 a=["relevancy", hit],
                 b=[SHUFFLED[1], hit],
                 expect="above",
             ),
             dict(
-                says="attention finds the lesion better than with shuffled weights",
+                statement="attention finds the lesion better than with shuffled weights",
                 a=["attention", on],
                 b=[SHUFFLED[0], on],
                 expect="above",
@@ -247,7 +247,7 @@ def measure(cells, seeds, small=False):
                 if small
                 else [
                     dict(
-                        says="the centre finds the lesion better than a random point",
+                        statement="the centre finds the lesion better than a random point",
                         a=["centre", on],
                         b=["random", on],
                         expect="above",
@@ -260,6 +260,6 @@ def measure(cells, seeds, small=False):
         MAPS,
         claim="Look at the attention maps to see whether picture and text are linked.",
         measured=f"Maps of the words that name a structure which is there, on {MAPS} held-out lesions, against the true masks; and by how much such a mention loses when the structure is not drawn, in all and by the image tokens on it.",
-        cannot="A small tower whose attention is global, 6 × 6 image tokens, structures that we drew: a tower trained on more may keep knowledge where it found it.",
+        limitations="A small tower whose attention is global, 6 × 6 image tokens, structures that we drew: a tower trained on more may keep knowledge where it found it.",
         setup=f"Projector and LoRA of rank 16 on {LEARN} lesions, {STEPS} steps of 8, rate 3e-3. Relevancy through the tower to its patches; attention is the mean over layers and heads.",
     )

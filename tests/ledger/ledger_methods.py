@@ -248,7 +248,7 @@ def measure(cells, seeds, small=False):
         rates=rate,
         screened=screen,
         equal_quality=level,
-        cannot=f'{steps} steps on lesions that we drew, and a base of two million weights: what LoRA or full fine-tuning of billions of weights keep or learn is another question. "Keeping" is measured on one other world, the generic pictures that '
+        limitations=f'{steps} steps on lesions that we drew, and a base of two million weights: what LoRA or full fine-tuning of billions of weights keep or learn is another question. "Keeping" is measured on one other world, the generic pictures that '
         "the base was made on. The percentages that were claimed name neither model, data nor measure.",
         setup=f"Projector and one method beside it (full: all three parts), {steps} steps of {BATCH}; LoRA rank {SIZES['LoRA']} on all linear layers of the text, QLoRA the same on NF4, bottlenecks of {SIZES['Houlsby']} behind attention and MLP (Houlsby) or "
         f"{SIZES['parallel']} beside the MLP (parallel), LoRA rank {SIZES['head']} on the output head alone: each about 90,000 numbers. Rates (of the text; the projector has {P:g} beside it, the vision tower {V:g}) chosen on validation lesions of one seed, further out where the best lay at the edge. "
@@ -257,7 +257,7 @@ def measure(cells, seeds, small=False):
     n = min(HELD, len(pairs_of(seeds[0], small)["test"]))
     sound = [
         dict(
-            says="LoRA learns: above the commonest answer",
+            statement="LoRA learns: above the commonest answer",
             a=["LoRA", B],
             b=["always the commonest", B],
             expect="above",
@@ -277,19 +277,19 @@ def measure(cells, seeds, small=False):
 
     c15 = [
         dict(
-            says="LoRA says more that is right than QLoRA",
+            statement="LoRA says more that is right than QLoRA",
             a=["LoRA", B],
             b=["QLoRA", B],
             expect="above",
         ),
         dict(
-            says="and than bottleneck adapters (Houlsby)",
+            statement="and than bottleneck adapters (Houlsby)",
             a=["LoRA", B],
             b=["Houlsby", B],
             expect="above",
         ),
         dict(
-            says="and bottleneck adapters more than QLoRA",
+            statement="and bottleneck adapters more than QLoRA",
             a=["Houlsby", B],
             b=["QLoRA", B],
             expect="above",
@@ -297,19 +297,19 @@ def measure(cells, seeds, small=False):
     ]
     c17 = [
         dict(
-            says="bottleneck adapters (Houlsby) keep more of generic captions than LoRA, at matched parameters",
+            statement="bottleneck adapters (Houlsby) keep more of generic captions than LoRA, at matched parameters",
             a=["Houlsby", A],
             b=["LoRA", A],
             expect="above",
         ),
         dict(
-            says="and at matched quality on lesions",
+            statement="and at matched quality on lesions",
             a=["Houlsby", f"{A}, at equal quality"],
             b=["LoRA", f"{A}, at equal quality"],
             expect="above",
         ),
         dict(
-            says="they keep more of the answers to questions, at matched parameters",
+            statement="they keep more of the answers to questions, at matched parameters",
             a=["Houlsby", ASK],
             b=["LoRA", ASK],
             expect="above",
@@ -317,7 +317,7 @@ def measure(cells, seeds, small=False):
     ]
     sees = [
         dict(
-            says="forgetting can be seen: full fine-tuning keeps fewer answers than the untrained base gives",
+            statement="forgetting can be seen: full fine-tuning keeps fewer answers than the untrained base gives",
             a=["full", ASK],
             b=["untrained base", ASK],
             expect="below",

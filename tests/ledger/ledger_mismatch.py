@@ -103,66 +103,69 @@ def measure(cells, seeds, small=False):
     last, n = f"AUROC after {EPOCHS[-1]} epochs", len(pool_of(vectors(seeds[0], small)["test"]))
     tests = [
         dict(
-            says="mismatches raise the loss: 5% against none",
+            statement="mismatches raise the loss: 5% against none",
             a=["5% mismatched", L],
             b=["0% mismatched", L],
             expect="above",
         ),
         dict(
-            says="50% against none", a=["50% mismatched", L], b=["0% mismatched", L], expect="above"
+            statement="50% against none",
+            a=["50% mismatched", L],
+            b=["0% mismatched", L],
+            expect="above",
         ),
         dict(
-            says="a clean run at a tenth of the rate stays below 5% mismatched",
+            statement="a clean run at a tenth of the rate stays below 5% mismatched",
             a=[low, L],
             b=["5% mismatched", L],
             expect="below",
         ),
         dict(
-            says="a clean run with N = 256 stays below 10% mismatched",
+            statement="a clean run with N = 256 stays below 10% mismatched",
             a=[large, L],
             b=["10% mismatched", L],
             expect="below",
         ),
         dict(
-            says="spikes mean mismatches: the highest batches stand out more with 10% than with none",
+            statement="spikes mean mismatches: the highest batches stand out more with 10% than with none",
             a=["10% mismatched", H],
             b=["0% mismatched", H],
             expect="above",
         ),
         dict(
-            says="where nothing matches, the loss does not fall below guessing (log N)",
+            statement="where nothing matches, the loss does not fall below guessing (log N)",
             a=["100% mismatched", L],
             b=math.log(64),
             expect="not below",
         ),
         dict(
-            says="batches with high loss hold more planted pairs (10%)",
+            statement="batches with high loss hold more planted pairs (10%)",
             a=["10% mismatched", "batch loss with its planted pairs (Spearman)"],
             b=0,
             expect="above",
         ),
         dict(
-            says="a pair's own loss ranks the planted ones (10%, last epoch)",
+            statement="a pair's own loss ranks the planted ones (10%, last epoch)",
             a=["10% mismatched", last],
             b=0.5,
             expect="above",
         ),
         dict(
-            says="with nothing planted it ranks nothing: under 0.6",
+            statement="with nothing planted it ranks nothing: under 0.6",
             a=["0% mismatched", last],
             b=0.6,
             expect="below",
             control=True,
         ),
         dict(
-            says="pairs teach something: above all mismatched",
+            statement="pairs teach something: above all mismatched",
             a=["0% mismatched", R],
             b=["100% mismatched", R],
             expect="above",
             control=True,
         ),
         dict(
-            says="mismatched pairs teach nothing: less than three times chance",
+            statement="mismatched pairs teach nothing: less than three times chance",
             a=["100% mismatched", R],
             b=3 / n,
             expect="below",
@@ -182,6 +185,6 @@ def measure(cells, seeds, small=False):
         "The attention maps of the claim are measured elsewhere.",
         setup=HOW.split(";")[0]
         + "; learning rate 2e-3 in every arm that does not say otherwise, N = 64.",
-        cannot=TOY
+        limitations=TOY
         + " Planted pairs are random swaps: real ones (a neighbour's report, an old picture) look more alike and are found less well. AUROC on the training pairs themselves, not on new ones.",
     )

@@ -98,51 +98,51 @@ def measure(cells, seeds, small=False):
     D, n, R, V = v["W"].shape[1], len(pool_of(v["test"])), "R@1", "variance, pictures"
     tests = [
         dict(
-            says="0.1 MSE adds to the contrastive loss",
+            statement="0.1 MSE adds to the contrastive loss",
             a=["contrastive + 0.1 MSE", R],
             b=["contrastive", R],
             expect="above",
         ),
         dict(
-            says="MSE alone aligns: above untrained",
+            statement="MSE alone aligns: above untrained",
             a=["MSE alone", R],
             b=["untrained", R],
             expect="above",
         ),
         dict(
-            says="MSE alone, captions fixed, aligns: above untrained",
+            statement="MSE alone, captions fixed, aligns: above untrained",
             a=["MSE alone, captions fixed", R],
             b=["untrained", R],
             expect="above",
         ),
         dict(
-            says="MSE alone does as well as contrast",
+            statement="MSE alone does as well as contrast",
             a=["MSE alone", R],
             b=["contrastive", R],
             expect="not below",
         ),
         dict(
-            says="MSE alone keeps the pictures apart as the base did",
+            statement="MSE alone keeps the pictures apart as the base did",
             a=["MSE alone", V],
             b=["untrained", V],
             expect="not below",
         ),
         dict(
-            says=f"0.1 MSE stays within 0.1 · 4/D = {0.4 / D:.4f}",
+            statement=f"0.1 MSE stays within 0.1 · 4/D = {0.4 / D:.4f}",
             a=["contrastive + 0.1 MSE", "0.1 MSE at the start"],
             b=0.4 / D,
             expect="below",
             control=True,
         ),
         dict(
-            says="shuffled pairs teach nothing: less than three times chance",
+            statement="shuffled pairs teach nothing: less than three times chance",
             a=["contrastive, pairs shuffled", R],
             b=3 / n,
             expect="below",
             control=True,
         ),
         dict(
-            says="contrast aligns: above shuffled",
+            statement="contrast aligns: above shuffled",
             a=["contrastive", R],
             b=["contrastive, pairs shuffled", R],
             expect="above",
@@ -160,6 +160,6 @@ def measure(cells, seeds, small=False):
         claim="A squared error aligns the embeddings of pictures with those of their texts.",
         measured=f"R@1 with and without 0.1 of it beside the contrastive loss, with its 1/D undone, and alone; what it weighs in the gradient; whether the vectors collapse (D = {D}).",
         setup=HOW,
-        cannot=TOY
+        limitations=TOY
         + " Neither normalisation nor reduction is told in the claim; here unit vectors and the mean over dimensions, so that it is (2 - 2 cos)/D.",
     )

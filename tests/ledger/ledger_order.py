@@ -104,14 +104,14 @@ def sound(arm) -> list:  # controls
     "An arm that proves that the experiment can tell something: it learned, and it looks."
     return [
         dict(
-            says=f"{arm}: beats the commonest answer",
+            statement=f"{arm}: beats the commonest answer",
             a=[arm, "macro-F1"],
             b=[COMMON, "macro-F1"],
             expect="above",
             control=True,
         ),
         dict(
-            says=f"{arm}: what it says comes from the picture",
+            statement=f"{arm}: what it says comes from the picture",
             a=[arm, "macro-F1"],
             b=[arm, "macro-F1, shuffled pictures"],
             expect="above",
@@ -154,26 +154,31 @@ def measure(cells, seeds, small=False):
     found, F1 = gathered(cells, seeds, small, run, rate), "macro-F1"
     tests = [
         dict(
-            says="projector first, then LoRA, beats LoRA first",
+            statement="projector first, then LoRA, beats LoRA first",
             a=[FIRST, F1],
             b=[LAST, F1],
             expect="above",
         ),
         dict(
-            says="and beats both at once, at equal steps",
+            statement="and beats both at once, at equal steps",
             a=[FIRST, F1],
             b=[BOTH, F1],
             expect="above",
         ),
-        dict(says="LoRA adds to the projector alone", a=[FIRST, F1], b=[ALONE, F1], expect="above"),
         dict(
-            says="the projector has to learn: LoRA behind a random matrix is worse than both",
+            statement="LoRA adds to the projector alone",
+            a=[FIRST, F1],
+            b=[ALONE, F1],
+            expect="above",
+        ),
+        dict(
+            statement="the projector has to learn: LoRA behind a random matrix is worse than both",
             a=[DEAF, F1],
             b=[BOTH, F1],
             expect="below",
         ),
         dict(
-            says="a random tower is worse than the trained one",
+            statement="a random tower is worse than the trained one",
             a=[BLIND, F1],
             b=[BOTH, F1],
             expect="below",
@@ -195,6 +200,6 @@ def measure(cells, seeds, small=False):
         measured="Macro-F1 of what captions say, after a fresh projector and LoRA were trained in either order, at once, or one of them alone; with others' pictures, and behind a tower with random weights.",
         setup=f"A fresh random projector (norm and matrix, 36 tokens) and LoRA of rank 8 on all linear layers of the text model; {steps} steps of {batch} in all, {steps // 2} for each of two stages, each with its own warm-up "
         f"and decay; LoRA's rate is {TEXT:g}, the projector's each arm's own best of {', '.join(f'{r:g}' for r in SCREEN)} (further out where the best lay at the edge) by validation lesions of two seeds; the tower is frozen.",
-        cannot=f"LLaVA's first stage sees half a million pairs before the text model moves; here it sees {steps // 2 * batch} lesions. The text model was pre-trained with image tokens in its sentences (of another projector), "
+        limitations=f"LLaVA's first stage sees half a million pairs before the text model moves; here it sees {steps // 2 * batch} lesions. The text model was pre-trained with image tokens in its sentences (of another projector), "
         "which a text-only model was not: that helps every arm. What is forgotten by moving the text model early is not measured here.",
     )

@@ -226,55 +226,55 @@ def measure(cells, seeds, small=False):
     right, late, F1, move = PLACES[0], PLACES[2], "macro-F1", "change at a swap"
     tests = [
         dict(
-            says="after the answer, a swapped picture moves nothing",
+            statement="after the answer, a swapped picture moves nothing",
             a=[late, move],
             b=0,
             expect="equal",
         ),
-        dict(says="and nothing raises", a=[late, "raises"], b=0, expect="equal"),
+        dict(statement="and nothing raises", a=[late, "raises"], b=0, expect="equal"),
         dict(
-            says="and the projector gets no gradient",
+            statement="and the projector gets no gradient",
             a=[late, "gradient at the projector"],
             b=0,
             expect="equal",
         ),
         dict(
-            says="and captions are worse than with the picture in its place",
+            statement="and captions are worse than with the picture in its place",
             a=[late, F1],
             b=[right, F1],
             expect="below",
         ),
         dict(
-            says="after the prompt is as bad: worse than in its place",
+            statement="after the prompt is as bad: worse than in its place",
             a=[PLACES[1], F1],
             b=[right, F1],
             expect="below",
         ),
         dict(
-            says="off by one is as bad: worse than in its place",
+            statement="off by one is as bad: worse than in its place",
             a=[PLACES[3], F1],
             b=[right, F1],
             expect="below",
         ),
         dict(
-            says="the training loss gives it away: higher after the answer",
+            statement="the training loss gives it away: higher after the answer",
             a=[late, "training loss"],
             b=[right, "training loss"],
             expect="above",
         ),
         *[
-            dict(says=f"{b}: transformers refuses", a=[b, "raises"], b=1, expect="equal")
+            dict(statement=f"{b}: transformers refuses", a=[b, "raises"], b=1, expect="equal")
             for b in BROKEN
         ],
         dict(
-            says="in its place, a swapped picture moves the answer",
+            statement="in its place, a swapped picture moves the answer",
             a=[right, move],
             b=0,
             expect="above",
             control=True,
         ),
         dict(
-            says="in its place, training beats the commonest answer",
+            statement="in its place, training beats the commonest answer",
             a=[right, F1],
             b=["always the commonest", F1],
             expect="above",
@@ -294,6 +294,6 @@ def measure(cells, seeds, small=False):
         "and what do loss and captions show after a short training.",
         setup=f"Swaps in the shipped base, on 64 held-out pairs, mean absolute change of all log-probabilities at answer tokens. Training: projector and LoRA of rank 8, {steps} steps of {batch}; captions "
         'asked the way that was trained ("macro-F1") and with the picture where it belongs ("asked right").',
-        cannot="How many hours somebody lost. One family (Gemma 3) with its causal text and its image tokens in the text; where pictures enter by cross-attention, their place means something else. Short runs: "
+        limitations="How many hours somebody lost. One family (Gemma 3) with its causal text and its image tokens in the text; where pictures enter by cross-attention, their place means something else. Short runs: "
         "with more steps the loss of a blind model falls further.",
     )

@@ -90,32 +90,32 @@ def measure(cells, seeds, small=False):
         found,
         [
             dict(
-                says="the share stays below 0.8% of the weights at rank 8",
+                statement="the share stays below 0.8% of the weights at rank 8",
                 a=["LoRA, rank 8" if 8 in ranks else high, SHARE],
                 b=0.8,
                 expect="below",
             ),
             dict(
-                says="rank 1, whose share does, keeps 98.7% of full fine-tuning or more",
+                statement="rank 1, whose share does, keeps 98.7% of full fine-tuning or more",
                 a=[low, KEEPS],
                 b=98.7,
                 expect="not below",
             ),
             dict(
-                says="rank 8 keeps 98.7% of full fine-tuning or more",
+                statement="rank 8 keeps 98.7% of full fine-tuning or more",
                 a=["LoRA, rank 8" if 8 in ranks else high, KEEPS],
                 b=98.7,
                 expect="not below",
             ),
             dict(
-                says="rank is felt: the largest learns more than the smallest",
+                statement="rank is felt: the largest learns more than the smallest",
                 a=[high, F1],
                 b=[low, F1],
                 expect="above",
                 control=True,
             ),
             dict(
-                says="full fine-tuning learns: above the commonest answer",
+                statement="full fine-tuning learns: above the commonest answer",
                 a=["full fine-tuning", F1],
                 b=[CONTROLS[0], F1],
                 expect="above",
@@ -126,6 +126,6 @@ def measure(cells, seeds, small=False):
         n,
         claim="LoRA trains 0.5–0.8% of the weights and keeps 98.7% of full fine-tuning.",
         measured='Trained numbers of LoRA (without the projector) as a share of the weights, exact; macro-F1 of captions beside full fine-tuning of all three parts at equal steps. The commonest answer and the untrained base "keep" something too.',
-        cannot=f"A base of two million weights and {steps} steps; at billions of weights the same ranks are far smaller shares, and harder tasks may need more rank.",
+        limitations=f"A base of two million weights and {steps} steps; at billions of weights the same ranks are far smaller shares, and harder tasks may need more rank.",
         setup=f"Projector (rate {P:g}) and LoRA on all linear layers of the text (rate {RATES['LoRA']:g}, alpha twice the rank), {steps} steps of {BATCH}; full: text {RATES['full']:g}, vision {V:g}.",
     )

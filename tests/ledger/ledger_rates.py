@@ -157,7 +157,7 @@ def measure(cells, seeds, small=False):
     F1, PS = "macro-F1", "perceptual score"
     told = dict(
         rates=arms,
-        cannot=f"{steps} steps of training on lesions that we drew, with a base of 2 million weights whose vision tower has seen marks of this kind: which part needs to learn most "
+        limitations=f"{steps} steps of training on lesions that we drew, with a base of 2 million weights whose vision tower has seen marks of this kind: which part needs to learn most "
         'depends on what was pre-trained. "Doubled VQA accuracy" was claimed of a model and data that are not named. AdamW divides gradients by their size, so a part\'s rate, not its gradient norm, sets its step.',
         setup=f"Vision tower, projector (full) and text (LoRA of rank 8) trained together for {steps} steps of {batch}; text and vision rates keep their geometric mean of {G:.2g}, or of three times that, the projector has {P:g}; "
         f'the arms "all equal" and "vision > text > projector" keep the geometric mean of all three, {G3:.2g} (or a third of it).',
@@ -165,7 +165,7 @@ def measure(cells, seeds, small=False):
     n = min(HELD, len(pairs_of(seeds[0], small)["test"]))
     sound = [
         dict(
-            says="the runs learn: above the commonest answer",
+            statement="the runs learn: above the commonest answer",
             a=[ORDERED if ORDERED in arms else CLAIMED, F1],
             b=["always the commonest", F1],
             expect="above",
@@ -174,37 +174,37 @@ def measure(cells, seeds, small=False):
     ]
     c5 = [
         dict(
-            says="text : vision = 2.5 makes the picture count more than 1",
+            statement="text : vision = 2.5 makes the picture count more than 1",
             a=[CLAIMED, PS],
             b=["text : vision = 1", PS],
             expect="above",
         ),
         dict(
-            says="and more than the reverse, 0.4",
+            statement="and more than the reverse, 0.4",
             a=[CLAIMED, PS],
             b=["text : vision = 0.4", PS],
             expect="above",
         ),
         dict(
-            says="2.5 says more that is right than 1",
+            statement="2.5 says more that is right than 1",
             a=[CLAIMED, F1],
             b=["text : vision = 1", F1],
             expect="above",
         ),
         dict(
-            says="and when both are three times as fast",
+            statement="and when both are three times as fast",
             a=[CLAIMED + FASTER, F1],
             b=["text : vision = 1" + FASTER, F1],
             expect="above",
         ),
         dict(
-            says="a ratio of 10 makes the picture count more than 1",
+            statement="a ratio of 10 makes the picture count more than 1",
             a=[ORDERED, PS],
             b=["text : vision = 1", PS],
             expect="above",
         ),
         dict(
-            says="and when both are three times as fast",
+            statement="and when both are three times as fast",
             a=[ORDERED + FASTER, PS],
             b=["text : vision = 1" + FASTER, PS],
             expect="above",
@@ -213,7 +213,7 @@ def measure(cells, seeds, small=False):
     c5 = [c for c in c5 if c["a"][0] in arms and c["b"][0] in arms]
     c5 += [
         dict(
-            says="at 2.5 the model says more that is right than the commonest answer",
+            statement="at 2.5 the model says more that is right than the commonest answer",
             a=[CLAIMED, F1],
             b=["always the commonest", F1],
             expect="above",
@@ -221,19 +221,19 @@ def measure(cells, seeds, small=False):
     ]
     c6 = [
         dict(
-            says="projector > text > vision beats one rate at the same geometric mean",
+            statement="projector > text > vision beats one rate at the same geometric mean",
             a=[ORDERED, F1],
             b=["all equal, same mean", F1],
             expect="above",
         ),
         dict(
-            says="and one rate at a third of it",
+            statement="and one rate at a third of it",
             a=[ORDERED, F1],
             b=["all equal, a third of it", F1],
             expect="above",
         ),
         dict(
-            says="and vision > text > projector",
+            statement="and vision > text > projector",
             a=[ORDERED, F1],
             b=["vision > text > projector", F1],
             expect="above",
@@ -241,7 +241,7 @@ def measure(cells, seeds, small=False):
     ]
     c6 = [c for c in c6 if c["a"][0] in arms and c["b"][0] in arms] or [
         dict(
-            says="2.5 beats one rate",
+            statement="2.5 beats one rate",
             a=[CLAIMED, F1],
             b=["all equal, same mean", F1],
             expect="above",

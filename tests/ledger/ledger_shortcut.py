@@ -331,31 +331,31 @@ def measure(cells, seeds, small=False):
         seen,
         [
             dict(
-                says="where dark goes with benign in 90%, a dark coat makes the same lesion look benign",
+                statement="where dark goes with benign in 90%, a dark coat makes the same lesion look benign",
                 a=[D.format("90%"), "called melanoma less often when dark"],
                 b=0,
                 expect="above",
             ),
             dict(
-                says="answers flip under recolouring alone more often than where dark means nothing",
+                statement="answers flip under recolouring alone more often than where dark means nothing",
                 a=[D.format("90%"), "answers that flip when recoloured"],
                 b=[D.format("50%"), "answers that flip when recoloured"],
                 expect="above",
             ),
             dict(
-                says="fewer right answers where dark means nothing",
+                statement="fewer right answers where dark means nothing",
                 a=[D.format("90%"), ACC],
                 b=[D.format("50%"), ACC],
                 expect="below",
             ),
             dict(
-                says="and at 99% fewer still",
+                statement="and at 99% fewer still",
                 a=[D.format("99%"), ACC],
                 b=[D.format("90%"), ACC],
                 expect="below",
             ),
             dict(
-                says="the runs learn: above chance where dark means nothing",
+                statement="the runs learn: above chance where dark means nothing",
                 a=[D.format("50%"), ACC],
                 b=0.5,
                 expect="above",
@@ -366,7 +366,7 @@ def measure(cells, seeds, small=False):
         TEST,
         claim="90% of dark spots are benign, so the model learns that dark means benign.",
         measured="Lesions whose pigment goes with the label as often as told, and the same lesions recoloured: answers that flip, and right answers where darkness means nothing.",
-        cannot=f"{what}, no notes. The share of dark lesions that are benign was set by us; in a clinic it is another.",
+        limitations=f"{what}, no notes. The share of dark lesions that are benign was set by us; in a clinic it is another.",
         setup=what,
     )
     A = "notes agree in {}%"
@@ -377,37 +377,37 @@ def measure(cells, seeds, small=False):
         found,
         [
             dict(
-                says="notes that agree in 90% cost right answers where they agree by chance",
+                statement="notes that agree in 90% cost right answers where they agree by chance",
                 a=[A.format(90), ACC],
                 b=[A.format(50), ACC],
                 expect="below",
             ),
             dict(
-                says="where a note misleads, the model goes with it: right less often than a coin",
+                statement="where a note misleads, the model goes with it: right less often than a coin",
                 a=[A.format(90), "accuracy where the note misleads"],
                 b=0.5,
                 expect="below",
             ),
             dict(
-                says="the image's share of the answers falls",
+                statement="the image's share of the answers falls",
                 a=[A.format(90), "image share"],
                 b=[A.format(50), "image share"],
                 expect="below",
             ),
             dict(
-                says="notes that agree in 75% do as much harm as to cost right answers",
+                statement="notes that agree in 75% do as much harm as to cost right answers",
                 a=[A.format(75), ACC],
                 b=[A.format(50), ACC],
                 expect="below",
             ),
             dict(
-                says="it happens as well with words that were never tied to a label",
+                statement="it happens as well with words that were never tied to a label",
                 a=["90%, words never tied to a label", ACC],
                 b=[A.format(50), ACC],
                 expect="below",
             ),
             dict(
-                says="the image can be read: above chance without notes",
+                statement="the image can be read: above chance without notes",
                 a=["no notes", ACC],
                 b=0.5,
                 expect="above",
@@ -418,6 +418,6 @@ def measure(cells, seeds, small=False):
         TEST,
         claim="Text drowns out images: the model answers from the words.",
         measured="Patient notes that agree with the label in 50 to 99% of training pairs and in 50% of test pairs: right answers, whose lead the model follows, and the image's share; then eight ways to train against it.",
-        cannot=f"{what}. How soon a shortcut is taken depends on how hard the picture is to read, and on whether the words were known: see the arms. The cures were not tuned, each has one setting.",
+        limitations=f"{what}. How soon a shortcut is taken depends on how hard the picture is to read, and on whether the words were known: see the arms. The cures were not tuned, each has one setting.",
         setup=what,
     )

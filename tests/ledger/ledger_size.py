@@ -83,7 +83,7 @@ def measure(cells, seeds, small=False):
 
     asked = [
         dict(
-            says=f"{m}: {n} pairs are enough to beat the untrained model",
+            statement=f"{m}: {n} pairs are enough to beat the untrained model",
             a=arm(m, n),
             b=[CONTROLS[1], F1],
             expect="above",
@@ -94,13 +94,13 @@ def measure(cells, seeds, small=False):
     asked += (
         [
             dict(
-                says=f"full fine-tuning beats LoRA with {many} pairs",
+                statement=f"full fine-tuning beats LoRA with {many} pairs",
                 a=arm("full", many),
                 b=arm("LoRA", many),
                 expect="above",
             ),
             dict(
-                says=f"LoRA beats full fine-tuning with {few} pairs",
+                statement=f"LoRA beats full fine-tuning with {few} pairs",
                 a=arm("LoRA", few),
                 b=arm("full", few),
                 expect="above",
@@ -117,7 +117,7 @@ def measure(cells, seeds, small=False):
         asked
         + [
             dict(
-                says="LoRA with the most pairs: above the commonest answer",
+                statement="LoRA with the most pairs: above the commonest answer",
                 a=arm("LoRA", many),
                 b=[CONTROLS[0], F1],
                 expect="above",
@@ -128,6 +128,6 @@ def measure(cells, seeds, small=False):
         HELD,
         claim="Below 5,000 samples take an API, from 5,000 to 100,000 LoRA or its like, above that full fine-tuning.",
         measured='Macro-F1 of captions against the number of pairs, at equal steps and with each method\'s own rate; the untrained model stands for "an API".',
-        cannot="A base of two million weights on lesions that we drew: where the curves cross, if they do, depends on the model, the task and the distance from what it knows. Nothing here goes beyond a few thousand pairs.",
+        limitations="A base of two million weights on lesions that we drew: where the curves cross, if they do, depends on the model, the task and the distance from what it knows. Nothing here goes beyond a few thousand pairs.",
         setup=f"Projector and method as in C15, {steps} steps of {BATCH} whatever the number of pairs (few pairs are seen often)",
     )

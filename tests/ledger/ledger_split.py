@@ -209,7 +209,7 @@ def measure(cells, seeds, small=False):
         [
             *[
                 dict(
-                    says=f"where 80% are second photographs, a split by image promises what new patients get: {k}",
+                    statement=f"where 80% are second photographs, a split by image promises what new patients get: {k}",
                     a=[P.format("image", most), k],
                     b=0,
                     expect="equal",
@@ -218,7 +218,7 @@ def measure(cells, seeds, small=False):
             ],
             *[
                 dict(
-                    says=f"where 80% are second photographs, both splits say the same: {k}",
+                    statement=f"where 80% are second photographs, both splits say the same: {k}",
                     a=[D.format(most), k],
                     b=0,
                     expect="equal",
@@ -226,13 +226,13 @@ def measure(cells, seeds, small=False):
                 for k in (LR, NN, FIT)
             ],
             dict(
-                says="where none are, both splits say the same: nearest neighbour",
+                statement="where none are, both splits say the same: nearest neighbour",
                 a=[D.format(none), NN],
                 b=0,
                 expect="equal",
             ),
             dict(
-                says="where none are, both splits say the same: logistic regression",
+                statement="where none are, both splits say the same: logistic regression",
                 a=[D.format(none), LR],
                 b=0,
                 expect="equal",
@@ -240,7 +240,7 @@ def measure(cells, seeds, small=False):
             ),
             *[
                 dict(
-                    says=f"where 80% are, a split by patient promises what new patients get: {k}",
+                    statement=f"where 80% are, a split by patient promises what new patients get: {k}",
                     a=[P.format("patient", most), k],
                     b=0,
                     expect="equal",
@@ -253,6 +253,6 @@ def measure(cells, seeds, small=False):
         PATIENTS * EACH // 4,
         claim="A stratified 80/10/10 split prevents bias.",
         measured="Balanced accuracy on quarters that were held out (the short fit: on one) by image or by patient, both stratified by label, and on new patients, as more of a patient's pictures show a lesion that was shown before.",
-        cannot="The dial is ours: patients share skin, age and camera here, and otherwise only lesions that were photographed again. In a clinic they share more, and how much is not known before it is measured.",
+        limitations="The dial is ours: patients share skin, age and camera here, and otherwise only lesions that were photographed again. In a clinic they share more, and how much is not known before it is measured.",
         setup=f"{PATIENTS} patients with {EACH} pictures of {SIDE} × {SIDE} pixels, and {NEW} others; probes of the frozen tower's patches, and projector with LoRA of rank 8 for {steps} steps of {BATCH}",
     )

@@ -163,57 +163,57 @@ def measure(cells, seeds, small=False):
         found,
         [
             dict(
-                says="a VAE's pictures beside the real ones widen the recall gap",
+                statement="a VAE's pictures beside the real ones widen the recall gap",
                 a=["real + VAE", G],
                 b=["real", G],
                 expect="above",
             ),
             dict(
-                says="a VAE's pictures alone widen it",
+                statement="a VAE's pictures alone widen it",
                 a=["only VAE", G],
                 b=["real", G],
                 expect="above",
             ),
             dict(
-                says="the biased sampler's pictures beside the real ones widen it",
+                statement="the biased sampler's pictures beside the real ones widen it",
                 a=["real + biased sampler", G],
                 b=["real", G],
                 expect="above",
             ),
             dict(
-                says="balanced VAE pictures beside the real ones narrow it",
+                statement="balanced VAE pictures beside the real ones narrow it",
                 a=["real + balanced VAE", G],
                 b=["real", G],
                 expect="below",
             ),
             dict(
-                says="and as far as real pictures of dark skin would",
+                statement="and as far as real pictures of dark skin would",
                 a=["real + balanced VAE", G],
                 b=["real + balanced real", G],
                 expect="equal",
             ),
             dict(
-                says="without costing AUROC on dark skin, against the real pictures alone",
+                statement="without costing AUROC on dark skin, against the real pictures alone",
                 a=["real + balanced VAE", "AUROC, dark"],
                 b=["duplicates", "AUROC, dark"],
                 expect="not below",
             ),
             dict(
-                says="the measure sees an amplifier that was built as one: the biased sampler alone",
+                statement="the measure sees an amplifier that was built as one: the biased sampler alone",
                 a=["only biased sampler", G],
                 b=["real", G],
                 expect="above",
                 control=True,
             ),
             dict(
-                says="other real pictures of the same skew move the gap less than that",
+                statement="other real pictures of the same skew move the gap less than that",
                 a=["further real", A],
                 b=["only biased sampler", A],
                 expect="below",
                 control=True,
             ),
             dict(
-                says="real pictures, balanced, narrow it",
+                statement="real pictures, balanced, narrow it",
                 a=["balanced real", G],
                 b=["real", G],
                 expect="below",
@@ -231,7 +231,7 @@ def measure(cells, seeds, small=False):
         TEST,
         claim="Synthetic data saves 47 to 63% of the time and amplifies bias by up to 22.8%.",
         measured="A VAE and a sampler that exaggerates, both made from a skewed set; their pictures beside real ones or alone, at equal N: recall for light and dark skin, the gap between them, and how much wider it is than with as many real ones.",
-        cannot=f"{what}. The 22.8% was found in no public source, nor what it is a percentage of; here a gap is told in points of recall. What 47 to 63% of time means is not said either, and no time of ours can stand for it: whoever draws real pictures with a program waits for nobody. "
+        limitations=f"{what}. The 22.8% was found in no public source, nor what it is a percentage of; here a gap is told in points of recall. What 47 to 63% of time means is not said either, and no time of ours can stand for it: whoever draws real pictures with a program waits for nobody. "
         "A small VAE blurs; a large diffusion model does other things, and published work finds that such pictures help where data is scarce. The skew was set by us.",
         setup=what,
     )

@@ -104,25 +104,25 @@ def measure(cells, seeds, small=False):
     chance = 1 / len(pool_of(vectors(seeds[0], small)["test"]))
     t07, R = "τ = 0.07", "R@1"
     shuffled = dict(
-        says="shuffled pairs teach nothing: less than three times chance",
+        statement="shuffled pairs teach nothing: less than three times chance",
         a=["τ = 0.07, pairs shuffled", R],
         b=3 * chance,
         expect="below",
         control=True,
     )
     learns = dict(
-        says="pairs teach something: above shuffled",
+        statement="pairs teach something: above shuffled",
         a=[t07, R],
         b=["τ = 0.07, pairs shuffled", R],
         expect="above",
         control=True,
     )
     tests = [
-        dict(says="0.07 beats 1", a=[t07, R], b=["τ = 1", R], expect="above"),
-        dict(says="0.07 beats 0.01", a=[t07, R], b=["τ = 0.01", R], expect="above"),
-        dict(says="0.07 beats 0.2", a=[t07, R], b=["τ = 0.2", R], expect="above"),
+        dict(statement="0.07 beats 1", a=[t07, R], b=["τ = 1", R], expect="above"),
+        dict(statement="0.07 beats 0.01", a=[t07, R], b=["τ = 0.01", R], expect="above"),
+        dict(statement="0.07 beats 0.2", a=[t07, R], b=["τ = 0.2", R], expect="above"),
         dict(
-            says="fixed at 0.07 is no worse than learned from 0.07",
+            statement="fixed at 0.07 is no worse than learned from 0.07",
             a=[t07, R],
             b=["learned from 0.07", R],
             expect="not below",
@@ -130,14 +130,14 @@ def measure(cells, seeds, small=False):
         shuffled,
         learns,
         dict(
-            says="a batch of one has a loss of exactly 0",
+            statement="a batch of one has a loss of exactly 0",
             a=["a batch of one", "largest loss of 200 steps"],
             b=0,
             expect="equal",
             control=True,
         ),
         dict(
-            says="and moves no weight",
+            statement="and moves no weight",
             a=["a batch of one", "change of the weights"],
             b=0,
             expect="equal",
@@ -155,30 +155,30 @@ def measure(cells, seeds, small=False):
         claim="A contrastive loss at the temperature 0.07.",
         measured="R@1 at temperatures from 0.01 to 1, fixed, and learned (scale capped at 100) from three starts; 400 steps of 64 pairs. A batch of one, as the named service fixes it.",
         setup=HOW,
-        cannot=TOY
+        limitations=TOY
         + " The best temperature moves with batch size, data and length of training. Whether the named service used such a loss: its batch size is fixed at 1, where this loss is 0.",
     )
     tests = [
         dict(
-            says="as temperature, 0.07 is a scale of 14.29",
+            statement="as temperature, 0.07 is a scale of 14.29",
             a=["0.07 as temperature", "scale at the start"],
             b=round(1 / 0.07, 6),
             expect="equal",
         ),
         dict(
-            says="as log-scale, it is a scale of 1.07",
+            statement="as log-scale, it is a scale of 1.07",
             a=["0.07 as log-scale", "scale at the start"],
             b=round(math.exp(0.07), 6),
             expect="equal",
         ),
         dict(
-            says="fixed, the trap costs R@1",
+            statement="fixed, the trap costs R@1",
             a=["0.07 as log-scale", R],
             b=["0.07 as temperature", R],
             expect="below",
         ),
         dict(
-            says="learned, too: it stays behind",
+            statement="learned, too: it stays behind",
             a=["0.07 as log-scale, learned", R],
             b=["0.07 as temperature, learned", R],
             expect="below",
@@ -196,5 +196,5 @@ def measure(cells, seeds, small=False):
         claim="The scale is exp(τ), learned and capped: right for a log-scale, a trap for the number 0.07.",
         measured="The scale that 0.07 gives under either reading, and R@1 trained with each, fixed and learned.",
         setup=HOW,
-        cannot=TOY + " Which reading anybody used.",
+        limitations=TOY + " Which reading anybody used.",
     )

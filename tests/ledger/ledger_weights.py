@@ -186,7 +186,7 @@ def measure(cells, seeds, small=False):
         by_rate={
             arm: {f"{lr:g}": v for lr, v in scores.items()} for arm, scores in by_rate.items()
         },
-        cannot='The seed text\'s data, model, length of training and "acceptable" are unknown: nothing here says what its 89.4% or its 18.3% were. This is a projector of '
+        limitations='The seed text\'s data, model, length of training and "acceptable" are unknown: nothing here says what its 89.4% or its 18.3% were. This is a projector of '
         f"16 thousand weights, {steps} steps of {batch}, lesions that we drew; a larger model, LoRA, or larger batches (contrast lives on negatives) may order the weights otherwise.",
         setup=f"Projector alone, cached features, {steps} steps of {batch} for every point. All {len(points)} points of the simplex with {len(screen)} seeds on validation lesions; the best hybrid, the "
         f"claimed point and CE alone, each at the rate of 0.01 and at its own best of {', '.join(f'{r:g}' for r in rates)} (by validation), with {len(seeds)} seeds on test lesions of other patients.",
@@ -195,14 +195,14 @@ def measure(cells, seeds, small=False):
     a, F1 = "claimed 0.4 / 0.5 / 0.1", "macro-F1"
     sound = [
         dict(
-            says="CE alone, at its own rate, learns something: above the commonest answer",
+            statement="CE alone, at its own rate, learns something: above the commonest answer",
             a=["CE alone, own rate", F1],
             b=["always the commonest", F1],
             expect="above",
             control=True,
         ),
         dict(
-            says="contrast does its own work: R@1 above CE alone",
+            statement="contrast does its own work: R@1 above CE alone",
             a=[a, "R@1"],
             b=["CE alone", "R@1"],
             expect="above",
@@ -212,19 +212,19 @@ def measure(cells, seeds, small=False):
     own = ", own rate"
     c2 = [
         dict(
-            says="the claimed weights beat CE alone, each at its own rate",
+            statement="the claimed weights beat CE alone, each at its own rate",
             a=[a + own, F1],
             b=["CE alone" + own, F1],
             expect="above",
         ),
         dict(
-            says="the claimed weights are no worse than the chosen ones, each at its own rate",
+            statement="the claimed weights are no worse than the chosen ones, each at its own rate",
             a=[a + own, F1],
             b=["chosen of the simplex" + own, F1],
             expect="not below",
         ),
         dict(
-            says="weight 0.4 is a contrastive share of 0.4",
+            statement="weight 0.4 is a contrastive share of 0.4",
             a=[a, "gradient share of contrastive"],
             b=0.4,
             expect="equal",
@@ -232,25 +232,25 @@ def measure(cells, seeds, small=False):
     ]
     c3 = [
         dict(
-            says="the claimed hybrid beats CE alone at one rate for both",
+            statement="the claimed hybrid beats CE alone at one rate for both",
             a=[a, F1],
             b=["CE alone", F1],
             expect="above",
         ),
         dict(
-            says="and each at its own rate",
+            statement="and each at its own rate",
             a=[a + own, F1],
             b=["CE alone" + own, F1],
             expect="above",
         ),
         dict(
-            says="by 18.3% or more",
+            statement="by 18.3% or more",
             a=[f"{a}{own} over CE alone{own}", "gain, %"],
             b=18.3,
             expect="not below",
         ),
         dict(
-            says="the chosen hybrid beats CE, each at its own rate",
+            statement="the chosen hybrid beats CE, each at its own rate",
             a=["chosen of the simplex" + own, F1],
             b=["CE alone" + own, F1],
             expect="above",

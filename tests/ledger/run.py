@@ -33,7 +33,7 @@ def machine():
 
 
 class Cells:
-    "What was measured, one line of JSON for each (arm, seed, setting): asked for again, it is read and not measured."
+    "What was measured, one line of JSON for each (condition, seed, setting): asked for again, it is read and not measured."
 
     def __init__(self, file, say=print):
         self.file, self.say, self.known, self.seconds = Path(file), say, {}, 0.0
@@ -43,21 +43,21 @@ class Cells:
                 r = json.loads(line)
             except ValueError:
                 continue  # the line that a killed run was writing
-            self.known[self.key(r["arm"], r["seed"], r["setting"])] = r
+            self.known[self.key(r["condition"], r["seed"], r["setting"])] = r
 
-    def key(self, arm, seed, setting):
-        return json.dumps([arm, seed, setting], sort_keys=True)
+    def key(self, condition, seed, setting):
+        return json.dumps([condition, seed, setting], sort_keys=True)
 
     def __call__(
-        self, arm: str, seed: int, f, **setting
+        self, condition: str, seed: int, f, **setting
     ) -> dict:  # what f(**setting) found: measure -> number
-        "The measures of one arm with one seed."
-        key = self.key(arm, seed, setting)
+        "The measures of one condition with one seed."
+        key = self.key(condition, seed, setting)
         if key not in self.known:
             began = time.perf_counter()
             got = f(**setting)
             r = dict(
-                arm=arm,
+                condition=condition,
                 seed=seed,
                 setting=setting,
                 measures={k: float(v) for k, v in got.items()},
@@ -67,7 +67,7 @@ class Cells:
                 out.write(json.dumps(r) + "\n")
             self.known[key] = r
             self.say(
-                f"  {arm}, seed {seed}: {', '.join(f'{k} {v:.4g}' for k, v in r['measures'].items())} ({r['seconds']:.1f} s)"
+                f"  {condition}, seed {seed}: {', '.join(f'{k} {v:.4g}' for k, v in r['measures'].items())} ({r['seconds']:.1f} s)"
             )
         self.seconds += self.known[key]["seconds"]
         return self.known[key]["measures"]
@@ -79,21 +79,21 @@ class Cells:
 
 
 def rows(
-    found: dict,  # (arm, measure) -> {seed: value}
-    controls: tuple = (),  # arms that are controls
+    found: dict,  # (condition, measure) -> {seed: value}
+    controls: tuple = (),  # conditions that are controls
     n: int = None,
 ) -> list:  # of how many held-out pairs each value is
-    "One row for each arm and measure, with its interval over seeds."
+    "One row for each condition and measure, with its interval over seeds."
     import numpy as np
 
     out = []
-    for (arm, measure), by_seed in found.items():
+    for (condition, measure), by_seed in found.items():
         mean = bootstrap(np.mean, list(by_seed.values()))
         out.append(
             dict(
-                arm=arm,
+                condition=condition,
                 measure=measure,
-                control=arm in controls,
+                control=condition in controls,
                 n=n,
                 seeds=list(by_seed),
                 values=[round(v, 6) for v in by_seed.values()],
@@ -107,7 +107,7 @@ def rows(
 
 def entry(
     cells, seeds, id, found, comparisons, controls=(), n=None, **told
-) -> dict:  # told: claim, measured, cannot, plots, notes
+) -> dict:  # told: claim, measured, limitations, plots, notes
     "A claim's file: rows, comparisons with their outcomes, the verdict that follows, and how it was come by."
     import torch
     import transformers
