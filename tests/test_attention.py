@@ -441,12 +441,12 @@ def test_words_name_their_own_masks(shipped, drawn):
     for r in drawn:
         seen, t = attribute_words(*shipped, r, r["caption"], (), "named"), rerender(r)
         for k, name in seen.names.items():
-            want = t.structures.get(name, t.mask)
+            want = t.structure_masks.get(name, t.mask)
             assert (seen.truth[k] == want).all()
             if name in ("dots", "globules", "streaks"):
                 assert seen.words[k].strip(" .,") == name
-        assert {n for n in seen.names.values() if n in t.structures} <= {
-            n for n, m in t.structures.items() if m.any()
+        assert {n for n in seen.names.values() if n in t.structure_masks} <= {
+            n for n, m in t.structure_masks.items() if m.any()
         }
 
 

@@ -34,7 +34,7 @@ few = settings(max_examples=25, deadline=None, suppress_health_check=list(Health
 
 def print_of(r):  # everything of a Rendered
     h = hashlib.sha256(repr(asdict(r.lesion)).encode() + r.image.tobytes() + r.mask.tobytes())
-    for d in (r.structures, r.colours):
+    for d in (r.structure_masks, r.colour_masks):
         for k in sorted(d):
             h.update(k.encode() + d[k].tobytes())
     return h.hexdigest()
@@ -77,7 +77,7 @@ def test_size_keeps_the_geometry(size):
             return (p & q).sum() / max(1, (p | q).sum())
 
         assert iou(down(big.mask), small.mask) > 0.9
-        for d, e in ((big.colours, small.colours), (big.structures, small.structures)):
+        for d, e in ((big.colour_masks, small.colour_masks), (big.structure_masks, small.structure_masks)):
             assert d.keys() == e.keys()
             for name in d:  # small areas have more rim than middle: dots are read elsewhere
                 if d[name].sum() > 400 * (k / 2) ** 2 and name not in (
@@ -195,17 +195,17 @@ def test_everything_claimed_is_there_and_nothing_else():
         claimed = {s for s in STRUCTURES[1:] if getattr(l, s)} | (
             {"network"} if l.network != "absent" else set()
         )
-        assert set(r.structures) == claimed and set(r.colours) == set(l.colours)
-        for c, m in r.colours.items():
+        assert set(r.structure_masks) == claimed and set(r.colour_masks) == set(l.colours)
+        for c, m in r.colour_masks.items():
             assert m.sum() >= 0.02 * body, (l.index, c)
-        for s, m in r.structures.items():
+        for s, m in r.structure_masks.items():
             assert m.sum() >= (0.004 if s == "dots" else 0.02) * body, (l.index, s)
         assert (
-            sum(m.astype(int) for m in r.colours.values()).max() <= 1
+            sum(m.astype(int) for m in r.colour_masks.values()).max() <= 1
         )  # each pixel has one colour
         assert all(
             not (m & ~r.mask).any()
-            for n, m in {**r.structures, **r.colours}.items()
+            for n, m in {**r.structure_masks, **r.colour_masks}.items()
             if n != "streaks"
         )
 
@@ -224,9 +224,9 @@ def test_boxes():
     m[2:5, 4:11] = True
     assert mask_to_box(m) == (0.2, 0.2, 0.55, 0.5)
     for r in RENDERED[:20]:
-        assert set(r.boxes) == {"lesion", *r.structures}
+        assert set(r.boxes) == {"lesion", *r.structure_masks}
         for name, (x0, y0, x1, y1) in r.boxes.items():
-            m = r.mask if name == "lesion" else r.structures[name]
+            m = r.mask if name == "lesion" else r.structure_masks[name]
             n = len(m)
             inside = np.zeros_like(m)
             inside[round(y0 * n) : round(y1 * n), round(x0 * n) : round(x1 * n)] = True
@@ -346,7 +346,7 @@ def test_wrong_knobs_are_refused():
         (dict(dark_bening=0.9), "did you mean 'dark_benign'"),
         (dict(prevelance=0.2), "did you mean 'prevalence'"),
         (dict(zzz=1), "It has prevalence"),
-        (dict(seeds=3), "no knob"),
+        (dict(seeds=3), "no parameter"),
     ):
         with pytest.raises(TypeError, match=words):
             World(**knobs)
@@ -359,7 +359,7 @@ def test_wrong_knobs_are_refused():
         (dict(cameras="north"), "tuple"),
         (dict(cameras=("north",), camera_label=0.9), "two cameras"),
         (dict(lesions_per_patient=0), "at least 1"),
-        (dict(n=0), "at least one"),
+        (dict(num_lesions=0), "at least one"),
     ):
         with pytest.raises(ValueError, match=words):
             World(**knobs)
@@ -407,7 +407,7 @@ def test_any_picture_is_whole(index, size, skin, camera, site):
     )
     other = render_lesion(replace(r.lesion, skin_type=7 - skin), size)
     assert (other.mask == r.mask).all() and all(
-        (other.colours[c] == m).all() for c, m in r.colours.items()
+        (other.colour_masks[c] == m).all() for c, m in r.colour_masks.items()
     )
 
 
@@ -447,7 +447,7 @@ def test_visibility_sees_when_nothing_can_be_seen(monkeypatch):
             r, o = super().render(i), super().render((i + 1) % len(self))
             return replace(r, image=o.image, mask=o.mask)
 
-    gate = measure_visibility(Shuffled(seed=21, n=150, lesions_per_patient=1), max_lesions=150)
+    gate = measure_visibility(Shuffled(seed=21, num_lesions=150, lesions_per_patient=1), max_lesions=150)
     assert all(
         gate[k] < 0.8
         for k in ("asymmetry", "border", "dots", "globules", "veil", "skin", "network")

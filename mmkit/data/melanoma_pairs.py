@@ -41,7 +41,7 @@ def make_melanoma_record(
         world.render(index, size),
         np.random.default_rng((world.seed, 7, index)),
     )
-    a, knobs = l.attributes(), getattr(world, "knobs", {})
+    a, params = l.attributes(), getattr(world, "params", {})
     return make_record(
         id=f"world{world.seed}-{index:06d}",
         image=dict(bytes=encode_png(drawn.image), path=None),
@@ -62,7 +62,7 @@ def make_melanoma_record(
         mask=dict(bytes=encode_png(drawn.mask), path=None) if masks else None,
         boxes=[dict(name=n, box=[float(v) for v in b]) for n, b in drawn.boxes.items()],
         provenance=json.dumps(
-            dict(seed=world.seed, index=index, size=size, register=caption_style, knobs=knobs),
+            dict(seed=world.seed, index=index, size=size, register=caption_style, params=params),
             sort_keys=True,
         ),
     )
@@ -75,7 +75,7 @@ def rerender(record: dict) -> RenderedLesion:
         raise ValueError(
             f"record {record['id']!r} comes from {record['source']!r}: only procedural records can be drawn again"
         )
-    return World(seed=p["seed"], num_lesions=p["index"] + 1, **p["knobs"]).render(
+    return World(seed=p["seed"], num_lesions=p["index"] + 1, **p["params"]).render(
         p["index"], p["size"]
     )
 

@@ -151,7 +151,7 @@ def rerender_with(
             f"record {record.get('id')!r} has been through {done[-1]!r}, which drawing it again would undo; shift skin and site first, then the picture"
         )
     was = apply_lesion_shifts(
-        World(seed=p["seed"], num_lesions=p["index"] + 1, **p["knobs"]).lesion(p["index"]),
+        World(seed=p["seed"], num_lesions=p["index"] + 1, **p["params"]).lesion(p["index"]),
         p.get("shifts", []),
     )
     now = modify_lesion(was)

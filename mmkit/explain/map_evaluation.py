@@ -230,7 +230,7 @@ def activation_patching(
                 k for w, n in seen.names.items() if n == structure for k in groups[w]
             ]  # the mention's tokens, and the one before: its 'a' says much
             on, body = (
-                small(drawn.structures[structure]) > 0.02,
+                small(drawn.structure_masks[structure]) > 0.02,
                 np.flatnonzero(small(drawn.mask) > 0.02),
             )
             some = np.zeros((num_draws, on.size), bool)

@@ -100,7 +100,7 @@ def find_named_structures(
 ) -> tuple:  # ({word: mask}, {word: name})
     "Which words of a drawn record's answer name a structure that is there, and where it is."
     drawn, masks, names = rerender(record), {}, {}
-    places = {**drawn.structures, **dict.fromkeys(("asymmetry", "border", "colours"), drawn.mask)}
+    places = {**drawn.structure_masks, **dict.fromkeys(("asymmetry", "border", "colours"), drawn.mask)}
     for start, stop, attribute, level in find_mentions(
         "".join(w for w, a in zip(words, in_answer) if a)
     ):

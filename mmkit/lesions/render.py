@@ -26,15 +26,15 @@ class RenderedLesion:
     lesion: Lesion
     image: np.ndarray  # (size, size, 3) uint8
     mask: np.ndarray  # (size, size) bool: the lesion's body
-    structures: dict  # name -> (size, size) bool
-    colours: dict  # name -> (size, size) bool
+    structure_masks: dict  # name -> (size, size) bool
+    colour_masks: dict  # name -> (size, size) bool
 
     @property
     def boxes(self) -> dict:  # name -> (x0, y0, x1, y1) in 0…1
         "Bounding boxes of the lesion and of each structure."
         return {
             n: mask_to_box(m)
-            for n, m in {"lesion": self.mask, **self.structures}.items()
+            for n, m in {"lesion": self.mask, **self.structure_masks}.items()
             if m.any()
         }
 
@@ -252,7 +252,7 @@ def _validate_params(params):
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.5)
             raise TypeError(
-                f"World has no knob {name!r}{f'; did you mean {near[0]!r}' if near else ''}? It has {', '.join(known)}"
+                f"World has no parameter {name!r}{f'; did you mean {near[0]!r}' if near else ''}? It has {', '.join(known)}"
             )
         if name in FRACTION_PARAMS and value is not None and not 0 <= value <= 1:
             raise ValueError(f"{name}={value}: a share between 0 and 1, such as 0.9 for 90%")
@@ -273,20 +273,20 @@ def _validate_params(params):
 class World:
     "A lazy sequence of lesions: `w.lesion(i)` gives the parameters, `w.render(i, size)` the picture with its masks."
 
-    def __init__(self, seed: int = 0, num_lesions: int = 1000, **knobs):  # knobs: those of `draw`
+    def __init__(self, seed: int = 0, num_lesions: int = 1000, **params):
         if num_lesions < 1:
-            raise ValueError(f"n={num_lesions}: a world has at least one lesion")
-        _validate_params(knobs)
-        self.seed, self.n, self.knobs = seed, num_lesions, knobs
+            raise ValueError(f"num_lesions={num_lesions}: a world has at least one lesion")
+        _validate_params(params)
+        self.seed, self.num_lesions, self.params = seed, num_lesions, params
 
     def __len__(self):
-        return self.n
+        return self.num_lesions
 
     def lesion(self, index: int) -> Lesion:
         "The parameters of lesion i."
-        if not 0 <= index < self.n:
-            raise IndexError(f"lesion {index} of a world of {self.n}: count from 0 to {self.n - 1}")
-        return sample_lesion(self.seed, int(index), **self.knobs)
+        if not 0 <= index < self.num_lesions:
+            raise IndexError(f"lesion {index} of a world of {self.num_lesions}: count from 0 to {self.num_lesions - 1}")
+        return sample_lesion(self.seed, int(index), **self.params)
 
     def render(self, index: int, size: int = 96) -> RenderedLesion:
         "The picture of lesion i with its masks."

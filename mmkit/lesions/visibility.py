@@ -74,11 +74,11 @@ def _dilate(mask):
 def _without_overlays(rendered, mask, keep=()):
     "m without the dots, globules, streaks and other areas drawn over it, where that leaves anything."
     for n in {"dots", "globules", "streaks", "structureless"} - set(keep):
-        if n in rendered.structures:
+        if n in rendered.structure_masks:
             mask = mask & ~(
-                _dilate(_dilate(rendered.structures[n]))
+                _dilate(_dilate(rendered.structure_masks[n]))
                 if n == "structureless"
-                else _dilate(rendered.structures[n])
+                else _dilate(rendered.structure_masks[n])
             )
     return mask
 
@@ -119,7 +119,7 @@ def _contrast_features(rendered, name, mask) -> list:
         if _without_overlays(rendered, mask, ("structureless",)).sum() > 8
         else mask
     )
-    rest = _without_overlays(rendered, rendered.colours[rendered.lesion.colours[0]]) & ~_dilate(
+    rest = _without_overlays(rendered, rendered.colour_masks[rendered.lesion.colours[0]]) & ~_dilate(
         mask
     )
     rest = rest if rest.sum() > 8 else rendered.mask & ~mask
@@ -139,7 +139,7 @@ def _contrast_features(rendered, name, mask) -> list:
 def _control_mask(rendered, name, owners, start):
     "The mask that another lesion has for a structure, laid over this one that lacks it: the control."
     area = (
-        rendered.colours[rendered.lesion.colours[0]]
+        rendered.colour_masks[rendered.lesion.colours[0]]
         if name == "structureless"
         else rendered.mask
         if name != "streaks"
@@ -151,7 +151,7 @@ def _control_mask(rendered, name, owners, start):
             int(round(np.nonzero(rendered.mask)[a].mean() - np.nonzero(o.mask)[a].mean()))
             for a in (0, 1)
         ]
-        m = np.roll(o.structures[name], step, (0, 1)) & area
+        m = np.roll(o.structure_masks[name], step, (0, 1)) & area
         if m.sum() >= 8:
             return m
     return area
@@ -180,7 +180,7 @@ def detect_colours(rendered: RenderedLesion) -> set:  # of COLOURS
         )  # lightness, and hue
 
     seen = set()
-    for m in rendered.colours.values():
+    for m in rendered.colour_masks.values():
         for inner in (
             _without_overlays(rendered, m),
             ~_dilate(~m),
@@ -220,7 +220,7 @@ def measure_visibility(
         return [y for y, r in zip(x, rs) if r.lesion.attributes()[a] == v]
 
     both, worst, ragged = np.array([measure_outline(r.mask) for r in rs]).T
-    area = [sum(m.sum() >= 0.02 * r.mask.sum() for m in r.colours.values()) for r in rs]
+    area = [sum(m.sum() >= 0.02 * r.mask.sum() for m in r.colour_masks.values()) for r in rs]
     seen, tone = [len(detect_colours(r)) for r in rs], [individual_typology_angle(r) for r in rs]
 
     def steps(a, x):
@@ -239,7 +239,7 @@ def measure_visibility(
         colours_in_pixels=steps("colours", seen),
     )
     body = [
-        _without_overlays(r, r.structures.get("network", r.colours[r.lesion.colours[0]]))
+        _without_overlays(r, r.structure_masks.get("network", r.colour_masks[r.lesion.colours[0]]))
         for r in rs
     ]
     net = [_texture_features(r, m) if m.sum() > 15 else None for r, m in zip(rs, body)]
@@ -251,10 +251,10 @@ def measure_visibility(
     )
     for s in STRUCTURES[1:]:
         owners, others = (
-            [r for r in rs if s in r.structures],
-            [r for r in rs if s not in r.structures],
+            [r for r in rs if s in r.structure_masks],
+            [r for r in rs if s not in r.structure_masks],
         )
-        a = [_contrast_features(r, s, r.structures[s]) for r in owners]
+        a = [_contrast_features(r, s, r.structure_masks[s]) for r in owners]
         b = [_contrast_features(r, s, _control_mask(r, s, owners, k)) for k, r in enumerate(others)]
         out[s] = lda_auc(a, b) if len(a[0]) > 1 else two_sample_auc(np.ravel(a), np.ravel(b))
     return out | dict(skin=steps("skin", np.negative(tone)))

@@ -209,8 +209,8 @@ class RenderedShape:
     shape: Shape
     image: np.ndarray
     mask: np.ndarray
-    structures: dict
-    colours: dict
+    structure_masks: dict
+    colour_masks: dict
     maps: np.ndarray
 
 # %% ../../nbs/library/pretrain/shapes.ipynb #8e9c97e0

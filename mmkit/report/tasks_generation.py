@@ -109,9 +109,9 @@ def label_by_abcd_rule(
 ) -> str | None:  # 'melanoma', 'benign'; None where nothing is known
     "What the ABCD rule says of a drawn lesion; of any other, what its record says."
     p = json.loads(record.get("provenance") or "{}")
-    if "index" not in p or "knobs" not in p:
+    if "index" not in p or "params" not in p:
         return record.get("label")
-    l = World(seed=p["seed"], num_lesions=p["index"] + 1, **p["knobs"]).lesion(p["index"])
+    l = World(seed=p["seed"], num_lesions=p["index"] + 1, **p["params"]).lesion(p["index"])
     return "melanoma" if l.tds > 5.45 else "benign"
 
 # %% ../../nbs/library/report/tasks_generation.ipynb #bc76246a
