@@ -139,9 +139,9 @@ def test_undefined_resamples_are_left_out_silently():
 @pytest.mark.parametrize(
     "kw,says",
     [
-        ({"level": 95}, "0.95"),
-        ({"level": 0}, "share"),
-        ({"n": 0}, "at least once"),
+        ({"confidence_level": 95}, "0.95"),
+        ({"confidence_level": 0}, "share"),
+        ({"n_resamples": 0}, "at least once"),
         ({"groups": [1, 2]}, "one entry per item"),
     ],
 )

@@ -1,4 +1,4 @@
-"Something to turn, without a browser: its state, what it refuses, what it shows, and what a kernel does where a person is."
+"Interactive plots without a browser: their state, what they refuse and show, what a kernel does."
 
 import json
 import time
@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbclient import NotebookClient
 
-from mmkit.core.sliders import InteractivePlot, _InteractiveView, _slider_step, interact
+from mmkit.core.slider_widgets import slider_step
+from mmkit.core.sliders import InteractivePlot, _InteractiveView, interact
 
 
-def noting():  # a drawing that notes what it was asked for
+def recording_draw():
+    "A drawing function, and the list of what it was asked to draw."
     seen = []
 
     def draw(
@@ -30,11 +32,11 @@ def noting():  # a drawing that notes what it was asked for
 CONTROLS = dict(tau=(0.01, 2.0, 0.01, 0.3), rows=(0, 10, 5, 5), kind=["b", "a"], on=[False, True])
 START = dict(tau=0.3, rows=5, kind="b", on=False)
 
-# ---- the state, where nobody is ---------------------------------------------------------------------------------------------
+# ---- the state, where nobody is
 
 
-def test_drawn_once_and_then_when_it_is_set():
-    seen, draw = noting()
+def test_interact_draws_once_and_again_when_set():
+    seen, draw = recording_draw()
     t = interact(draw, **CONTROLS)
     assert seen == [START] and t.state == START and t.view is None
     t.set(tau=0.07, kind="a")
@@ -47,8 +49,8 @@ def test_drawn_once_and_then_when_it_is_set():
     assert t.state == START == seen[-1] and len(seen) == 4
 
 
-def test_states_are_separate():
-    seen, draw = noting()
+def test_interactive_plots_do_not_share_state():
+    seen, draw = recording_draw()
     a, b = interact(draw, **CONTROLS), interact(draw, **CONTROLS)
     before = a.state
     a.set(tau=1.0)
@@ -65,13 +67,13 @@ def test_states_are_separate():
         (dict(rows=2.5), "whole number from 0 to 10"),
         (dict(kind="c"), "kind='c': one of 'b', 'a'"),
         (dict(on=None), "one of False, True"),
-        (dict(taw=1), "'taw'; did you mean 'tau'"),
-        (dict(temperature=1), "there is tau, rows, kind, on"),
+        (dict(taw=1), "'taw'. Did you mean 'tau'"),
+        (dict(temperature=1), "There is 'tau', 'rows', 'kind', 'on'"),
         (dict(rows=10, tau=-1), "tau=-1"),
     ],
 )
-def test_what_cannot_be_changes_nothing(wrong, says):
-    seen, draw = noting()
+def test_a_refused_value_changes_nothing(wrong, says):
+    seen, draw = recording_draw()
     t = interact(draw, **CONTROLS)
     with pytest.raises(ValueError, match=says):
         t.set(**wrong)
@@ -89,14 +91,14 @@ def test_what_cannot_be_changes_nothing(wrong, says):
         ((0, 4, 1, "2"), "a='2'"),
     ],
 )
-def test_controls_that_cannot_be(control, says):
+def test_malformed_controls_are_refused(control, says):
     with pytest.raises(ValueError, match=says):
         interact(lambda a: None, a=control)
 
 
-def test_an_error_where_nobody_is_is_raised():
+def test_a_drawing_error_is_raised_without_a_view():
     t = interact(lambda n: 1 // n, n=(0, 3, 1, 2))
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="division"):
         t.set(n=0)
     t.set(n=1)
     assert t.state == dict(n=1)
@@ -108,9 +110,9 @@ def test_an_error_where_nobody_is_is_raised():
     st.sampled_from([0.01, 0.02, 0.05, 0.1, 0.25, 1.0]),
     st.sampled_from([0.0, 0.5, 0.1]),
 )
-def test_a_slider_can_stand_where_the_state_is(value, step, low):
+def test_slider_step_reaches_any_state(value, step, low):
     value = low + value
-    s = _slider_step((low, low + 1, step, low), value)
+    s = slider_step((low, low + 1, step, low), value)
     k = (value - low) / s
     assert (
         0 < s <= step and abs(k - round(k)) < 1e-6 and abs(step / s - round(step / s)) < 1e-6
@@ -118,23 +120,23 @@ def test_a_slider_can_stand_where_the_state_is(value, step, low):
 
 
 @given(st.floats(0.01, 2.0))
-def test_so_can_a_logarithmic_one(value):
+def test_log_slider_step_reaches_any_state(value):
     import math
 
-    s = _slider_step((0.01, 2.0, 0.01, 0.3), value)
+    s = slider_step((0.01, 2.0, 0.01, 0.3), value)
     k = math.log10(value / 0.01) / s
     assert abs(k - round(k)) < 1e-6 and s <= 0.1
 
 
-def test_whole_numbers_stay_whole():
+def test_integer_slider_step_stays_whole():
     assert (
-        _slider_step((600, 4000, 100, 600), 650) == 50
-        and isinstance(_slider_step((600, 4000, 100, 600), 650), int)
-        and _slider_step((1, 16, 1, 4), 4) == 1
+        slider_step((600, 4000, 100, 600), 650) == 50
+        and isinstance(slider_step((600, 4000, 100, 600), 650), int)
+        and slider_step((1, 16, 1, 4), 4) == 1
     )
 
 
-# ---- the view, without a screen ---------------------------------------------------------------------------------------------
+# ---- the view, without a screen
 
 
 def viewed(draw, **controls):
@@ -144,17 +146,17 @@ def viewed(draw, **controls):
     return t
 
 
-def test_controls_fit_their_range():
+def test_widget_kind_fits_the_control():
     import ipywidgets as w
 
-    k = viewed(noting()[1], **CONTROLS).view.knobs
+    k = viewed(recording_draw()[1], **CONTROLS).view.sliders
     assert [type(x) for x in k.values()] == [
         w.FloatLogSlider,
         w.IntSlider,
         w.Dropdown,
         w.Checkbox,
     ] and k["rows"].step == 5
-    linear = viewed(lambda share_of_all: None, share_of_all=(0.0, 1.0, 0.005, 0.5)).view.knobs[
+    linear = viewed(lambda share_of_all: None, share_of_all=(0.0, 1.0, 0.005, 0.5)).view.sliders[
         "share_of_all"
     ]
     assert (
@@ -164,21 +166,21 @@ def test_controls_fit_their_range():
     )
 
 
-def test_every_control_is_explained():
-    view = viewed(noting()[1], **CONTROLS).view
+def test_every_control_has_a_description():
+    view = viewed(recording_draw()[1], **CONTROLS).view
     assert (
-        view.knobs["tau"].tooltip == "temperature, 0.01 to 2"
-        and view.knobs["rows"].tooltip == "0 to 10"
+        view.sliders["tau"].tooltip == "temperature, 0.01 to 2"
+        and view.sliders["rows"].tooltip == "0 to 10"
     )
     assert "temperature" in view.box.children[0].children[1].value
     bare = viewed(lambda x: None, x=(0, 3, 1, 1)).view
-    assert bare.knobs["x"].tooltip == "0 to 3"  # a lambda has nowhere to say it
+    assert bare.sliders["x"].tooltip == "0 to 3"  # a lambda has nowhere to say it
 
 
-def test_hand_and_code_move_the_same_state():
-    seen, draw = noting()
+def test_slider_and_set_move_the_same_state():
+    seen, draw = recording_draw()
     t = viewed(draw, **CONTROLS)
-    knobs = t.view.knobs
+    knobs = t.view.sliders
     knobs["tau"].value = 0.31622776601683794
     assert t.state["tau"] == 0.316 == seen[-1]["tau"] and len(seen) == 2  # as the slider says it
     knobs["kind"].value = "a"
@@ -196,16 +198,16 @@ def test_hand_and_code_move_the_same_state():
     assert t.state == START and {k: x.value for k, x in knobs.items()} == START and len(seen) == 7
 
 
-def test_ends_of_a_slider():
+def test_slider_reaches_both_ends():
     t = viewed(lambda tau: None, tau=(0.01234, 2.3456, 0.01, 0.3))
-    knob = t.view.knobs["tau"]
+    knob = t.view.sliders["tau"]
     knob.value = 10**knob.min
     assert t.state["tau"] == 0.01234
     knob.value = 10**knob.max
     assert t.state["tau"] == 2.3456
 
 
-def test_an_error_is_its_sentence_and_the_controls_live():
+def test_a_drawing_error_is_shown_and_the_controls_stay_alive():
     def draw(n):
         plt.figure()
         if n > 5:
@@ -214,22 +216,21 @@ def test_an_error_is_its_sentence_and_the_controls_live():
             raise RuntimeError
 
     t = viewed(draw, n=(0, 9, 1, 3))
-    open_before = plt.get_fignums()
-    knob = t.view.knobs["n"]
+    knob = t.view.sliders["n"]
     knob.value = 7
-    said = t.view.stage.children[0].value
+    said = t.view.output_box.children[0].value
     assert (
         "n=7: &lt;b&gt;at most 5&lt;/b&gt;" in said and "alert" in said and "Traceback" not in said
     )
     assert isinstance(t.error, ValueError) and t.state == dict(n=7)
     knob.value = 5
-    assert "RuntimeError" in t.view.stage.children[0].value
+    assert "RuntimeError" in t.view.output_box.children[0].value
     knob.value = 2
-    assert t.error is None and not any("alert" in c.value for c in t.view.stage.children)
+    assert t.error is None and not any("alert" in c.value for c in t.view.output_box.children)
     plt.close("all")
 
 
-def test_what_others_print_meanwhile_is_theirs(capsys):
+def test_output_of_other_threads_is_not_captured(capsys):
     import threading
 
     def draw(n):
@@ -240,12 +241,12 @@ def test_what_others_print_meanwhile_is_theirs(capsys):
 
     t = viewed(draw, n=(0, 3, 1, 1))
     assert (
-        t.view.stage.children[0].value == "<pre>mine 1\n</pre>"
+        t.view.output_box.children[0].value == "<pre>mine 1\n</pre>"
         and capsys.readouterr().out == "another cell\n"
     )
 
 
-def test_quick_pictures_follow_the_hand_and_slow_ones_wait(monkeypatch):
+def test_slow_drawings_wait_until_the_slider_is_released(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
@@ -253,7 +254,7 @@ def test_quick_pictures_follow_the_hand_and_slow_ones_wait(monkeypatch):
         now[0] += seconds
 
     t = viewed(draw, seconds=(0.0, 2.0, 0.1, 0.1))
-    knob = t.view.knobs["seconds"]
+    knob = t.view.sliders["seconds"]
     assert knob.continuous_update
     t.set(seconds=1.0)
     assert not knob.continuous_update
@@ -261,23 +262,39 @@ def test_quick_pictures_follow_the_hand_and_slow_ones_wait(monkeypatch):
     assert knob.continuous_update
 
 
-# ---- in a kernel: where a person is, and where nobody is -----------------------------------------------------------------------
+# ---- in a kernel: where a person is, and where nobody is
 
 CELLS = [
-    """import matplotlib.pyplot as plt, json
+    """import json
+import matplotlib.pyplot as plt
 from IPython.display import display
 from PIL import Image
-from mmkit.core import live, turn
-def draw(n, kind='line'): # how many
+from mmkit.core import interact
+from mmkit.core.sliders import is_interactive
+
+def draw(n, kind='line'):  # how many
     print('n is', n)
-    plt.figure(figsize=(2, 1)); plt.plot(range(n)); plt.show()
-    plt.figure(figsize=(1, 1)); plt.plot([0, 1]); display(Image.new('RGB', (9, 9)))                # left to the end of the cell
-t = turn(draw, n=(1, 9, 1, 3))
-t""",
-    """t.set(n=5)
-print(json.dumps([live(), t.view and [[type(c).__name__, bytes(c.value[:4]).decode('latin1') if hasattr(c, 'format') else '', hash(c.value)] for c in t.view.stage.children]]))""",
-    """t.set(n=6)
-print(json.dumps([repr(t), plt.get_fignums(), t.view and [[type(c).__name__, hash(c.value)] for c in t.view.stage.children]]))""",
+    plt.figure(figsize=(2, 1))
+    plt.plot(range(n))
+    plt.show()
+    plt.figure(figsize=(1, 1))
+    plt.plot([0, 1])  # left to the end of the cell
+    display(Image.new('RGB', (9, 9)))
+
+def outputs():
+    if plot.view is None:
+        return None
+    return [
+        [type(c).__name__, str(bytes(c.value[:4])) if hasattr(c, 'format') else '', hash(c.value)]
+        for c in plot.view.output_box.children
+    ]
+
+plot = interact(draw, n=(1, 9, 1, 3))
+plot""",
+    """plot.set(n=5)
+print(json.dumps([is_interactive(), outputs()]))""",
+    """plot.set(n=6)
+print(json.dumps([repr(plot), plt.get_fignums(), outputs()]))""",
 ]
 
 
@@ -291,7 +308,7 @@ def run(cells, monkeypatch, env):
     return [c.outputs for c in nb.cells]
 
 
-def test_a_program_gets_the_still_and_nothing_else(monkeypatch):
+def test_an_executed_notebook_gets_a_still_image(monkeypatch):
     first, second, third = run(CELLS, monkeypatch, {})
 
     def kinds(outs):
@@ -310,20 +327,19 @@ def test_a_program_gets_the_still_and_nothing_else(monkeypatch):
 @pytest.mark.parametrize(
     "env", [dict(JPY_SESSION_NAME="here.ipynb"), dict(SERVER_SOFTWARE="voila/0.5.13")]
 )
-def test_a_person_gets_controls_and_the_picture(monkeypatch, env):
+def test_an_interactive_kernel_gets_widgets_and_a_still(monkeypatch, env):
     first, second, third = run(CELLS, monkeypatch, env)
     assert (
         len(first) == 1
         and "application/vnd.jupyter.widget-view+json" in first[0].data
         and first[0].data["image/png"]
     )  # and a still, for the page that is saved
-    (live, one), (said, figures, two) = json.loads(second[0].text), json.loads(third[0].text)
-    assert live and len(second) == len(third) == 1 and said == "Turn(n=6)" and not figures
-    assert [c[0] for c in one] == ["HTML", "Image", "Image", "Image"] == [c[0] for c in two] and {
-        c[1] for c in one[1:]
-    } == {"\x89PNG"}
-    assert (
-        [c[-1] for c in one][:2] != [c[-1] for c in two][:2]
-        and one[1][-1] != two[1][-1]
-        and [c[-1] for c in one[2:]] == [c[-1] for c in two[2:]]
-    )
+    interactive, before = json.loads(second[0].text)
+    shown_as, figures, after = json.loads(third[0].text)
+    assert interactive and len(second) == len(third) == 1
+    assert shown_as == "InteractivePlot(n=6)" and not figures
+    assert [kind for kind, _, _ in before] == ["HTML", "Image", "Image", "Image"]
+    assert [kind for kind, _, _ in after] == [kind for kind, _, _ in before]
+    assert {start for _, start, _ in before[1:]} == {str(b"\x89PNG")}
+    changed = [a[-1] != b[-1] for a, b in zip(before, after)]
+    assert changed == [True, True, False, False]  # the text and the line, not the two others
