@@ -1,4 +1,4 @@
-"Intervals a second, and what `import mmkit` costs. A bench prints lines: name, value, unit, conditions."
+"Intervals a second, and what `import mmkit` costs. Prints lines: name, value, unit, conditions."
 
 import os
 import subprocess
@@ -16,7 +16,8 @@ for name, groups in ("lesions", None), ("patients", patient):
     began = time.perf_counter()
     bootstrap(np.mean, x, groups=groups, n_resamples=1000, seed=seed)
     print(
-        f"  bootstrap by {name:10s} {time.perf_counter() - began:8.3f} s       1,000 resamples of 400 lesions, seed {seed}"
+        f"  bootstrap by {name:10s} {time.perf_counter() - began:8.3f} s       "
+        f"1,000 resamples of 400 lesions, seed {seed}"
     )
 
 
@@ -30,5 +31,6 @@ def seconds(code):  # fastest of five
 
 
 print(
-    f"  import mmkit            {seconds('import mmkit') - seconds('pass'):8.3f} s       over bare Python, fastest of five"
+    f"  import mmkit            {seconds('import mmkit') - seconds('pass'):8.3f} s       "
+    "over bare Python, fastest of five"
 )
