@@ -277,7 +277,7 @@ def test_lora_on_the_head_leaves_the_tied_embedding_alone(base, ds):
         base[1],
         ds,
         train=(),
-        lora=dict(rank=2, targets=("lm_head",)),
+        lora=dict(rank=2, target_modules=("lm_head",)),
         max_steps=2,
         batch_size=8,
         show_progress=False,

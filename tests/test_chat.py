@@ -537,7 +537,7 @@ def test_notes_and_system_come_before_the_prompt_only_when_asked(processor):
         and "user\nBe brief.\n\n" in texts[1]
         and "Be brief" not in texts[0]
     )
-    assert Collator(processor, include_notes=True).ask(dict(notes=None)) == PROMPT
+    assert Collator(processor, include_notes=True).build_prompt(dict(notes=None)) == PROMPT
 
 
 def test_generation_batches_end_where_the_model_speaks(any_processor):
@@ -566,7 +566,7 @@ def test_cached_features_and_rows_open_no_picture(processor):
     make = Collator(processor)
     rows = [
         dict(r, features=np.full((36, 128), k, np.float32))
-        for k, r in enumerate(make.rows([record(0), record(1)]))
+        for k, r in enumerate(make.tokenize_records([record(0), record(1)]))
     ]
     batch = make(rows)  # no 'image', no 'caption' in there
     assert "pixel_values" not in batch and batch["features"].shape == (2, 36, 128)

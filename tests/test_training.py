@@ -1065,7 +1065,7 @@ def test_lora_on_another_part_than_the_text(ds, base):
         base[1],
         ds,
         train=(),
-        lora=dict(rank=2, part="vision", blocks=[0]),
+        lora=dict(rank=2, part="vision", layers_to_transform=[0]),
         max_steps=2,
         batch_size=8,
         show_progress=False,

@@ -111,17 +111,17 @@ class Collator:
         max_length: int = None,  # refuse longer rows
         system: str = None,  # words before every first turn
     ):
-        self.processor, self.prompt, self.notes, self.system = (
+        self.processor, self.prompt, self.include_notes, self.system = (
             processor,
             prompt,
             include_notes,
             system,
         )
-        self.captions, self.answers, self.max_length = include_captions, for_training, max_length
+        self.include_captions, self.for_training, self.max_length = include_captions, for_training, max_length
 
-    def ask(self, record: dict) -> str:
+    def build_prompt(self, record: dict) -> str:
         "The prompt of one record."
-        prompt, notes = record.get("prompt") or self.prompt, self.notes and record.get("notes")
+        prompt, notes = record.get("prompt") or self.prompt, self.include_notes and record.get("notes")
         return f"{notes} {prompt}" if notes else prompt
 
     def build_conversation(self, record: dict) -> list:
@@ -129,24 +129,24 @@ class Collator:
         if record.get("messages"):
             return (
                 record["messages"]
-                if self.answers or record["messages"][-1]["role"] != "assistant"
+                if self.for_training or record["messages"][-1]["role"] != "assistant"
                 else record["messages"][:-1]
             )
         said = record.get("answer") or record.get("caption") or ""
         return build_messages(
-            self.ask(record),
-            said if self.answers else None,
+            self.build_prompt(record),
+            said if self.for_training else None,
             len(record["images"]) if record.get("images") is not None else 1,
             self.system,
         )
 
-    def rows(self, records, image_sizes=None) -> list:
+    def tokenize_records(self, records, image_sizes=None) -> list:
         "Tokenise records (a whole data set at once is fastest) without looking at their pictures."
         return tokenize_conversations(
             self.processor,
             [self.build_conversation(r) for r in records],
             image_sizes,
-            not self.answers,
+            not self.for_training,
             self.max_length,
         )
 
@@ -159,7 +159,7 @@ class Collator:
         ]
         fresh = [k for k, r in enumerate(records) if "input_ids" not in r]
         new = iter(
-            self.rows(
+            self.tokenize_records(
                 [records[k] for k in fresh],
                 None if cached else [[get_image_size(i) for i in pictures[k]] for k in fresh],
             )
@@ -168,13 +168,13 @@ class Collator:
             self.processor,
             [r if "input_ids" in r else next(new) for r in records],
             pictures,
-            "right" if self.answers else "left",
+            "right" if self.for_training else "left",
         )
-        if not self.answers:
+        if not self.for_training:
             del batch["labels"]
         if cached:
             batch["features"] = torch.stack([torch.as_tensor(r["features"]) for r in records])
-        if self.captions:
+        if self.include_captions:
             said = [r["caption"] for r in records]
             text = self.processor.tokenizer(
                 said, padding=True, padding_side="right", return_tensors="pt"

@@ -117,7 +117,7 @@ def generate(
         ),
     )
     collate = Collator(processor, prompt, include_notes=include_notes, for_training=False)
-    rows = [r["input_ids"] for r in collate.rows(select_text_columns(records))]
+    rows = [r["input_ids"] for r in collate.tokenize_records(select_text_columns(records))]
     out, was = [""] * len(rows), model.training
     model.eval()
     batches = list(group_by_length(rows, batch_size))

@@ -57,7 +57,7 @@ def score_impressions(
     m, tok = unwrap_model(model), processor.tokenizer
     pooled = get_pooled_features(model, processor, records, image_condition, seed, cache_dir)
     collate = Collator(processor, prompt, include_notes=include_notes, for_training=False)
-    asked = [r["input_ids"] for r in collate.rows(select_text_columns(records))]
+    asked = [r["input_ids"] for r in collate.tokenize_records(select_text_columns(records))]
     logp = np.zeros((len(asked), 2))
     for w, word in enumerate(class_words):
         leads = [tok(lead(c), add_special_tokens=False).input_ids for c in captions]

@@ -111,15 +111,15 @@ class ModalityMonitor:
         )
         said, self.features = (
             [
-                dict(prompt=collate.ask(r), answer=r.get("answer") or r.get("caption"))
+                dict(prompt=collate.build_prompt(r), answer=r.get("answer") or r.get("caption"))
                 for r in self.records
             ],
             None,
         )
         self.other_draw, strange = mismatched_partners([s["answer"] for s in said], 2, seed)
         self.rows = {
-            "text": collate.rows(said),
-            "none": collate.rows(
+            "text": collate.tokenize_records(said),
+            "none": collate.tokenize_records(
                 [dict(s, prompt=said[k]["prompt"]) for s, k in zip(said, strange)]
             ),
         }

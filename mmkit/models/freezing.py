@@ -94,12 +94,12 @@ class UnfreezeSchedule:
                 raise ValueError(
                     f"nothing trains from {share} on: name at least one part there.{did_you_mean('', parameter_names_by_part(model))}"
                 )
-        self.plan = {
+        self.schedule = {
             float(share): (on,) if isinstance(on, str) else tuple(dict.fromkeys(on))
             for share, on in sorted(schedule.items())
         }
         self.names = tuple(
-            dict.fromkeys(name for on in self.plan.values() for name in on)
+            dict.fromkeys(name for on in self.schedule.values() for name in on)
         )  # every part that ever trains
         self.part = {
             id(p): name for name in self.names for p in get_trainable_parameters(model, name)
@@ -109,13 +109,13 @@ class UnfreezeSchedule:
             [(p, p.requires_grad) for p in model.parameters()],
         )
 
-    def at(self, fraction: float) -> tuple:
+    def parts_at(self, fraction: float) -> tuple:
         "The parts that train at this share of the budget."
-        return self.plan[max((begin for begin in self.plan if begin <= fraction), default=0.0)]
+        return self.schedule[max((begin for begin in self.schedule if begin <= fraction), default=0.0)]
 
     def __call__(self, share: float) -> tuple:
         "Let those parts train, and only those; returns them."
-        on = self.at(share)
+        on = self.parts_at(share)
         for p, _ in self.before:
             trains = self.part.get(id(p)) in on
             if p.requires_grad != trains:
@@ -138,13 +138,13 @@ def plot_unfreeze_schedule(
 ):
     "A strip for each part over the budget: filled where it trains, with its number of parameters."
     ax = ax or plt.subplots(figsize=(8, 1.4))[1]
-    edges, rows = [*schedule.plan, 1.0], list(reversed(PART_COLOURS))
+    edges, rows = [*schedule.schedule, 1.0], list(reversed(PART_COLOURS))
     count = {
         part: sum(p.numel() for p, _ in schedule.before if schedule.part.get(id(p)) == part)
         for part in rows
     }
     for y, part in enumerate(rows):
-        for a, b, on in zip(edges, edges[1:], schedule.plan.values()):
+        for a, b, on in zip(edges, edges[1:], schedule.schedule.values()):
             ax.add_patch(
                 plt.Rectangle(
                     (a, y + 0.1),

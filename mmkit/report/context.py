@@ -139,7 +139,7 @@ class EvalContext:
 def _generate_from_features(context, indices, prompts, image_conditions, max_new_tokens):  # texts
     rows = [
         r["input_ids"]
-        for r in Collator(context.processor, for_training=False).rows(
+        for r in Collator(context.processor, for_training=False).tokenize_records(
             [dict(prompt=p) for p in prompts]
         )
     ]

@@ -93,7 +93,7 @@ class UnfreezeCallback(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kw):
         share = self.clock.share(state.global_step)
-        if self.stages.at(share) != self.now:
+        if self.stages.parts_at(share) != self.now:
             self.now = self.stages(share)
 
 # %% ../../nbs/library/training/callbacks.ipynb #66803024

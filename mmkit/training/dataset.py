@@ -51,7 +51,7 @@ class TokenizedDataset(torch.utils.data.Dataset):
         said = [t.get("caption") for t in self.text]
         self.rows = [
             dict(r, row=i, caption=c)
-            for i, (r, c) in enumerate(zip(collator.rows(self.text), said))
+            for i, (r, c) in enumerate(zip(collator.tokenize_records(self.text), said))
         ]
         if said and all(said):
             number = {c: k for k, c in enumerate(dict.fromkeys(said))}

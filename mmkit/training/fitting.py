@@ -191,7 +191,7 @@ def _run_trainer(
             args={k: str(v) for k, v in training_args.items()},
         )
         if unfreeze_schedule:
-            trainer.signature["stages"] = str(unfreeze_schedule.plan)
+            trainer.signature["stages"] = str(unfreeze_schedule.schedule)
 
         def own(part):
             return lr_schedule.get(part) if isinstance(lr_schedule, dict) else lr_schedule

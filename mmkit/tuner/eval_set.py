@@ -79,7 +79,7 @@ class _EvalRecords:
             for told in (False, True)
         )
         self.rows = TokenizedDataset(blind, Collator(processor), self.features)
-        self.ask = Collator(processor, for_training=False).rows(
+        self.ask = Collator(processor, for_training=False).tokenize_records(
             [select_text_columns([self.records[i]])[0] for i in self.shown]
         )
         self.probes = {

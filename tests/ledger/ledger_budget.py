@@ -42,8 +42,8 @@ USUAL, FEW, SMALL, ONE = (
 
 PLACES = {
     "LoRA in all layers of the text": dict(rank=4),
-    "LoRA in the first layer of the text": dict(rank=16, blocks=[0]),
-    "LoRA at the output head": dict(rank=41, targets=("lm_head",)),
+    "LoRA in the first layer of the text": dict(rank=16, layers_to_transform=[0]),
+    "LoRA at the output head": dict(rank=41, target_modules=("lm_head",)),
     "LoRA in the vision tower": dict(rank=4, part="vision"),
 }
 TEXTUAL, TOWER, ADDS = (

@@ -34,7 +34,7 @@ def prepared(method):  # model, processor, arguments of fit
     if method in ("Houlsby", "parallel"):
         models.add_bottleneck_adapters(model, SIZES[method], parallel=method == "parallel")
     lora = (
-        dict(rank=SIZES[method], targets=("lm_head",) if method == "head" else ())
+        dict(rank=SIZES[method], target_modules=("lm_head",) if method == "head" else ())
         if method in ("head", "LoRA", "QLoRA")
         else None
     )
