@@ -103,7 +103,7 @@ def shape_records(
 
 # %% ../../nbs/library/pretrain/gates.ipynb #0894d2fe
 def measure_shape_accuracy(
-    model, processor, records, shapes, image: str = "own"
+    model, processor, records, shapes, image: str = "original"
 ) -> dict:  # 'captions', 'answers' -> accuracy per attribute
     "How often the model is right about generic pictures, attribute by attribute, in generated captions and in answers to questions."
     truth, answers = [s.attributes() for s in shapes], {}
@@ -157,7 +157,7 @@ def compare_with_text_only(
     "Both accuracies on held-out generic pictures, with the picture and without."
     got = {
         name: measure_shape_accuracy(model, processor, *shape_records(num_records, seed), image)
-        for name, image in (("own", "own"), ("text-only", "blank"))
+        for name, image in (("own", "original"), ("text-only", "blank"))
     }
     return {how: {name: got[name][how] for name in got} for how in ("captions", "answers")}
 

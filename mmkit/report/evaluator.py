@@ -18,7 +18,7 @@ import numpy as np
 from ..chat.prompts import PROMPT
 from ..core.display import PALETTE, Table, html_escape, make_progress_bar
 from ..core.stats import holm_correction, mcnemar_test, required_positives
-from ..evaluate.captions import marked_caption_html, thumbnail_html
+from ..evaluate.marked_captions import marked_caption_html, thumbnail_html
 from ..models.parts import unwrap_model
 from .context import IMAGE_CONDITIONS, EvalContext
 from .task import PREDICTORS, TaskNotApplicable, TaskResult, format_value
