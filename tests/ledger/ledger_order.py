@@ -47,7 +47,7 @@ def scored(model, processor, parts):
             evaluate.generate(model, processor, ds, image_condition=i, show_progress=False),
             n_resamples=1,
         )
-        for ds, i in ((test, "own"), (test, "shuffled"), (val, "own"))
+        for ds, i in ((test, "original"), (test, "shuffled"), (val, "original"))
     )
     return {
         "macro-F1": own.macro_f1.value,

@@ -42,7 +42,7 @@ WORDINGS = (  # the question, the answer that means melanoma, the one that means
 
 
 def leaning(
-    model, processor, ds, wording, folder, image="own", chunk=100
+    model, processor, ds, wording, folder, image="original", chunk=100
 ):  # (N,) above 0: melanoma
     "Log-odds of the two answers' first words."
     asked, yes, no = wording

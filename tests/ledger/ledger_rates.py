@@ -68,7 +68,7 @@ def scores(model, processor, test, folder):
             ),
             n_resamples=1,
         )
-        for i in ("own", "shuffled")
+        for i in ("original", "shuffled")
     )
     return {
         "macro-F1": own.macro_f1.value,
