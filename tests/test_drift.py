@@ -18,10 +18,12 @@ from mmkit.audit.cka import (
     plot_cka_distance,
 )
 from mmkit.audit.drift import (
+    finetune_copy,
+)
+from mmkit.audit.performance_drops import (
     compute_drift_metric,
     compute_performance_drops,
     count_outcomes_by_patient,
-    finetune_copy,
     tune_threshold,
 )
 from mmkit.audit.drift_monitor import (
@@ -369,20 +371,22 @@ def test_sense_sees_each_picture_once_and_leaves_no_trace(ds, tiny):
     )
     model.eval()
     assert (
-        one.z.shape == (18, 64) and np.allclose(one.z, two.z) and not np.allclose(one.s, two.s)
+        one.embeddings.shape == (18, 64)
+        and np.allclose(one.embeddings, two.embeddings)
+        and not np.allclose(one.scores, two.scores)
     ), "another question: the same eyes, another answer"
     small = audit.extract_features(model, processor, [ds[3]], answer_words=WORDS)
-    assert np.allclose(small.z[0], one.z[3], atol=1e-4) and np.allclose(
-        small.s[0], one.s[3], atol=1e-4
+    assert np.allclose(small.embeddings[0], one.embeddings[3], atol=1e-4) and np.allclose(
+        small.scores[0], one.scores[3], atol=1e-4
     ), "alone or in a batch"
     plain = (
         models.embed_images(model, chat.images_to_pixel_values(processor, [ds[3]["image"]]))
         .detach()
         .numpy()[0]
     )
-    assert np.allclose(plain, one.z[3], atol=1e-4)
-    assert len(one[2:5]) == 3 and (one[2:5].s == one.s[2:5]).all()
-    with pytest.raises(ValueError, match="no pictures"):
+    assert np.allclose(plain, one.embeddings[3], atol=1e-4)
+    assert len(one[2:5]) == 3 and (one[2:5].scores == one.scores[2:5]).all()
+    with pytest.raises(ValueError, match="no images"):
         audit.extract_features(model, processor, [], answer_words=WORDS)
     with pytest.raises(ValueError, match="first tokens"):
         audit.extract_features(model, processor, ds, answer_words=("No", "Nothing"))
@@ -398,14 +402,14 @@ def test_measure_on_real_like_records(family):
         rs,
         kinds=("blur", "prevalence", "prompt"),
         strengths=(1.0,),
-        words=WORDS,
+        answer_words=WORDS,
         batch=4,
     )
     assert (
-        len(got.y) == 6
+        len(got.labels) == 6
         and got.controls == ()
         and set(got.after) == {(k, 1.0) for k in ("blur", "prevalence", "prompt")}
-        and len(np.unique(got.patient)) == 6
+        and len(np.unique(got.groups)) == 6
     )
     assert "blur" in str(got.performance_drops()) and np.isfinite(
         got.performance_drops().row("blur")["points"].value
@@ -413,7 +417,7 @@ def test_measure_on_real_like_records(family):
     with pytest.raises(ValueError, match="label"):
         audit.evaluate_shifts(model, processor, [photo()], kinds=("blur",))
     with pytest.raises(ValueError, match="only the world"):
-        audit.evaluate_shifts(model, processor, rs, kinds=("skin",), words=WORDS)
+        audit.evaluate_shifts(model, processor, rs, kinds=("skin",), answer_words=WORDS)
 
 
 def test_measure_has_its_controls(ds, tiny):
@@ -423,7 +427,7 @@ def test_measure_has_its_controls(ds, tiny):
         kinds=("skin",),
         strengths=(1.0,),
         other_records=load_melanoma_pairs(12, seed=32, size=32, prevalence=0.5),
-        words=WORDS,
+        answer_words=WORDS,
     )
     rows = got.performance_drops().rows
     assert [r["kind"] for r in rows if r["control"]] == [
@@ -492,7 +496,9 @@ def test_layers_are_seen_as_they_are(ds, tiny):
     )
     assert np.allclose(
         a["projector"],
-        audit.extract_features(model, processor, [ds[k] for k in range(6)], answer_words=WORDS).z,
+        audit.extract_features(
+            model, processor, [ds[k] for k in range(6)], answer_words=WORDS
+        ).embeddings,
         atol=1e-4,
     )
     assert sum(len(m._forward_hooks) for m in model.modules()) == hooks, "no hook stays"
@@ -597,13 +603,20 @@ def test_mmd_and_its_p_agree_with_scipy(off):
 def test_the_permutation_test_keeps_its_level():
     p = np.array(
         [
-            mmd_test(cloud(20, seed=2 * k).z, cloud(8, seed=2 * k + 1).z, n_permutations=99)[1]
+            mmd_test(
+                cloud(20, seed=2 * k).embeddings,
+                cloud(8, seed=2 * k + 1).embeddings,
+                n_permutations=99,
+            )[1]
             for k in range(400)
         ]
     )
     for a in (0.05, 0.2):
         assert abs((p <= a).mean() - a) < 4 * math.sqrt(a * (1 - a) / 400), a
-    assert p.min() >= 0.01 and mmd_test(cloud(20).z, cloud(8, 3.0).z, n_permutations=99)[1] == 0.01
+    assert (
+        p.min() >= 0.01
+        and mmd_test(cloud(20).embeddings, cloud(8, 3.0).embeddings, n_permutations=99)[1] == 0.01
+    )
 
 
 def test_false_alarms_within_the_promise_and_true_ones_come():
@@ -619,7 +632,9 @@ def test_false_alarms_within_the_promise_and_true_ones_come():
     assert ever / 150 <= 0.1 + 3 * math.sqrt(0.09 / 150)
     naive = sum(
         any(
-            ks_2samp(cloud(60, seed=3 * k).s, cloud(150, seed=3 * k + 1).s[j : j + 10]).pvalue
+            ks_2samp(
+                cloud(60, seed=3 * k).scores, cloud(150, seed=3 * k + 1).scores[j : j + 10]
+            ).pvalue
             <= 0.1
             for j in range(0, 150, 10)
         )
@@ -667,8 +682,8 @@ def test_ranks_are_uniform_and_bets_fair():
 def test_a_monitor_in_pieces_and_from_a_file(tmp_path):
     ref, s = cloud(60), cloud(40, 1.5, seed=9)
     whole, parts = audit.DriftMonitor(ref), audit.DriftMonitor(ref)
-    whole.see(s)
-    [parts.see(s[a:b]) for a, b in ((0, 1), (1, 20), (20, 40))]
+    whole.update(s)
+    [parts.update(s[a:b]) for a, b in ((0, 1), (1, 20), (20, 40))]
     assert (
         whole.wealth == pytest.approx(parts.wealth)
         and whole.states[-1].alarmed_at == parts.states[-1].alarmed_at
@@ -677,7 +692,7 @@ def test_a_monitor_in_pieces_and_from_a_file(tmp_path):
     audit.save_monitor(parts, tmp_path / "m.json")
     again = audit.load_monitor(tmp_path / "m.json")
     more = cloud(10, seed=11)
-    a, b = again.see(more), parts.see(more)
+    a, b = again.update(more), parts.update(more)
     assert vars(a) == vars(b) and len(again.states) == 4
     json.loads((tmp_path / "m.json").read_text())
     assert [p.name for p in tmp_path.iterdir()] == ["m.json"]
@@ -686,13 +701,13 @@ def test_a_monitor_in_pieces_and_from_a_file(tmp_path):
     (tmp_path / "x.json").write_text('{"kind": "else"}')
     (tmp_path / "y.json").write_text("{")
     for f in ("x.json", "y.json"):
-        with pytest.raises(ValueError, match="drift.save"):
+        with pytest.raises(ValueError, match="save_monitor"):
             audit.load_monitor(tmp_path / f)
 
 
 def test_what_a_monitor_refuses():
     m = audit.DriftMonitor(cloud(40))
-    before = m.past.copy(), m.purses.copy()
+    before = m.past_scores.copy(), m.capital.copy()
     for bad, why in (
         (cloud(0), "empty"),
         (audit.ExtractedFeatures(np.full((3, 6), np.nan), np.zeros(3)), "nan"),
@@ -702,10 +717,10 @@ def test_what_a_monitor_refuses():
         (audit.ExtractedFeatures(np.zeros(6), np.zeros(1)), "shape"),
     ):
         with pytest.raises(ValueError, match=why):
-            m.see(bad)
-        assert (m.past == before[0]).all() and (m.purses == before[1]).all() and not m.states, (
-            "a refused batch leaves nothing behind"
-        )
+            m.update(bad)
+        assert (
+            (m.past_scores == before[0]).all() and (m.capital == before[1]).all() and not m.states
+        ), "a refused batch leaves nothing behind"
     with pytest.raises(ValueError, match="at least 20"):
         audit.DriftMonitor(cloud(19))
     with pytest.raises(ValueError, match="alpha"):

@@ -19,12 +19,39 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mmkit import data, losses, models
-from mmkit.audit.detectors import fit_cca, normalize
+from mmkit.audit.detectors import (
+    ProbePredictions,
+    contrastive_loss_per_pair,
+    cross_val_probe,
+    fit_cca,
+    fit_contrastive_maps,
+    k_nearest_neighbors,
+    normalize,
+    record_training_dynamics,
+    score_by_attributes,
+    score_by_neighbors,
+    score_by_similarity,
+)
+from mmkit.audit.label_noise import (
+    NOISE_KINDS,
+    LabelIssues,
+    assign_folds,
+    combine_ranks,
+    describe_attribute,
+    detection_metrics,
+    extract_pair_features,
+    find_label_issues,
+    learn_detector_weights,
+    plant_label_noise,
+    retrain_and_evaluate,
+    run_detectors,
+    top_k_indices,
+)
+from mmkit.audit.label_review import LabelReview, ReviewWidget
 from mmkit.data.caption_reader import parse_impression
 from mmkit.data.lint_fix import replace_columns
 from mmkit.data.melanoma_pairs import load_melanoma_pairs
 from mmkit.data.records import FEATURES, encode_png, make_record
-from mmkit.mismatch import *
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -47,96 +74,102 @@ def world(n=300, d=12, seed=0, share=0.1):
 
 # ---- planting ---------------------------------------------------------------------------------------------------------
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(KINDS), st.floats(0, 1), st.integers(0, 5))
+@given(st.sampled_from(NOISE_KINDS), st.floats(0, 1), st.integers(0, 5))
 def test_planted_is_what_it_says(ds, kind, share, seed):
-    p = plant(ds, kind, share, seed)
+    p = plant_label_noise(ds, kind, share, seed)
     own = ds["caption"][:]
     assert (
-        [a != b for a, b in zip(p.captions, own)] == p.wrong.tolist()
-        and p.wrong.sum() <= round(share * len(ds))
-        and plant(ds, kind, share, seed).captions == p.captions
+        [a != b for a, b in zip(p.captions, own)] == p.is_wrong.tolist()
+        and p.is_wrong.sum() <= round(share * len(ds))
+        and plant_label_noise(ds, kind, share, seed).captions == p.captions
     )
     if kind != "one attribute":
         assert sorted(p.captions) == sorted(own)
     if kind == "same label":
         assert [parse_impression(c) for c in p.captions] == ds["label"][:]
     if kind == "one attribute":
-        for c, o, w in zip(p.captions, own, p.wrong):
+        for c, o, w in zip(p.captions, own, p.is_wrong):
             a, b = data.parse_attributes(c), data.parse_attributes(o)
             assert sum(a[k] != b[k] for k in a) == w and parse_impression(c) == parse_impression(o)
-        assert p.wrong.sum() == round(share * len(ds))
+        assert p.is_wrong.sum() == round(share * len(ds))
 
 
 def test_what_cannot_be_planted(ds):
     same = [dict(caption="Yes.", label="melanoma", attributes=None)] * 9
-    assert not plant(same, "swap", 1.0).wrong.any(), "word for word the same is not wrong"
+    assert not plant_label_noise(same, "swap", 1.0).is_wrong.any(), (
+        "word for word the same is not wrong"
+    )
     gaps = [dict(caption=c, label=None, attributes=None) for c in ("a", None, "b", "", "c")]
-    p = plant(gaps, "swap", 1.0)
+    p = plant_label_noise(gaps, "swap", 1.0)
     assert (
         p.captions[1] is None
         and p.captions[3] == ""
-        and p.wrong.tolist() == [True, False, True, False, True]
+        and p.is_wrong.tolist() == [True, False, True, False, True]
     )
-    assert plant([], "swap", 0.5).captions == []
-    for bad in (dict(kind="swaps"), dict(share=1.5), dict(share=-0.1)):
+    assert plant_label_noise([], "swap", 0.5).captions == []
+    for bad in (dict(kind="swaps"), dict(noise_rate=1.5), dict(noise_rate=-0.1)):
         with pytest.raises(ValueError, match="not known|share of the records"):
-            plant(ds, **bad)
+            plant_label_noise(ds, **bad)
     with pytest.raises(ValueError, match="record . knows no attribute"):
-        plant(same, "one attribute", 1.0)
+        plant_label_noise(same, "one attribute", 1.0)
 
 
 def test_folds_keep_patients_together(ds):
-    f = folds(ds, 4)
+    f = assign_folds(ds, 4)
     assert (
         len({(p, k) for p, k in zip(ds["patient"], f)}) == len(set(ds["patient"]))
         and set(f) == set(range(4))
-        and (folds(ds, 4, seed=1) != f).any()
+        and (assign_folds(ds, 4, seed=1) != f).any()
     )
     with pytest.raises(ValueError, match="other patients"):
-        folds(ds.select([0, 1]) if ds[0]["patient"] == ds[1]["patient"] else ds.select([0]))
+        assign_folds(ds.select([0, 1]) if ds[0]["patient"] == ds[1]["patient"] else ds.select([0]))
     with pytest.raises(ValueError):
-        folds(ds.select([]))
+        assign_folds(ds.select([]))
 
 
 # ---- witnesses --------------------------------------------------------------------------------------------------------
 def test_alignment_is_canonical_correlation():
     x, y, _, _ = world(400, 6, share=0.0)
-    m = align(x, y, 4, 1e-10)
+    m = fit_cca(x, y, 4, 1e-10)
     U, V = CCA(4, max_iter=5000, tol=1e-9).fit_transform(x, y)
     np.testing.assert_allclose(
         m.correlations, [np.corrcoef(U[:, k], V[:, k])[0, 1] for k in range(4)], atol=2e-3
     )
-    np.testing.assert_allclose(np.linalg.norm(m.see(x), axis=1), 1)
-    assert align(x, y, 99).correlations.shape == (12,)
+    np.testing.assert_allclose(np.linalg.norm(m.transform_image(x), axis=1), 1)
+    assert fit_cca(x, y, 99).correlations.shape == (12,)
 
 
 def test_similarity_is_cross_fitted():
     x, y, wrong, fold = world()
-    s = by_similarity(x, y, fold)
+    s = score_by_similarity(x, y, fold)
     assert roc_auc_score(wrong, s) > 0.95
     y2 = y.copy()
     at = np.flatnonzero(fold == 2)[0]
     y2[at] += 50  # a pair's own words move its fold's scores, and no model that judges this fold
     a, b = fit_cca(x[fold != 2], y[fold != 2]), fit_cca(x[fold != 2], y2[fold != 2])
-    np.testing.assert_array_equal(a.x[2], b.x[2])
-    moved = by_similarity(x, y2, fold)
+    np.testing.assert_array_equal(a.image_map.matrix, b.image_map.matrix)
+    moved = score_by_similarity(x, y2, fold)
     same = [i for i in range(len(x)) if fold[i] == 2 and i != at]
     shift = moved[same] - s[same]
     assert (
         np.abs(
             shift
-            - (a.see(x[same]) @ (a.read(y2[[at]]) - a.read(y[[at]]))[0]) / (2 * (fold == 2).sum())
+            - (
+                a.transform_image(x[same])
+                @ (a.transform_text(y2[[at]]) - a.transform_text(y[[at]]))[0]
+            )
+            / (2 * (fold == 2).sum())
         ).max()
         < 1e-9
     ), "only the typical caption moved"
-    np.testing.assert_allclose(by_similarity(3 * x + 1, y * 0.2 - 7, fold), s, atol=1e-4)
+    np.testing.assert_allclose(score_by_similarity(3 * x + 1, y * 0.2 - 7, fold), s, atol=1e-4)
 
 
 @given(st.integers(2, 40), st.integers(1, 50), st.integers(1, 17))
 @settings(deadline=None, max_examples=25)
 def test_neighbours_as_scikit_learn_finds_them(n, k, block):
     a = np.random.default_rng(n).normal(size=(n, 4))
-    who, near = nearest(a, k, block)
+    who, near = k_nearest_neighbors(a, k, block)
     k = min(k, n - 1)
     z = (a - a.mean(0)) / (a.std(0) + 1e-6)
     d, i = NearestNeighbors(n_neighbors=k, metric="cosine").fit(z).kneighbors()
@@ -146,13 +179,13 @@ def test_neighbours_as_scikit_learn_finds_them(n, k, block):
 
 def test_neighbours_disagree_about_strangers():
     x, y, wrong, _ = world()
-    plain = by_neighbours(x, y)
+    plain = score_by_neighbors(x, y)
     assert roc_auc_score(wrong, plain) > 0.9
-    known = by_neighbours(x, y, doubt=wrong.astype(float))
+    known = score_by_neighbors(x, y, neighbor_suspicion=wrong.astype(float))
     assert roc_auc_score(wrong, known) >= roc_auc_score(wrong, plain) - 0.01
     order = np.random.default_rng(1).permutation(len(x))
     np.testing.assert_allclose(
-        by_neighbours(x[order], y[order])[np.argsort(order)], plain, atol=1e-4
+        score_by_neighbors(x[order], y[order])[np.argsort(order)], plain, atol=1e-4
     )
 
 
@@ -162,7 +195,7 @@ def test_pair_loss_is_the_contrastive_loss():
     ids = g.integers(0, 25, 40)
     b = b[ids]  # the same words, the same vector
     for i in (None, ids):
-        assert pair_loss(a, b, i).mean() == pytest.approx(
+        assert contrastive_loss_per_pair(a, b, i).mean() == pytest.approx(
             float(
                 losses.info_nce(
                     torch.tensor(a), torch.tensor(b), 0.07, None if i is None else torch.tensor(i)
@@ -170,24 +203,24 @@ def test_pair_loss_is_the_contrastive_loss():
             ),
             abs=1e-5,
         )
-    whole = pair_loss(a, b)
-    part = pair_loss(a, b, sample=39)
+    whole = contrastive_loss_per_pair(a, b)
+    part = contrastive_loss_per_pair(a, b, sample_size=39)
     assert np.isfinite(part).all() and np.abs(part - whole).max() < 3
-    assert pair_loss(a[:1], b[:1]).tolist() == [0.0]
+    assert contrastive_loss_per_pair(a[:1], b[:1]).tolist() == [0.0]
 
 
 def test_what_is_learned_late():
     x, y, wrong, _ = world()
-    L = dynamics(x, y, epochs=6)
+    L = record_training_dynamics(x, y, num_train_epochs=6)
     assert (
         L.shape == (6, 300)
         and L.mean(1)[-1] < L.mean(1)[0]
         and roc_auc_score(wrong, L.mean(0)) > 0.95
     )
-    np.testing.assert_array_equal(L, dynamics(x, y, epochs=6))
-    assert (dynamics(x, y, epochs=6, seed=1) != L).any()
+    np.testing.assert_array_equal(L, record_training_dynamics(x, y, num_train_epochs=6))
+    assert (record_training_dynamics(x, y, num_train_epochs=6, seed=1) != L).any()
     before = torch.get_rng_state()
-    link(x, y, steps=2)
+    fit_contrastive_maps(x, y, max_steps=2)
     assert torch.equal(before, torch.get_rng_state()), "nobody else's dice are thrown"
 
 
@@ -195,27 +228,27 @@ def test_second_opinion_is_a_cross_fitted_probe(ds):
     g = np.random.default_rng(0)
     veil = np.array([a["veil"] for a in ds["attributes"]])
     x = g.normal(size=(len(ds), 5)) + 2 * (veil == "present")[:, None]
-    fold = folds(ds)
-    o = second_opinion(x, ds["caption"], fold)
+    fold = assign_folds(ds)
+    o = cross_val_probe(x, ds["caption"], fold)
     at, learn = fold == 1, fold != 1
     p = (
         make_pipeline(StandardScaler(), LogisticRegression(C=0.02, max_iter=500))
         .fit(x[learn], veil[learn])
         .predict_proba(x[at])
     )
-    np.testing.assert_allclose(o.p["veil"][at], p, atol=1e-6)
+    np.testing.assert_allclose(o.probabilities["veil"][at], p, atol=1e-6)
     assert o.levels["veil"] == ["absent", "present"] and set(o.levels) > {"impression", "skin"}
     flip = [c for c in ds["caption"]]
     i = int(np.flatnonzero(veil == "present")[0])
     flip[i] = flip[i].replace("a blue-white veil", "no veil")
     assert (
-        second_opinion(x, flip, fold).log_odds_against("veil")[i]
+        cross_val_probe(x, flip, fold).log_odds_against("veil")[i]
         > 0.5
         > 0
         > o.log_odds_against("veil")[i]
     )
     np.testing.assert_allclose(
-        by_attributes(o),
+        score_by_attributes(o),
         np.log(
             np.sum([np.exp(np.nan_to_num(o.log_odds_against(a), nan=-20)) for a in o.levels], 0)
         ),
@@ -228,17 +261,19 @@ def test_second_opinion_is_a_cross_fitted_probe(ds):
 
 def test_captions_that_name_nothing_give_no_opinion():
     x, y, _, fold = world(60)
-    o = second_opinion(x, ["A mole."] * 60, fold)
-    assert not o.levels and (by_attributes(o) == 0).all()
-    s, _ = detect(x, y, [f"Mole {i}." for i in range(60)], fold)
-    w = learned_weights(x, y, [f"Mole {i}." for i in range(60)], fold)
+    o = cross_val_probe(x, ["A mole."] * 60, fold)
+    assert not o.levels and (score_by_attributes(o) == 0).all()
+    s, _ = run_detectors(x, y, [f"Mole {i}." for i in range(60)], fold)
+    w = learn_detector_weights(x, y, [f"Mole {i}." for i in range(60)], fold)
     assert (
         w["attributes"] < 1e-3
         and sum(w.values()) == pytest.approx(1)
-        and np.isfinite(combine(s, w)).all()
+        and np.isfinite(combine_ranks(s, w)).all()
     )
     few = ["Clinical impression: benign."] * 57 + ["Clinical impression: melanoma."] * 3
-    assert "impression" not in second_opinion(x, few, fold).levels, "three melanomas teach no probe"
+    assert "impression" not in cross_val_probe(x, few, fold).levels, (
+        "three melanomas teach no probe"
+    )
 
 
 @given(
@@ -249,21 +284,21 @@ def test_captions_that_name_nothing_give_no_opinion():
     )
 )
 def test_ranks_do_not_mind_the_scale(scores):
-    c = combine(scores)
+    c = combine_ranks(scores)
     assert ((c >= 0) & (c <= 1)).all()
-    np.testing.assert_allclose(c, combine({k: np.exp(v) for k, v in scores.items()}))
+    np.testing.assert_allclose(c, combine_ranks({k: np.exp(v) for k, v in scores.items()}))
     one = next(iter(scores))
-    np.testing.assert_allclose(combine(scores, {one: 5.0}), combine({one: scores[one]}))
+    np.testing.assert_allclose(combine_ranks(scores, {one: 5.0}), combine_ranks({one: scores[one]}))
 
 
 @given(
     arrays(np.float64, 9, elements=st.integers(0, 4).map(float)), arrays(bool, 9), st.integers(0, 9)
 )
 def test_found_as_counted_by_hand(s, wrong, k):
-    got, first = found(s, wrong, k), sorted(range(9), key=lambda i: (-s[i], i))[:k]
+    got, first = detection_metrics(s, wrong, k), sorted(range(9), key=lambda i: (-s[i], i))[:k]
     hit = sum(wrong[i] for i in first)
     assert (
-        removed(s, k).tolist() == first
+        top_k_indices(s, k).tolist() == first
         and (np.isnan(got["precision"]) if not k else got["precision"] == hit / k)
         and (np.isnan(got["recall"]) if not wrong.any() else got["recall"] == hit / wrong.sum())
     )
@@ -279,34 +314,35 @@ def test_found_as_counted_by_hand(s, wrong, k):
 @pytest.fixture(scope="module")
 def judged(ds):
     model, processor = models.load()
-    p = plant(ds, "swap", 0.1, seed=3)
+    p = plant_label_noise(ds, "swap", 0.1, seed=3)
     bad = replace_columns(ds, caption=p.captions)
-    return model, processor, p, bad, suspects(model, processor, bad, bar=False)
+    return model, processor, p, bad, find_label_issues(model, processor, bad, show_progress=False)
 
 
 def test_suspects(judged, ds):
     model, processor, p, bad, s = judged
     assert (
-        roc_auc_score(p.wrong, s.score) > 0.8
-        and sorted(s.order) == list(range(len(ds)))
-        and (np.diff(s.score[s.order]) <= 0).all()
+        roc_auc_score(p.is_wrong, s.suspicion) > 0.8
+        and sorted(s.ranking) == list(range(len(ds)))
+        and (np.diff(s.suspicion[s.ranking]) <= 0).all()
     )
-    for i in s.order[:20]:
+    for i in s.ranking[:20]:
         assert (
             s.explain(i).endswith(".") and s.explain(i)[0].isupper() and "nan" not in s.explain(i)
         )
-    says = next(s.explain(i) for i in s.order if "The caption says" in s.explain(i))
-    assert "the picture looks like" in says and "pictures most like it" in says
-    quiet = s.explain(int(s.order[-1]))
+    says = next(s.explain(i) for i in s.ranking if "The caption says" in s.explain(i))
+    assert "the image looks like" in says and "images most like it" in says
+    quiet = s.explain(int(s.ranking[-1]))
     assert "no single attribute" in quiet.lower() and len(s.table(5)) == 5 and len(repr(s)) < 20_000
 
 
 def test_reasons_are_true_of_the_caption(judged):
     *_, s = judged
-    for i in s.order[:30]:
+    for i in s.ranking[:30]:
         for a in s.probe_predictions.levels:
-            if f"he caption says {phrase(a, s.probe_predictions.said[i].get(a, ''))};" in s.explain(
-                i
+            if (
+                f"he caption says {describe_attribute(a, s.probe_predictions.caption_attributes[i].get(a, ''))};"
+                in s.explain(i)
             ):
                 break
         else:
@@ -316,18 +352,18 @@ def test_reasons_are_true_of_the_caption(judged):
 def test_refit_tells_right_from_wrong(judged, ds):
     model, processor, p, bad, s = judged
     test = load_melanoma_pairs(90, seed=2051, size=32, masks=False)
-    x, y = views(model, processor, ds)
-    X, Y = views(model, processor, test)
+    x, y = extract_pair_features(model, processor, ds)
+    X, Y = extract_pair_features(model, processor, test)
     n = np.arange(len(ds))
-    good = refit(x, y, ds["caption"], n, X, Y, test, 60)
+    good = retrain_and_evaluate(x, y, ds["caption"], n, X, Y, test, 60)
     lost = np.roll(n, 7)
-    none = refit(x, y[lost], [ds["caption"][i] for i in lost], n, X, Y, test, 60)
+    none = retrain_and_evaluate(x, y[lost], [ds["caption"][i] for i in lost], n, X, Y, test, 60)
     assert (
         good["R@1"] > none["R@1"] + 0.1
         and good["macro-F1"] > none["macro-F1"] + 0.15
-        and refit(x, y, ds["caption"], n, X, Y, test, 60) == good
+        and retrain_and_evaluate(x, y, ds["caption"], n, X, Y, test, 60) == good
     )
-    half = refit(
+    half = retrain_and_evaluate(
         x, y, [c if i % 2 else "A mole." for i, c in enumerate(ds["caption"])], n, X, Y, test, 2
     )
     assert half["macro-F1"] > good["macro-F1"] - 0.12, (
@@ -348,31 +384,31 @@ def test_records_that_know_little(judged, ds):
         ],
         features=FEATURES,
     )
-    s = suspects(model, processor, bare, bar=False)
-    assert np.isfinite(s.score).all() and "no single attribute" in s.explain(0).lower()
+    s = find_label_issues(model, processor, bare, show_progress=False)
+    assert np.isfinite(s.suspicion).all() and "no single attribute" in s.explain(0).lower()
     with pytest.raises(
         ValueError, match=r"1 record\(s\) have no caption \(the first is number 4\)"
     ):
-        views(
+        extract_pair_features(
             model,
             processor,
             replace_columns(bare, caption=[None if i == 4 else "x" for i in range(30)]),
         )
     with pytest.raises(ValueError):
-        suspects(model, processor, bare.select([]), bar=False)
+        find_label_issues(model, processor, bare.select([]), show_progress=False)
     with pytest.raises(ValueError, match="other patients"):
-        suspects(model, processor, bare.select([0]), bar=False)
+        find_label_issues(model, processor, bare.select([0]), show_progress=False)
 
 
 # ---- decisions --------------------------------------------------------------------------------------------------------
 def test_decisions_are_kept_undone_and_applied(ds, tmp_path):
     file = tmp_path / "deep" / "d.json"
-    r = Review(ds, file)
+    r = LabelReview(ds, file)
     assert not file.exists()
     for row, what in ((3, "remove"), (5, "keep"), (3, "keep"), (8, "remove")):
         r.decide(row, what, reason="<b>")
     r.decide(9, "fix", "A dark lesion.")
-    again = Review(ds, file)
+    again = LabelReview(ds, file)
     assert again.decisions == r.decisions and {
         i: d["decision"] for i, d in again.decisions.items()
     } == {3: "keep", 5: "keep", 8: "remove", 9: "fix"}
@@ -385,8 +421,8 @@ def test_decisions_are_kept_undone_and_applied(ds, tmp_path):
     )
     while again.undo():
         pass
-    assert Review(ds, file).decisions == {} and os.listdir(file.parent) == ["d.json"]
-    kept = Review(ds)
+    assert LabelReview(ds, file).decisions == {} and os.listdir(file.parent) == ["d.json"]
+    kept = LabelReview(ds)
     kept.decide(0, "remove")
     assert kept.apply(ds).left_out == 1, "without a file it lives in memory"
 
@@ -418,7 +454,7 @@ BAD = {
 @pytest.mark.parametrize("how", BAD)
 def test_a_damaged_file_is_named_and_left_alone(how, ds, tmp_path):
     file = tmp_path / "d.json"
-    r = Review(ds, file)
+    r = LabelReview(ds, file)
     r.decide(3, "remove")
     r.decide(5, "fix", "A dark lesion.")
     harm, says = BAD[how]
@@ -426,9 +462,9 @@ def test_a_damaged_file_is_named_and_left_alone(how, ds, tmp_path):
     assert data != file.read_bytes()
     file.write_bytes(data)
     with pytest.raises(ValueError, match=says):
-        Review(ds, file)
+        LabelReview(ds, file)
     assert file.read_bytes() == data
-    with pytest.raises(ValueError, match="somebody else"):
+    with pytest.raises(ValueError, match="another program"):
         r.decide(1, "keep")
     assert file.read_bytes() == data and set(r.decisions) == {3, 5}, (
         "what could not be written is not believed"
@@ -436,7 +472,7 @@ def test_a_damaged_file_is_named_and_left_alone(how, ds, tmp_path):
 
 
 def test_what_is_no_decision(ds, tmp_path):
-    r = Review(ds, tmp_path / "d.json")
+    r = LabelReview(ds, tmp_path / "d.json")
     for args, says in (
         ((len(ds), "keep"), "counted from 0"),
         ((-1, "keep"), "counted from 0"),
@@ -453,7 +489,7 @@ def test_what_is_no_decision(ds, tmp_path):
 
 
 def test_a_failed_write_loses_nothing(ds, tmp_path, monkeypatch):
-    r = Review(ds, tmp_path / "d.json")
+    r = LabelReview(ds, tmp_path / "d.json")
     r.decide(1, "keep")
     before = (tmp_path / "d.json").read_bytes()
 
@@ -483,27 +519,27 @@ class Tags(HTMLParser):
 def test_the_widget_without_a_screen(judged, tmp_path):
     *_, bad, s = judged
     file = tmp_path / "d.json"
-    w = Reviewer(bad, s, file, n=5)
-    assert [c["row"] for c in w.cards] == s.order[:5].tolist() and w.cards[0]["image"].startswith(
+    w = ReviewWidget(bad, s, file, max_cards=5)
+    assert [c["row"] for c in w.cards] == s.ranking[:5].tolist() and w.cards[0]["image"].startswith(
         "data:image/jpeg"
     )
     w._on_message(w, dict(do="remove"), [])
     w._on_message(w, dict(do="fix", caption="A dark lesion."), [])
     assert (
-        w.at == 2
-        and Review(bad, file).decisions[w.cards[1]["row"]]["caption"] == "A dark lesion."
-        and Review(bad, file).decisions[w.cards[0]["row"]]["reason"] == w.cards[0]["reason"]
+        w.current == 2
+        and LabelReview(bad, file).decisions[w.cards[1]["row"]]["caption"] == "A dark lesion."
+        and LabelReview(bad, file).decisions[w.cards[0]["row"]]["reason"] == w.cards[0]["reason"]
     )
     w._on_message(w, dict(do="undo"), [])
-    assert w.at == 1 and len(w.made) == 1 and "taken back" in w.said
+    assert w.current == 1 and len(w.decisions) == 1 and "taken back" in w.status
     for bad_message in ({}, dict(do="burn"), dict(do="fix", caption=7), dict(do=["keep"])):
         w._on_message(w, bad_message, [])
-    assert len(w.made) == 1 and len(json.loads(file.read_text())["decisions"]) == 1
-    later = Reviewer(bad, s, file, n=5)
-    assert later.made == w.made and "1 decided" in later.said
+    assert len(w.decisions) == 1 and len(json.loads(file.read_text())["decisions"]) == 1
+    later = ReviewWidget(bad, s, file, max_cards=5)
+    assert later.decisions == w.decisions and "1 decided" in later.status
     file.write_text("{")
     w._on_message(w, dict(do="keep"), [])
-    assert "somebody else" in w.said and len(w.made) == 1
+    assert "another program" in w.status and len(w.decisions) == 1
 
 
 def test_hostile_captions_in_the_still(judged, ds):
@@ -511,14 +547,14 @@ def test_hostile_captions_in_the_still(judged, ds):
     evil = ["</i><script>alert(1)</script>", '"><img src=x onerror=alert(1)>']
     c = [*evil, *bad["caption"][2:]]
     d = replace_columns(bad, caption=c, id=[*evil, *bad["id"][2:]])
-    t = Suspects(
+    t = LabelIssues(
         c,
         {k: np.r_[9.0, 8.0, v[2:] * 0] for k, v in s.scores.items()},
         s.weights,
         s.probe_predictions,
-        s.who,
+        s.neighbors,
     )
-    w = Reviewer(d, t, n=3)
+    w = ReviewWidget(d, t, max_cards=3)
     seen = Tags()
     seen.feed(w._repr_html_())
     assert (
@@ -543,15 +579,12 @@ def test_a_reason_names_what_speaks_most_against_it():
         network=["absent", "typical"],
         impression=["benign", "melanoma"],
     )
-
-    def one(a, b):
-        return np.tile([a, b], (4, 1))
-
-    s = Suspects(
+    one = lambda a, b: np.tile([a, b], (4, 1))
+    s = LabelIssues(
         ["x"] * 4,
         dict(similarity=np.array([3.0, 0, 1, 2])),
         dict(similarity=1.0),
-        Opinion(
+        ProbePredictions(
             said,
             levels,
             dict(
@@ -564,11 +597,11 @@ def test_a_reason_names_what_speaks_most_against_it():
         np.array([[1, 2, 3]] * 4),
     )
     assert s.explain(0) == (
-        "The caption says a blue-white veil; the picture looks like no veil (95% to 5%), and of 3 pictures most like it 1 has a blue-white veil. "
-        "The caption says light skin; the picture looks like dark skin (70% to 30%), and of 3 pictures most like it 0 have light skin."
+        "The caption says a blue-white veil; the image looks like no veil (95% to 5%), and of 3 images most like it 1 has a blue-white veil. "
+        "The caption says light skin; the image looks like dark skin (70% to 30%), and of 3 images most like it 0 have light skin."
     )
     assert (
         s.explain(1)
-        == "No single attribute stands out; as a whole, caption and picture lie further apart than in 0% of the pairs."
-        and s.order.tolist() == [0, 3, 2, 1]
+        == "No single attribute stands out; as a whole, caption and image lie further apart than in 0% of the pairs."
+        and s.ranking.tolist() == [0, 3, 2, 1]
     )

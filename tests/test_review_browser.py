@@ -5,14 +5,22 @@ import json
 from browser import shoot, watched_tab
 
 HEAD = """import numpy as np
-from mmkit import lint
-from mmkit.mismatch import Opinion, Reviewer, Suspects
-from mmkit.pairs import melanoma_pairs
-ds = melanoma_pairs(12, seed=2060, size=48, masks=False)
-ds = lint.with_columns(ds, caption=['<img src=x onerror=document.title="broken"> A dark spot.', *ds['caption'][1:]])
-s = Suspects(list(ds['caption']), dict(similarity=np.arange(12)[::-1].astype(float)), dict(similarity=1.), Opinion([{}]*12, {}, {}), np.zeros((12, 3), int))
+from mmkit.audit.detectors import ProbePredictions
+from mmkit.audit.label_noise import LabelIssues
+from mmkit.audit.label_review import ReviewWidget
+from mmkit.data import load_melanoma_pairs
+from mmkit.data.lint_fix import replace_columns
+
+records = load_melanoma_pairs(12, seed=2060, size=48, masks=False)
+hostile = '<img src=x onerror=document.title="broken"> A dark spot.'
+records = replace_columns(records, caption=[hostile, *records["caption"][1:]])
+scores = dict(similarity=np.arange(12)[::-1].astype(float))
+predictions = ProbePredictions([{}] * 12, {}, {})
+issues = LabelIssues(
+    list(records["caption"]), scores, dict(similarity=1.0), predictions, np.zeros((12, 3), int)
+)
 """
-CELLS = [HEAD, "w = Reviewer(ds, s, 'decisions.json', n=5)\nw"]
+CELLS = [HEAD, "w = ReviewWidget(records, issues, 'decisions.json', max_cards=5)\nw"]
 
 
 class Face:

@@ -1,4 +1,4 @@
-// The face of mmkit.mismatch.Reviewer: shows a card, sends what is decided. All text goes in as text, never as HTML.
+// The face of mmkit.audit.label_review.ReviewWidget: shows a card, sends what is decided. All text goes in as text, never as HTML.
 const KEYS = {k: 'keep', r: 'remove', f: 'fix', u: 'undo'}
 const STYLE = `
 .mmkit-review { max-width: 760px; font-size: 14px; line-height: 1.4; outline: none; padding: 8px; border: 1px solid #8884; border-radius: 6px }
@@ -17,20 +17,20 @@ function render({model, el}) {
                    button('back', '←', 'the one before'), button('on', '→', 'the next one')]
   const root = make('div', {class: 'mmkit-review', tabindex: '0', role: 'group', 'aria-label': 'review of suspicious pairs', 'data-lm-suppress-shortcuts': 'true'}, make('style', {text: STYLE}),
     make('div', {class: 'bar'}, place), make('div', {class: 'body'}, img, make('div', {class: 'words'}, id, ' ', label, caption, why, make('div', {}, ...buttons), make('div', {class: 'bar'}, said))))
-  const card = () => model.get('cards')[model.get('at')]
+  const card = () => model.get('cards')[model.get('current')]
 
-  function walk(by) { const n = model.get('cards').length, to = Math.min(Math.max(model.get('at') + by, 0), n - 1); model.set('at', to); model.save_changes() }
+  function walk(by) { const n = model.get('cards').length, to = Math.min(Math.max(model.get('current') + by, 0), n - 1); model.set('current', to); model.save_changes() }
   function send(act) { model.send(act === 'fix' ? {do: 'fix', caption: caption.value} : {do: act}) }
   function draw() {
-    const c = card(), made = model.get('made'), n = model.get('cards').length
+    const c = card(), made = model.get('decisions'), n = model.get('cards').length
     if (!c) { place.textContent = 'no pairs to review'; return }
     const own = made[String(c.row)]
     img.src = c.image; img.alt = `picture of ${c.id}`; img.style.visibility = c.image ? '' : 'hidden'
     id.textContent = c.id; label.textContent = c.label; why.textContent = c.reason; caption.value = own?.caption ?? c.caption
-    place.textContent = `${model.get('at') + 1} of ${n}, suspicion ${c.suspicion.toFixed(2)}; ${model.get('cards').filter(k => made[String(k.row)]).length} decided`
+    place.textContent = `${model.get('current') + 1} of ${n}, suspicion ${c.suspicion.toFixed(2)}; ${model.get('cards').filter(k => made[String(k.row)]).length} decided`
     for (const b of buttons.slice(0, 3)) b.setAttribute('aria-pressed', String(own?.decision === b.dataset.do))
   }
-  const tell = () => { said.textContent = model.get('said') }
+  const tell = () => { said.textContent = model.get('status') }
   root.addEventListener('keydown', e => {
     if (e.ctrlKey || e.metaKey || e.altKey) return
     if (e.target === caption) { if (e.key === 'Escape') { root.focus(); e.preventDefault() } e.stopPropagation(); return }
@@ -41,8 +41,8 @@ function render({model, el}) {
     else return
     e.preventDefault(); e.stopPropagation()
   })
-  model.on('change:cards change:at change:made', draw); model.on('change:said', tell); draw(); tell()
+  model.on('change:cards change:current change:decisions', draw); model.on('change:status', tell); draw(); tell()
   el.append(root)
-  return () => { model.off('change:cards change:at change:made', draw); model.off('change:said', tell) }
+  return () => { model.off('change:cards change:current change:decisions', draw); model.off('change:status', tell) }
 }
 export default {render}
