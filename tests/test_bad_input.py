@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmkit.data.fields import TEMPLATE_TOKENS
-from mmkit.data.loading_report import RecordRejected
+from mmkit.data.fields import TEMPLATE_TOKENS, clean_text, parse_integer
+from mmkit.data.images import ImageFolder, get_stored_image, open_image, read_mask
+from mmkit.data.loading_report import LoadingReport, RecordRejected
 from mmkit.data.records import LABELS
-from mmkit.real import *
+from mmkit.data.tables import load_table
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -66,7 +67,7 @@ def load(
 ):
     lines = [head, good[0], *([bad] if bad is not None else []), *good[1:]]
     (folder / name).write_bytes(data if data is not None else "\n".join(lines).encode())
-    return from_table(folder / name, **kw)
+    return load_table(folder / name, **kw)
 
 
 def kept(folder, reason, bad="x.png,benign", detail="", row=3, **kw):
@@ -147,8 +148,8 @@ def test_enormous(folder, w, h):
 def test_limits_can_be_set(folder):
     for kw in (dict(max_pixels=199), dict(max_bytes=20)):
         with pytest.raises(RecordRejected, match="too large"):
-            open_picture(folder / "a.png", **kw)
-    assert open_picture(folder / "a.png", max_pixels=200).size == (20, 10)
+            open_image(folder / "a.png", **kw)
+    assert open_image(folder / "a.png", max_pixels=200).size == (20, 10)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_every_mode_becomes_upright_rgb(folder, mode, suffix):
         and im.mode == "RGB"
         and im.size == ((10, 20) if mode == "exif" else (20, 10))
     )
-    assert np.array_equal(np.asarray(im), np.asarray(open_picture(folder / f"x.{suffix}")))
+    assert np.array_equal(np.asarray(im), np.asarray(open_image(folder / f"x.{suffix}")))
     if mode in ("RGB", "P", "CMYK", "exif"):
         assert abs(left - RED).max() < 60 and abs(right - (40, 40, 200)).max() < 60
     if mode == "P+":
@@ -208,7 +209,7 @@ def test_every_mode_becomes_upright_rgb(folder, mode, suffix):
 
 def test_an_eight_bit_picture_in_sixteen_bits_is_not_made_black(folder):
     PIL.Image.fromarray(np.full((8, 8), 200, np.uint16)).save(folder / "x.png")
-    assert open_picture(folder / "x.png").getpixel((0, 0)) == (200,) * 3
+    assert open_image(folder / "x.png").getpixel((0, 0)) == (200,) * 3
 
 
 @pytest.mark.parametrize(
@@ -418,7 +419,10 @@ def test_encodings_separators_and_line_ends(folder, encoding, mark, end):
 def test_legend_rows_and_ragged_rows(folder):
     ds, report = load(
         folder,
-        data=b"image,label,site\na.png,benign,arm\nb.png,benign\nc.png,benign,arm,more\n\nLegend: site = body site\n",
+        data=(
+            b"image,label,site\na.png,benign,arm\nb.png,benign\nc.png,benign,arm,more\n\nLegend:"
+            b" site = body site\n"
+        ),
     )
     assert ds["id"][:] == ["a"] and [(a["row"], a["reason"]) for a in report.aside] == [
         (n, "not a row of the table") for n in (3, 4, 6)
@@ -450,12 +454,18 @@ def test_an_open_quote_is_not_swallowed(folder):
 
 def test_json_lines(folder):
     lines = [
-        '{"image": "a.png", "label": 1, "age": 44, "questions": [{"question": "Is it round?", "answer": "Yes.", "box": [0, 0, 1, 1]}]}',
+        (
+            '{"image": "a.png", "label": 1, "age": 44, "questions": [{"question": "Is it round?",'
+            ' "answer": "Yes.", "box": [0, 0, 1, 1]}]}'
+        ),
         "{broken",
         "[1, 2]",
         '{"image": "b.png", "label": false}',
         '{"image": "c.png", "label": "benign", "questions": [{"question": "Is it?"}]}',
-        '{"image": "c.png", "label": "benign", "questions": [{"question": "?", "answer": "!", "box": [0, 2, 3]}]}',
+        (
+            '{"image": "c.png", "label": "benign", "questions": [{"question": "?", "answer": "!",'
+            ' "box": [0, 2, 3]}]}'
+        ),
         '["' + "[" * 3000,
     ]
     ds, report = load(folder, data="\n".join(lines).encode(), name="t.jsonl")
@@ -529,7 +539,7 @@ def test_a_folder_that_is_itself_a_link_works(folder, tmp_path_factory):
     at = tmp_path_factory.mktemp("x") / "link"
     load(folder)
     at.symlink_to(folder)
-    assert len(from_table(at / "t.csv")[0]) == 3
+    assert len(load_table(at / "t.csv")[0]) == 3
 
 
 def test_names_as_the_table_spells_them(folder):
@@ -575,7 +585,7 @@ def fixed(tmp_path_factory):
 def test_any_bytes_as_a_table_are_data_or_a_clear_error(fixed, data):
     (fixed / "t.csv").write_bytes(data)
     try:
-        ds, report = from_table(fixed / "t.csv")
+        ds, report = load_table(fixed / "t.csv")
     except ValueError as e:
         assert str(e) and "codec" not in str(e)
     else:
@@ -608,7 +618,7 @@ def test_every_row_is_in_exactly_one_place(fixed, rows):
     w.writerows([[i, l, s.replace("\0", "")] for i, l, s in rows])
     (fixed / "t.csv").write_bytes(out.getvalue().encode("utf-8", "replace"))
     try:
-        ds, report = from_table(fixed / "t.csv")
+        ds, report = load_table(fixed / "t.csv")
     except ValueError as e:
         assert "nothing could be loaded" in str(e) or "no rows" in str(e)
         return
@@ -622,7 +632,7 @@ def test_every_row_is_in_exactly_one_place(fixed, rows):
 @settings(quick, max_examples=150)
 @given(st.text(max_size=40))
 def test_no_name_opens_anything_outside(fixed, name):
-    look = Folder(fixed)
+    look = ImageFolder(fixed)
     try:
         found = look.find(name)
     except RecordRejected as e:
@@ -648,7 +658,7 @@ def test_any_damage_to_a_picture_is_read_or_refused(tmp_path_factory, seed, suff
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            im = open_picture(at)
+            im = open_image(at)
         except RecordRejected as e:
             assert e.explain in (
                 "not a picture",
@@ -659,7 +669,7 @@ def test_any_damage_to_a_picture_is_read_or_refused(tmp_path_factory, seed, suff
         else:
             assert im.mode == "RGB"
         try:
-            stored_picture(at)
+            get_stored_image(at)
         except RecordRejected:
             pass
 
@@ -676,14 +686,14 @@ def test_no_token_gets_through(before, token, after):
 
 @given(st.one_of(st.text(max_size=8), st.floats().map(str), st.integers().map(str)))
 def test_an_age_is_a_possible_age_or_nothing(text):
-    n = number(text, 1, 120, Report("x"), "age")
+    n = parse_integer(text, 1, 120, LoadingReport("x"), "age")
     assert n is None or (isinstance(n, int) and 1 <= n <= 120)
 
 
 @settings(quick, max_examples=60)
 @given(st.lists(st.tuples(st.text(max_size=20), st.text(max_size=20)), max_size=5))
 def test_a_report_escapes_what_it_quotes(rows):
-    r = Report("<b>")
+    r = LoadingReport("<b>")
     for n, (a, b) in enumerate(rows):
         r.set_aside("t<i>", n, a, "reason", b)
     assert (

@@ -1,4 +1,6 @@
-"Lint of pair sets: every check alone, faults of every kind, false alarms, cures that never happen by themselves."
+"""Lint of pair sets: every check alone, faults of every kind, false alarms, cures that never
+happen by themselves.
+"""
 
 import io
 import json
@@ -16,12 +18,22 @@ from scipy.stats.contingency import association, crosstab
 
 from mmkit import data
 from mmkit.data.captions import compose_caption
-from mmkit.data.lint import Findings
+from mmkit.data.lint import Findings, findings_page, lint_records
+from mmkit.data.lint_checks import cramers_v
+from mmkit.data.lint_fix import fix_findings, replace_columns, rewrite_caption
 from mmkit.data.melanoma_pairs import load_melanoma_pairs
 from mmkit.data.records import FEATURES, iter_raw_records, make_record, text_fingerprint
 from mmkit.data.splits import split_records
+from mmkit.data.text_checks import (
+    find_contradictions,
+    find_stray_tokens,
+    guess_language,
+    info_nce_floor,
+    normalize_words,
+    strip_stray_tokens,
+    visual_term_density,
+)
 from mmkit.lesions.lesion import ATTRIBUTE_LEVELS
-from mmkit.lint import *
 from mmkit.losses.contrastive import info_nce
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -50,22 +62,7 @@ def kinds(found):
 # ---- measures ---------------------------------------------------------------------------------------------------------
 words = st.lists(
     st.sampled_from(
-        [
-            "a",
-            "dark",
-            "spot",
-            "Rand",
-            "border,",
-            "irregular.",
-            "<image>",
-            "7",
-            "café",
-            "{x}",
-            "naevus",
-            "\u200b",
-            "is",
-            "of",
-        ]
+        ["a", "dark", "spot", "Rand", "border,", "irregular.", "<image>", "7", "café", "{x}", "naevus", "\u200b", "is", "of"]
     ),
     max_size=12,
 ).map(" ".join)
@@ -73,22 +70,26 @@ words = st.lists(
 
 @given(st.text(max_size=60) | words)
 def test_measures_of_any_text(t):
-    assert 0 <= density(t) <= 1 and words_of(t) == words_of(t.upper().lower()) or not t.isascii()
-    assert language(t) is None or isinstance(language(t), str)
-    once = stripped(t)
-    assert not stray(once) or stray(once) == stray(stripped(once)), (
-        "what is left cannot be taken out by taking out again"
+    assert (
+        0 <= visual_term_density(t) <= 1
+        and normalize_words(t) == normalize_words(t.upper().lower())
+        or not t.isascii()
     )
+    assert guess_language(t) is None or isinstance(guess_language(t), str)
+    once = strip_stray_tokens(t)
+    assert not find_stray_tokens(once) or find_stray_tokens(once) == find_stray_tokens(
+        strip_stray_tokens(once)
+    ), "what is left cannot be taken out by taking out again"
     if t.isascii():
-        assert not stray(stripped(stripped(t)))
+        assert not find_stray_tokens(strip_stray_tokens(strip_stray_tokens(t)))
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=40), st.integers(1, 64))
 def test_the_floor_lies_between_nothing_and_guessing(said, batch):
-    low = floor(said, batch, 5)
+    low = info_nce_floor(said, batch, 5)
     n = min(batch, len(said))
     assert -1e-9 <= low <= np.log(n) + 1e-9 and np.isclose(
-        low, floor([c * 3 for c in said], batch, 5)
+        low, info_nce_floor([c * 3 for c in said], batch, 5)
     ), "names do not matter"
     if batch >= len(said):
         m = Counter(said)
@@ -102,14 +103,14 @@ def test_the_floor_is_what_training_meets():
     ids = torch.tensor([0] * 5 + [1] * 3 + list(range(2, 10)))
     z = torch.eye(10)[ids]
     assert (
-        abs(float(info_nce(z, z, temperature=0.02)) - floor(ids.tolist(), 64)) < 1e-3
+        abs(float(info_nce(z, z, temperature=0.02)) - info_nce_floor(ids.tolist(), 64)) < 1e-3
         and float(info_nce(z, z, temperature=0.02, caption_ids=ids)) < 1e-3
     )
 
 
 @given(st.permutations(["an", "irregular", "dark", "border", "with", "3", "dots"]))
 def test_the_same_words_in_another_order(order):
-    assert words_of(" ".join(order).upper() + ".") == words_of(
+    assert normalize_words(" ".join(order).upper() + ".") == normalize_words(
         "an irregular dark border with 3 dots"
     )
 
@@ -121,7 +122,7 @@ def test_what_differs_is_not_the_same():
         ("2 dots", "3 dots"),
         ("dots", "dots and dots"),
     ):
-        assert words_of(a) != words_of(b)
+        assert normalize_words(a) != normalize_words(b)
 
 
 @given(
@@ -139,12 +140,12 @@ def test_a_caption_of_its_own_record_contradicts_nothing(a, label, n, seed):
         "dense",
         np.random.default_rng(seed),
     )
-    assert not contradictions(said, a, label)
-    again = rewritten(dict(caption=said, attributes=a, label=label), seed)
-    assert not contradictions(again, a, label)
+    assert not find_contradictions(said, a, label)
+    again = rewrite_caption(dict(caption=said, attributes=a, label=label), seed)
+    assert not find_contradictions(again, a, label)
     other = {"benign": "melanoma", "melanoma": "benign"}.get(label)
     if other:
-        assert ("label", label, other) in contradictions(said, a, other)
+        assert ("label", label, other) in find_contradictions(said, a, other)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy")), min_size=8, max_size=80))
@@ -177,7 +178,7 @@ def test_cramers_v_is_nothing_where_nothing_is_told():
 # ---- findings ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("seed", (1951, 1952))
 def test_a_clean_set_gives_nothing(seed):
-    found = lint(load_melanoma_pairs(300, seed=seed, size=32, masks=False))
+    found = lint_records(load_melanoma_pairs(300, seed=seed, size=32, masks=False))
     assert not found, str(found)
 
 
@@ -187,7 +188,10 @@ FAULTS = {
     "contradictions": "A dark lesion with an irregular border. Clinical impression: melanoma.",
     "vague captions": "Here is a picture of the patient that came.",
     "length": "A dark lesion with an irregular border and",
-    "language": "Eine dunkle Läsion mit der Struktur und border auf dem Arm in dark brown, das ist irregular.",
+    "language": (
+        "Eine dunkle Läsion mit der Struktur und border auf dem Arm in dark brown, das ist"
+        " irregular."
+    ),
 }
 
 
@@ -197,7 +201,7 @@ def test_each_fault_alone(kind, ds):
     said, known = list(some["caption"]), list(some["attributes"])
     said[7] = FAULTS[kind]
     known[7] = dict.fromkeys(ATTRIBUTE_LEVELS)
-    found = lint(with_columns(some, caption=said, attributes=known), pictures=False)
+    found = lint_records(replace_columns(some, caption=said, attributes=known), pictures=False)
     assert kinds(found) == [kind] and found[0].rows == [7] and found[0].why[7], str(found)
 
 
@@ -207,14 +211,14 @@ def test_repeats_and_rewordings():
         + [f"A round lesion with {n} dots and a regular border." for n in range(30)]
         + ["with dots A round lesion 3 and a REGULAR border!"]
     )
-    found = lint(made(*said))
+    found = lint_records(made(*said))
     assert set(kinds(found)) == {"repeated captions", "reworded repeats"}
     assert (
         found.of("repeated captions").groups == [[0, 1, 2]]
         and found.of("reworded repeats").groups == [[6, 33]]
         and found.of("repeated captions").cure == "first of each"
     )
-    all_same = lint(made(*["Yes, dark."] * 9)).of("repeated captions")
+    all_same = lint_records(made(*["Yes, dark."] * 9)).of("repeated captions")
     assert all_same.cure == "look" and np.isclose(all_same.more["floor"], np.log(9)), (
         "a cure that leaves one record is none"
     )
@@ -226,60 +230,66 @@ def test_notes_are_read_too():
         "A round lesion with a regular border.",
         notes=["<start_of_turn>model", None],
     )
-    f = lint(d).of("stray tokens")
+    f = lint_records(d).of("stray tokens")
     assert f.rows == [0]
-    c = cure(d, f)
+    c = fix_findings(d, f)
     assert c.changed == 1 and c.ds["notes"][0] == "model" and c.ds["caption"][:] == d["caption"][:]
 
 
 def test_columns_that_give_the_label_away(ds):
     y = ds["label"]
-    tilted = with_columns(
+    tilted = replace_columns(
         ds,
         camera=[
             ("north" if l == "melanoma" else "south") if i % 10 else "east" for i, l in enumerate(y)
         ],
     )
-    f = lint(tilted, pictures=False).of("shortcut: camera")
+    f = lint_records(tilted, pictures=False).of("shortcut: camera")
     assert f.more["v"] > 0.8 and "north 100%" in f.says
-    rare = with_columns(ds, site=["nail" if i < 3 else s for i, s in enumerate(ds["site"])])
-    f = lint(rare, pictures=False).of("small groups: site")
+    rare = replace_columns(ds, site=["nail" if i < 3 else s for i, s in enumerate(ds["site"])])
+    f = lint_records(rare, pictures=False).of("small groups: site")
     assert f.rows == [0, 1, 2] and "nail 3" in f.says
-    c = cure(rare, f)
+    c = fix_findings(rare, f)
     assert (
         c.added == 7
         and Counter(c.ds["site"])["nail"] == f.more["least"] == 10
         and len(rare) == len(ds)
     )
-    one = with_columns(ds, site=["nail" if i < 1 else s for i, s in enumerate(ds["site"])])
-    g = lint(one, pictures=False).of("small groups: site")
+    one = replace_columns(ds, site=["nail" if i < 1 else s for i, s in enumerate(ds["site"])])
+    g = lint_records(one, pictures=False).of("small groups: site")
     g.more["least"] = 50
-    assert cure(one, g).added == 9, "ten times at the most"
-    assert "one label" in kinds(lint(with_columns(ds, label=["benign"] * len(ds)), pictures=False))
+    assert fix_findings(one, g).added == 9, "ten times at the most"
+    assert "one label" in kinds(
+        lint_records(replace_columns(ds, label=["benign"] * len(ds)), pictures=False)
+    )
 
 
 @pytest.mark.parametrize(
     "d, n", [(Dataset.from_dict({}), 0), ([], 0), (Dataset.from_dict(dict(caption=[])), 0), ({}, 0)]
 )
 def test_nothing_at_all(d, n):
-    found = lint(d)
+    found = lint_records(d)
     assert (
         len(found) == n
         and "nothing found" in str(found)
         and found.json()["findings"] == []
         and isinstance(found._repr_html_(), str)
-        and isinstance(page(found).page, str)
+        and isinstance(findings_page(found).page, str)
     )
 
 
 def test_one_record_and_missing_columns():
-    assert not lint(made("A dark lesion with an irregular border."))
-    assert kinds(lint(made(None))) == ["no caption"] and kinds(lint(made("  "))) == ["no caption"]
-    found = lint(Dataset.from_dict(dict(caption=["A dark spot with a regular border.", None])))
+    assert not lint_records(made("A dark lesion with an irregular border."))
+    assert kinds(lint_records(made(None))) == ["no caption"] and kinds(
+        lint_records(made("  "))
+    ) == ["no caption"]
+    found = lint_records(
+        Dataset.from_dict(dict(caption=["A dark spot with a regular border.", None]))
+    )
     assert kinds(found) == ["no caption"] and len(found.unchecked) == 6, found.unchecked
-    assert kinds(lint(Dataset.from_dict(dict(text=["x"])))) == ["no caption"]
+    assert kinds(lint_records(Dataset.from_dict(dict(text=["x"])))) == ["no caption"]
     with pytest.raises(ValueError, match="no list of records"):
-        lint(["a caption"])
+        lint_records(["a caption"])
 
 
 HOSTILE = [
@@ -309,19 +319,33 @@ class Tags(HTMLParser):
 
 def test_hostile_text_stays_text():
     d = made(*HOSTILE, label=["benign"] * len(HOSTILE))
-    d = with_columns(d, id=HOSTILE, notes=HOSTILE)
-    found = lint({"<b>part</b>": d}, longest=50, vague=2.0)  # every caption is shown
+    d = replace_columns(d, id=HOSTILE, notes=HOSTILE)
+    found = lint_records({"<b>part</b>": d}, longest=50, vague=2.0)  # every caption is shown
     seen = Tags()
-    seen.feed(page(found, 20).page + found._repr_html_())
+    seen.feed(findings_page(found, 20).page + found._repr_html_())
     assert (
         not seen.tags & {"script", "b>part<"}
         and not any(a.startswith("on") for a in seen.attrs)
         and seen.tags
-        <= {"h4", "p", "i", "b", "table", "tr", "td", "th", "thead", "tbody", "div", "br", "img"}
+        <= {
+            "h4",
+            "p",
+            "i",
+            "b",
+            "table",
+            "tr",
+            "td",
+            "th",
+            "thead",
+            "tbody",
+            "div",
+            "br",
+            "img",
+        }
     )
     json.dumps(found.json())
-    c = cure({"<b>part</b>": d}, found.of("stray tokens"))
-    assert not [t for t in c.ds["<b>part</b>"]["caption"] if stray(t)]
+    c = fix_findings({"<b>part</b>": d}, found.of("stray tokens"))
+    assert not [t for t in c.ds["<b>part</b>"]["caption"] if find_stray_tokens(t)]
 
 
 def test_broken_pictures(ds, tmp_path):
@@ -331,15 +355,15 @@ def test_broken_pictures(ds, tmp_path):
     rows[5]["image"] = dict(bytes=b"\xff\xd8 no picture", path=None)
     rows[8]["image"] = dict(bytes=None, path=str(tmp_path / "gone.png"))
     d = Dataset.from_list(rows, features=whole.features)
-    f = lint(d).of("no picture")
+    f = lint_records(d).of("no picture")
     assert f.rows == [3, 5, 8] and "gone" in f.why[8]
-    c = cure(d, f)
-    assert len(c.ds) == 9 and not lint(c.ds)
-    assert "no picture" in page(Findings([f], {"": d})).page
-    none = with_columns(
+    c = fix_findings(d, f)
+    assert len(c.ds) == 9 and not lint_records(c.ds)
+    assert "no picture" in findings_page(Findings([f], {"": d})).page
+    none = replace_columns(
         Dataset.from_list([{k: v for k, v in r.items() if k != "image"} for r in rows])
     )
-    assert any("none was opened" in u for u in lint(none).unchecked)
+    assert any("none was opened" in u for u in lint_records(none).unchecked)
 
 
 def copies(ds, *changed):
@@ -371,12 +395,13 @@ def test_copies_and_copies_with_two_labels():
     d = concatenate_datasets(
         [big, copies(big, {}, dict(label=flip[big[1]["label"]]), dict(lesion=big[2]["lesion"]))]
     )
-    found = lint(d)
-    assert found.of("copied pictures").groups == [[0, 24], [1, 25]], (
-        "two views of one lesion are no copies"
-    )
+    found = lint_records(d)
+    assert found.of("copied pictures").groups == [
+        [0, 24],
+        [1, 25],
+    ], "two views of one lesion are no copies"
     assert found.of("one picture, two labels").rows == [1, 25]
-    c = cure(d, found)
+    c = fix_findings(d, found)
     assert c.left_out == 3 and c.ds["id"][:] == [
         i for k, i in enumerate(d["id"]) if k not in (1, 24, 25)
     ]
@@ -385,18 +410,20 @@ def test_copies_and_copies_with_two_labels():
 def test_leaks_between_parts(ds):
     parts = split_records(ds, (0.6, 0.2, 0.2))
     parts["test"] = concatenate_datasets([parts["test"], parts["train"].select([4])])
-    found = lint(parts, bar=False)
+    found = lint_records(parts, bar=False)
     (f,) = found
     who = parts["train"][4]["patient"]
     assert f.kind == "leaks to test" and f.part == "train" and 4 in f.rows
-    c = cure(parts, f)
+    c = fix_findings(parts, f)
     assert (
         isinstance(c.ds, DatasetDict)
         and c.left_out == sum(p == who for p in parts["train"]["patient"])
-        and not lint(c.ds)
+        and not lint_records(c.ds)
         and len(parts["train"]) > len(c.ds["train"])
     )
-    assert kinds(lint(dict(a=parts["train"], b=parts["train"]), pictures=False)) == ["leaks to b"]
+    assert kinds(lint_records(dict(a=parts["train"], b=parts["train"]), pictures=False)) == [
+        "leaks to b"
+    ]
 
 
 # ---- cures ------------------------------------------------------------------------------------------------------------
@@ -405,29 +432,31 @@ def test_a_cure_is_never_in_place_and_counts(ds):
     said[2], said[9], said[11] = (
         None,
         said[9] + " <image>",
-        said[11].replace("benign", "melanoma")
-        if ds[11]["label"] == "benign"
-        else said[11].replace("melanoma", "benign"),
+        (
+            said[11].replace("benign", "melanoma")
+            if ds[11]["label"] == "benign"
+            else said[11].replace("melanoma", "benign")
+        ),
     )
-    d = with_columns(ds, caption=said)
+    d = replace_columns(ds, caption=said)
     before = text_fingerprint(d)
-    found = lint(d, pictures=False)
+    found = lint_records(d, pictures=False)
     assert kinds(found) == ["no caption", "contradictions", "stray tokens"]
-    c = cure(d, found)
+    c = fix_findings(d, found)
     assert (
         (c.changed, c.left_out, c.added, c.before, len(c.ds)) == (2, 1, 0, len(ds), len(ds) - 1)
         and text_fingerprint(d) == before
-        and not lint(c.ds, pictures=False)
+        and not lint_records(c.ds, pictures=False)
     )
     assert "2 changed, 1 left out" in repr(c) and c.ds["caption"][8] == ds["caption"][9], (
         "positions after the cure"
     )
     assert c.ds.features == ds.features
     for f in found:
-        assert len(cure(d, f).ds) == len(ds) - (f.kind == "no caption")
+        assert len(fix_findings(d, f).ds) == len(ds) - (f.kind == "no caption")
     assert (
-        cure(d, found, how="leave out").left_out == 3
-        and cure(
+        fix_findings(d, found, how="leave out").left_out == 3
+        and fix_findings(
             d,
             [],
         ).left_out
@@ -436,27 +465,27 @@ def test_a_cure_is_never_in_place_and_counts(ds):
 
 
 def test_cures_refuse_what_is_not_theirs(ds):
-    d = with_columns(ds, caption=[None] + list(ds["caption"])[1:])
-    (f,) = lint(d, pictures=False)
+    d = replace_columns(ds, caption=[None] + list(ds["caption"])[1:])
+    (f,) = lint_records(d, pictures=False)
     with pytest.raises(ValueError, match="another set"):
-        cure(ds, f)
+        fix_findings(ds, f)
     with pytest.raises(ValueError, match="another set"):
-        cure(cure(d, f).ds, f)
+        fix_findings(fix_findings(d, f).ds, f)
     with pytest.raises(ValueError, match="the parts here are 'train'"):
-        cure(dict(train=d), f)
+        fix_findings(dict(train=d), f)
     with pytest.raises(ValueError, match="did you mean 'rewrite'"):
-        cure(d, f, how="rewrit")
+        fix_findings(d, f, how="rewrit")
     with pytest.raises(ValueError, match="no groups"):
-        cure(d, f, how="first of each")
+        fix_findings(d, f, how="first of each")
     with pytest.raises(ValueError, match="too little"):
-        cure(made(None), lint(made(None)), how="rewrite")
+        fix_findings(made(None), lint_records(made(None)), how="rewrite")
     with pytest.raises(KeyError, match="there is no caption"):
-        lint(d, pictures=False).of("vague")
+        lint_records(d, pictures=False).of("vague")
 
 
 def test_findings_go_into_a_file(ds, tmp_path):
-    d = with_columns(ds, caption=[None] + list(ds["caption"])[1:])
-    found = lint(d, pictures=False)
+    d = replace_columns(ds, caption=[None] + list(ds["caption"])[1:])
+    found = lint_records(d, pictures=False)
     found.save(tmp_path / "lint.json")
     back = json.loads((tmp_path / "lint.json").read_text(encoding="utf-8"))
     assert (
@@ -472,11 +501,11 @@ def test_findings_go_into_a_file(ds, tmp_path):
 )
 def test_a_real_set():
     d, _ = data.load_folder(REAL / "ham10000")
-    found = lint(d)
+    found = lint_records(d)
     assert {"vague captions", "repeated captions"} <= set(kinds(found)) and any(
         "patient" in u for u in found.unchecked
     )
     for f in found:
-        c = cure(d, f)
+        c = fix_findings(d, f)
         assert c.before == len(d) and len(c.ds) == len(d) - c.left_out
-    assert len(page(found).page) > 1000
+    assert len(findings_page(found).page) > 1000

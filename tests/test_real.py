@@ -1,4 +1,6 @@
-"Published sets: every trap they hold, on small made folders, and on the real files where they are at hand."
+"""Published sets: every trap they hold, on small made folders, and on the real files where they
+are at hand.
+"""
 
 import os
 from collections import Counter
@@ -9,11 +11,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from mmkit.data.clinical import load_ddi, load_fitzpatrick17k, load_pad_ufes_20
+from mmkit.data.folders import load_folder
 from mmkit.data.gallery import plot_records
+from mmkit.data.isic import load_ham10000, load_isic2017, load_siim_isic
 from mmkit.data.records import text_fingerprint
+from mmkit.data.seven_point import load_derm7pt, load_ph2
 from mmkit.data.splits import find_leakage, remove_leakage, split_records
+from mmkit.data.tables import load_table
 from mmkit.lesions.render import World
-from mmkit.real import *
 
 REAL = Path(os.environ.get("MMKIT_REAL") or Path(__file__).resolve().parents[2] / "shared" / "real")
 
@@ -85,7 +91,7 @@ def siim(tmp_path):
 
 
 def test_siim(siim):
-    ds, report = siim_isic(siim)
+    ds, report = load_siim_isic(siim)
     assert (
         ds["label"][:] == ["benign", "melanoma", "benign"]
         and ds["patient"][:] == ["IP_1", "IP_1", "IP_2"]
@@ -112,9 +118,9 @@ def test_siim_duplicates_share_a_lesion_where_the_table_has_none(siim):
     sheet(
         siim / "train.csv", "\n".join(",".join(c for k, c in enumerate(l) if k != 2) for l in lines)
     )
-    assert set(siim_isic(siim)[0]["lesion"][:]) == {None}
+    assert set(load_siim_isic(siim)[0]["lesion"][:]) == {None}
     sheet(siim / "ISIC_2020_Training_Duplicates.csv", "image_name_1,image_name_2\nISIC_1,ISIC_3")
-    ds, report = siim_isic(siim)
+    ds, report = load_siim_isic(siim)
     assert ds["lesion"][0] == ds["lesion"][2] != ds["lesion"][1] and "1 pairs of duplicates" in str(
         report
     )
@@ -141,7 +147,7 @@ def isic_folder(at, classes="Part3_GroundTruth"):
 
 @pytest.mark.parametrize("classes", ["Part3_GroundTruth", "Classes"])
 def test_isic2017_in_both_spellings(tmp_path, classes):
-    ds, report = isic2017(isic_folder(tmp_path, classes))
+    ds, report = load_isic2017(isic_folder(tmp_path, classes))
     assert (
         len(ds) == 9
         and not report.aside
@@ -167,7 +173,7 @@ def test_isic2017_masks_come_along(tmp_path):
     PIL.Image.fromarray(m).save(
         tmp_path / "ISIC-2017_Training_Part1_GroundTruth" / "ISIC_0_segmentation.png"
     )
-    r = isic2017(tmp_path)[0][0]
+    r = load_isic2017(tmp_path)[0][0]
     assert (
         np.array_equal(np.asarray(r["mask"]), m)
         and r["boxes"][0]["box"] == [0.125, 0.25, 0.5, 0.75]
@@ -179,7 +185,7 @@ def test_copies_across_an_official_split_are_found_and_cured(tmp_path):
     isic_folder(tmp_path)
     at = tmp_path / "ISIC-2017_Training_Data" / "ISIC_3.jpg"
     (tmp_path / "ISIC-2017_Validation_Data" / "ISIC_12.jpg").write_bytes(at.read_bytes())
-    s = split_records(isic2017(tmp_path)[0])
+    s = split_records(load_isic2017(tmp_path)[0])
     leaks = find_leakage(s["train"], s["validation"])
     assert [(k, w) for k, _, _, w in leaks.found] == [("identical picture", "ISIC_3 = ISIC_12")]
     cured = remove_leakage(s)
@@ -202,7 +208,7 @@ def test_ham_lesions_stay_together_and_unknowns_stay_unknown(tmp_path):
     )
     for k in range(10):
         picture(tmp_path / f"HAM10000_images_part_{1 + k // 5}" / f"ISIC_{k}.jpg", k)
-    ds, report = ham10000(tmp_path)
+    ds, report = load_ham10000(tmp_path)
     assert (
         ds["label"][:]
         == ["benign", "benign", "melanoma", "benign", "benign", "benign", None, None, "benign"]
@@ -234,7 +240,7 @@ def test_pad_ufes(tmp_path):
     sheet(tmp_path / "metadata.csv", "\n".join([head, *rows]))
     for k, name in enumerate(("PAT_1_7_1", "PAT_1_8_2", "PAT_2_7_3")):
         picture(tmp_path / f"imgs_part_{k + 1}" / f"{name}.png", k, "RGBA" if k == 1 else "RGB")
-    ds, report = pad_ufes_20(tmp_path)
+    ds, report = load_pad_ufes_20(tmp_path)
     assert (
         ds["skin_type"][:] == [3, None, None]
         and [a["skin"] for a in ds["attributes"][:]] == ["medium", None, None]
@@ -264,9 +270,19 @@ DERM = "case_num,diagnosis,seven_point_score,pigment_network,streaks,pigmentatio
 @pytest.fixture
 def derm(tmp_path):
     rows = [
-        '1,melanoma (in situ),5,atypical,irregular,absent,blue areas,irregular,present,absent,high,flat,back,female,excision,NEL/Nel1.jpg,NEL/Nel2.jpg,,"two\nlines"',
-        "2,clark nevus,1,typical,absent,absent,absent,absent,absent,absent,low,flat,lower limbs,male,none,NEL/Nel3.jpg,NEL/Nel4.jpg,,",
-        "3,basal cell carcinoma,1,absent,absent,absent,absent,regular,absent,arborizing,low,flat,head neck,male,excision,NEL/Nel5.jpg,NEL/Nel6.jpg,,",
+        (
+            "1,melanoma (in situ),5,atypical,irregular,absent,blue"
+            ' areas,irregular,present,absent,high,flat,back,female,excision,NEL/Nel1.jpg,NEL/Nel2.jpg,,"two\nlines"'
+        ),
+        (
+            "2,clark nevus,1,typical,absent,absent,absent,absent,absent,absent,low,flat,lower"
+            " limbs,male,none,NEL/Nel3.jpg,NEL/Nel4.jpg,,"
+        ),
+        (
+            "3,basal cell"
+            " carcinoma,1,absent,absent,absent,absent,regular,absent,arborizing,low,flat,head"
+            " neck,male,excision,NEL/Nel5.jpg,NEL/Nel6.jpg,,"
+        ),
     ]
     sheet(tmp_path / "meta" / "meta.csv", "\n".join([DERM, *rows]))
     for n, i in (("train", "0"), ("valid", "2"), ("test", "1")):
@@ -277,7 +293,7 @@ def derm(tmp_path):
 
 
 def test_derm7pt_speaks_of_structures(derm):
-    ds, report = derm7pt(derm)
+    ds, report = load_derm7pt(derm)
     assert (
         ds["split"][:] == ["train", "test", "validation"]
         and ds["label"][:] == ["melanoma", "benign", None]
@@ -309,7 +325,7 @@ def test_derm7pt_speaks_of_structures(derm):
     assert [
         q["answer"] for q in ds[0]["questions"] if q["question"] == "Are there dots or globules?"
     ] == ["Yes, irregular ones."]
-    clinic = derm7pt(derm, view="clinic")[0]
+    clinic = load_derm7pt(derm, view="clinic")[0]
     assert (
         clinic["id"][0] == "1-clinic"
         and clinic["lesion"][:] == ds["lesion"][:]
@@ -319,7 +335,7 @@ def test_derm7pt_speaks_of_structures(derm):
         "Nel2.jpg"
     )
     with pytest.raises(ValueError, match="'derm' and 'clinic'"):
-        derm7pt(derm, view="xray")
+        load_derm7pt(derm, view="xray")
 
 
 PH2 = """|| Name    || Histological Diagnosis || Clinical Diagnosis || Asymmetry || Pigment Network || Dots/Globules || Streaks || Regression Areas || Blue-Whitish Veil || Colors   ||
@@ -352,7 +368,7 @@ def ph2_pictures(at):
 def test_ph2_text(tmp_path):
     sheet(tmp_path / "PH2_dataset.txt", PH2, "latin-1")
     ph2_pictures(tmp_path)
-    ds, report = ph2(tmp_path)
+    ds, report = load_ph2(tmp_path)
     assert ds["label"][:] == ["benign", "melanoma"] and [
         a["asymmetry"] for a in ds["attributes"][:]
     ] == ["none", "two axes"]
@@ -447,9 +463,9 @@ def test_ph2_sheet_says_the_same_as_the_text(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pd, "read_excel", absent)
     with pytest.raises(ValueError, match="pip install openpyxl.*PH2_dataset.txt"):
-        ph2(tmp_path / "sheet")
+        load_ph2(tmp_path / "sheet")
     monkeypatch.setattr(pd, "read_excel", lambda *a, **k: pd.DataFrame(cells))
-    text, table = ph2(tmp_path / "text")[0], ph2(tmp_path / "sheet")[0]
+    text, table = load_ph2(tmp_path / "text")[0], load_ph2(tmp_path / "sheet")[0]
     for column in ("id", "label", "caption", "attributes"):
         assert text[column][:] == table[column][:]
 
@@ -470,7 +486,7 @@ def test_fitzpatrick17k(tmp_path):
     )
     for k, n in enumerate(("aa", "bb", "x4")):
         picture(tmp_path / "images" / f"{n}.jpg", k)
-    ds, report = fitzpatrick17k(tmp_path)
+    ds, report = load_fitzpatrick17k(tmp_path)
     assert (
         ds["label"][:] == ["melanoma", None, "benign"]
         and ds["skin_type"][:] == [3, None, 6]
@@ -490,7 +506,7 @@ def test_ddi_fills_the_group_and_not_the_type(tmp_path):
     )
     for k in (1, 2, 3):
         picture(tmp_path / f"00000{k}.png", k)
-    ds, _ = ddi(tmp_path)
+    ds, _ = load_ddi(tmp_path)
     assert (
         ds["skin_type"][:] == [None] * 3
         and [a["skin"] for a in ds["attributes"][:]] == ["dark", "light", "medium"]
@@ -531,14 +547,14 @@ def test_load_folder_says_what_it_would_know(tmp_path, siim):
 @pytest.mark.parametrize(
     "load,table,want",
     [
-        (siim_isic, "train.csv", "image_name"),
-        (isic2017, "ISIC-2017_Training_Classes.csv", "image_id"),
-        (ham10000, "HAM10000_metadata.csv", "image_id"),
-        (pad_ufes_20, "metadata.csv", "img_id"),
-        (derm7pt, "meta.csv", "case_num"),
-        (fitzpatrick17k, "fitzpatrick17k.csv", "md5hash"),
-        (ddi, "ddi_metadata.csv", "DDI_file"),
-        (ph2, "PH2_dataset.txt", "Name"),
+        (load_siim_isic, "train.csv", "image_name"),
+        (load_isic2017, "ISIC-2017_Training_Classes.csv", "image_id"),
+        (load_ham10000, "HAM10000_metadata.csv", "image_id"),
+        (load_pad_ufes_20, "metadata.csv", "img_id"),
+        (load_derm7pt, "meta.csv", "case_num"),
+        (load_fitzpatrick17k, "fitzpatrick17k.csv", "md5hash"),
+        (load_ddi, "ddi_metadata.csv", "DDI_file"),
+        (load_ph2, "PH2_dataset.txt", "Name"),
     ],
 )
 def test_a_missing_column_names_both_sides(tmp_path, load, table, want):
@@ -546,9 +562,11 @@ def test_a_missing_column_names_both_sides(tmp_path, load, table, want):
         load(tmp_path)
     sheet(
         tmp_path / table,
-        "filename,verdict\na.png,bad"
-        if table != "PH2_dataset.txt"
-        else "|| Nome || Diag ||\n|| a || b ||",
+        (
+            "filename,verdict\na.png,bad"
+            if table != "PH2_dataset.txt"
+            else "|| Nome || Diag ||\n|| a || b ||"
+        ),
     )
     with pytest.raises(ValueError) as e:
         load(tmp_path)
@@ -562,17 +580,19 @@ def test_a_missing_column_names_both_sides(tmp_path, load, table, want):
 
 
 def test_other_registers_and_a_quick_look(siim):
-    assert siim_isic(siim, register="yesno")[0]["caption"][:2] == [
+    assert load_siim_isic(siim, caption_style="yesno")[0]["caption"][:2] == [
         "No, this is benign.",
         "Yes, this is a melanoma.",
     ]
     assert all(
         c.endswith(f"Clinical impression: {l}.") and "torso" not in c
-        for c, l in zip(*(siim_isic(siim, register="vague")[0][k][:] for k in ("caption", "label")))
+        for c, l in zip(
+            *(load_siim_isic(siim, caption_style="vague")[0][k][:] for k in ("caption", "label"))
+        )
     )
     (siim / "train" / "ISIC_1.jpg").write_bytes((siim / "train" / "ISIC_1.jpg").read_bytes()[:-60])
-    assert len(siim_isic(siim, decode=False)[0]) == 3 and len(siim_isic(siim)[0]) == 2
-    alone = siim_isic(siim, pictures=False)[0]
+    assert len(load_siim_isic(siim, decode=False)[0]) == 3 and len(load_siim_isic(siim)[0]) == 2
+    alone = load_siim_isic(siim, pictures=False)[0]
     assert (
         alone[0]["image"] is None
         and text_fingerprint(alone) != text_fingerprint(alone.select([1, 0, 2]))
@@ -581,14 +601,14 @@ def test_other_registers_and_a_quick_look(siim):
 
 
 def test_same_columns_in_another_order_are_the_same_records(siim):
-    mark = text_fingerprint(siim_isic(siim)[0])
+    mark = text_fingerprint(load_siim_isic(siim)[0])
     file = siim / "ISIC_2020_Training_GroundTruth_v2.csv"
     rows = [l.split(",") for l in file.read_text().split("\n")]
     order = np.random.default_rng(0).permutation(9)
     file.write_bytes(
         b"\xef\xbb\xbf" + "\r\n".join(";".join(r[k] for k in order) for r in rows).encode()
     )
-    assert text_fingerprint(siim_isic(siim)[0]) == mark
+    assert text_fingerprint(load_siim_isic(siim)[0]) == mark
 
 
 # ---- the real files -----------------------------------------------------------------------------------------------
@@ -613,7 +633,7 @@ def test_real_isic2017():
 
 @real("siim_isic_2020")
 def test_real_siim():
-    ds, report = siim_isic(REAL / "siim_isic_2020", pictures=False)
+    ds, report = load_siim_isic(REAL / "siim_isic_2020", pictures=False)
     n = Counter(ds["label"][:])
     per = Counter(ds["patient"][:])
     assert (
@@ -637,12 +657,12 @@ def test_real_siim():
         [467, 58, 58], abs=4
     )
     with pytest.raises(ValueError, match="pictures=False.*33,126 set aside"):
-        siim_isic(REAL / "siim_isic_2020")
+        load_siim_isic(REAL / "siim_isic_2020")
 
 
 @real("ham10000")
 def test_real_ham():
-    ds, report = ham10000(REAL / "ham10000", pictures=False)
+    ds, report = load_ham10000(REAL / "ham10000", pictures=False)
     n = Counter(ds["lesion"][:])
     assert (
         len(ds) == 10015 and sum(v > 1 for v in n.values()) == 1956 and max(n.values()) == 6
@@ -660,7 +680,7 @@ def test_real_ham():
 
 @real("pad_ufes_20")
 def test_real_pad():
-    ds, report = pad_ufes_20(REAL / "pad_ufes_20", pictures=False)
+    ds, report = load_pad_ufes_20(REAL / "pad_ufes_20", pictures=False)
     assert (
         len(ds) == 2298
         and sum(v is None for v in ds["skin_type"][:]) == 804
@@ -674,7 +694,7 @@ def test_real_pad():
 
 @real("fitzpatrick17k")
 def test_real_fitzpatrick():
-    ds, report = fitzpatrick17k(REAL / "fitzpatrick17k", pictures=False)
+    ds, report = load_fitzpatrick17k(REAL / "fitzpatrick17k", pictures=False)
     assert (
         report.counts["no address in the table"] == 41
         and len(report.aside) == 17
@@ -689,7 +709,7 @@ def test_real_fitzpatrick():
 def test_real_masks(tmp_path):
     names = sorted(p.stem for p in (REAL / "isic2018_masks" / "images").iterdir())
     sheet(tmp_path / "t.csv", "image,caption\n" + "\n".join(f"{n},A lesion." for n in names))
-    ds, report = from_table(tmp_path / "t.csv", images=REAL / "isic2018_masks")
+    ds, report = load_table(tmp_path / "t.csv", images=REAL / "isic2018_masks")
     assert (
         len(ds) == 150
         and not report.aside
