@@ -341,7 +341,7 @@ def test_label_outside_the_set(folder, label):
     kept(folder, "label outside the set", f"x.png,{label}", detail="labels=")
     assert (
         load(folder, f"x.png,{label}", labels={label: "melanoma"})[0]["label"][1] == "melanoma"
-        and load(folder, f"x.png,{label}", labels={label: None}, register="vague")[0]["label"][1]
+        and load(folder, f"x.png,{label}", labels={label: None}, caption_style="vague")[0]["label"][1]
         is None
     )
 

@@ -16,8 +16,8 @@ import numpy as np
 import PIL.Image
 import pytest
 from datasets import Dataset, DatasetDict
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, HealthCheck, given, settings
+from hypothesis import assume, strategies as st
 
 from mmkit.chat.prompts import PROMPTS
 from mmkit.data.captions import (
@@ -178,10 +178,10 @@ def test_a_caption_never_says_what_is_not_known(a, n, p):
 
 def test_wording_is_drawn_before_the_label():
     a = World(seed=0, num_lesions=1).lesion(0).attributes()
-    for register in ("dense", "vague"):
+    for style in ("dense", "vague"):
         said = {
             l: [
-                compose_caption(a, 3, l, register, np.random.default_rng(s)).split("Clinical")[0]
+                compose_caption(a, 3, l, style, np.random.default_rng(s)).split("Clinical")[0]
                 for s in range(200)
             ]
             for l in LABELS
@@ -277,7 +277,7 @@ def test_truth_can_be_drawn_again(cache):
 def test_an_other_argument_is_an_other_set_and_an_old_file_is_used_again(cache):
     made = [
         load_melanoma_pairs(n=6, size=32, cache_dir=cache, **k)
-        for k in ({}, dict(seed=1), dict(register="vague"), dict(masks=False), dict(prevalence=0.9))
+        for k in ({}, dict(seed=1), dict(caption_style="vague"), dict(masks=False), dict(prevalence=0.9))
     ]
     files = {d.cache_files[0]["filename"] for d in made}
     assert (
@@ -291,7 +291,7 @@ def test_an_other_argument_is_an_other_set_and_an_old_file_is_used_again(cache):
     assert before == {f: os.stat(f).st_mtime_ns for f in files}
     with pytest.raises(ValueError, match="at least one"):
         load_melanoma_pairs(n=0)
-    with pytest.raises(ValueError, match="register"):
+    with pytest.raises(ValueError, match="caption_style"):
         load_melanoma_pairs(n=2, caption_style="terse")
 
 
@@ -439,10 +439,9 @@ def test_fingerprint_knows_order_and_not_place(ds, tmp_path):
 
 def test_fingerprint_is_the_same_in_another_process(ds, cache):
     code = (
-        "from mmkit.pairs import (FEATURES, LABELS, record, PROMPTS, NUMBERS, SHOWN, count_colours,"
-        " skeleton, VAGUE, impression, caption, answer, questions, png, truth, write_records, tidy,"
-        " melanoma_pairs, show_pairs, raw_rows, fingerprint, groups, split, parts, near_identical,"
-        " leakage, without_leaks); print(fingerprint(melanoma_pairs(n=120, seed=2, size=48)))"
+        "from mmkit.data import load_melanoma_pairs\n"
+        "from mmkit.data.records import text_fingerprint\n"
+        "print(text_fingerprint(load_melanoma_pairs(n=120, seed=2, size=48)))"
     )
     out = subprocess.run(
         [sys.executable, "-c", code],
@@ -470,6 +469,7 @@ def test_nobody_is_on_both_sides(seed, n, share):
         .add_column("lesion", [f"L{v}" for v in lesion])
         .select_columns(list(FEATURES))
     )
+    assume(len(set(find_linked_groups(d))) >= 10)  # fewer are refused
     s = split_records(d, seed=seed)
     assert sorted(sum((p["id"][:] for p in s.values()), [])) == sorted(d["id"][:]) and list(s) == [
         "train",

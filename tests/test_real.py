@@ -540,7 +540,7 @@ def test_load_folder_says_what_it_would_know(tmp_path, siim):
     with pytest.raises(ValueError, match="is not a folder"):
         load_folder(tmp_path / "nowhere")
     isic_folder(siim / "more")
-    with pytest.raises(ValueError, match="looks like isic2017 and siim_isic"):
+    with pytest.raises(ValueError, match="looks like load_isic2017 and load_siim_isic"):
         load_folder(siim)
 
 
