@@ -150,7 +150,7 @@ def records_from_rows(
     "Rows to records: each is loaded or set aside."
     if caption_style not in PROMPTS:
         raise ValueError(
-            f"register {caption_style!r} is not known; use one of {', '.join(PROMPTS)}"
+            f"caption_style {caption_style!r} is not known; use one of {', '.join(PROMPTS)}"
         )
     out, seen = [], {}
     todo = [(name, n, row, describe) for name, rows, describe in tables for n, row in rows]

@@ -139,7 +139,7 @@ def compose_caption(
     "A caption of at most 45 words that ends in the clinical impression."
     if caption_style not in PROMPTS:
         raise ValueError(
-            f"register {caption_style!r} is not known; use one of {', '.join(PROMPTS)}"
+            f"caption_style {caption_style!r} is not known; use one of {', '.join(PROMPTS)}"
         )
     draw = 0 if rng is None else int(rng.integers(len(PHRASINGS) * len(VAGUE_CAPTIONS)))
     if caption_style == "yesno":

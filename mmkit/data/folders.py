@@ -34,7 +34,7 @@ def _header_has_column(file, column):
 # %% ../../nbs/library/data/folders.ipynb #fb86cdac
 def load_folder(
     folder,
-    **kw,  # register, decode
+    **kw,  # caption_style, decode
 ) -> tuple:  # Dataset, Report
     "Load a folder as the set it is: a published layout, or one table with pictures."
     folder = Path(folder)

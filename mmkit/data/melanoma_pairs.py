@@ -94,7 +94,7 @@ def load_melanoma_pairs(
         raise ValueError(f"n={n}: ask for at least one pair")
     if caption_style not in PROMPTS:
         raise ValueError(
-            f"register {caption_style!r} is not known; use one of {', '.join(PROMPTS)}"
+            f"caption_style {caption_style!r} is not known; use one of {', '.join(PROMPTS)}"
         )
     world = World(seed=seed, num_lesions=n, **knobs)
 
