@@ -88,7 +88,7 @@ def kept(folder, reason, bad="x.png,benign", detail="", row=3, **kw):
     return report
 
 
-# ---- pictures -----------------------------------------------------------------------------------------------------
+# ---- pictures
 def test_missing(folder):
     kept(folder, "picture missing", detail="x.png")
 
@@ -247,7 +247,7 @@ def test_masks_of_every_size_and_none(folder, share):
     assert "1 row: mask is empty" in str(report) and "1 row: mask has another shape" in str(report)
 
 
-# ---- texts --------------------------------------------------------------------------------------------------------
+# ---- texts
 TOKENS_ = [
     "<start_of_image>",
     "<end_of_turn>",
@@ -341,7 +341,9 @@ def test_label_outside_the_set(folder, label):
     kept(folder, "label outside the set", f"x.png,{label}", detail="labels=")
     assert (
         load(folder, f"x.png,{label}", labels={label: "melanoma"})[0]["label"][1] == "melanoma"
-        and load(folder, f"x.png,{label}", labels={label: None}, caption_style="vague")[0]["label"][1]
+        and load(folder, f"x.png,{label}", labels={label: None}, caption_style="vague")[0]["label"][
+            1
+        ]
         is None
     )
 
@@ -364,7 +366,7 @@ def test_attribute_and_split_outside_their_sets(folder):
     )
 
 
-# ---- tables -------------------------------------------------------------------------------------------------------
+# ---- tables
 @pytest.mark.parametrize(
     "data,says",
     [
@@ -495,7 +497,7 @@ def test_surrogates_do_not_break_the_rest(folder):
     )
 
 
-# ---- paths --------------------------------------------------------------------------------------------------------
+# ---- paths
 @pytest.mark.parametrize(
     "name",
     [
@@ -563,7 +565,7 @@ def test_two_files_of_one_name(folder):
     assert len(load(folder, "x,benign")[0]) == 4  # a mask folder is not a picture's place
 
 
-# ---- properties ---------------------------------------------------------------------------------------------------
+# ---- properties
 @pytest.fixture(scope="module")
 def fixed(tmp_path_factory):
     at = tmp_path_factory.mktemp("fixed")
@@ -615,7 +617,7 @@ def test_every_row_is_in_exactly_one_place(fixed, rows):
     out = io.StringIO()
     w = csv.writer(out)
     w.writerow(["image", "label", "site"])
-    w.writerows([[i, l, s.replace("\0", "")] for i, l, s in rows])
+    w.writerows([[i, item, s.replace("\0", "")] for i, item, s in rows])
     (fixed / "t.csv").write_bytes(out.getvalue().encode("utf-8", "replace"))
     try:
         ds, report = load_table(fixed / "t.csv")

@@ -1,4 +1,6 @@
-"Shifts change one thing in doses, losses are paired, layers are compared without bias, and the monitor keeps its promise."
+"""Shifts change one thing in doses, losses are paired, layers are compared without bias, and the
+monitor keeps its promise.
+"""
 
 import json
 import math
@@ -20,18 +22,18 @@ from mmkit.audit.cka import (
 from mmkit.audit.drift import (
     finetune_copy,
 )
-from mmkit.audit.performance_drops import (
-    compute_drift_metric,
-    compute_performance_drops,
-    count_outcomes_by_patient,
-    tune_threshold,
-)
 from mmkit.audit.drift_monitor import (
     conformal_p_value,
     mmd_test,
     rbf_kernel,
     simple_jumper_update,
     squared_mmd,
+)
+from mmkit.audit.performance_drops import (
+    compute_drift_metric,
+    compute_performance_drops,
+    count_outcomes_by_patient,
+    tune_threshold,
 )
 from mmkit.chat.prompts import YESNO_PROMPT
 from mmkit.chat.templates import tiny_processor
@@ -196,14 +198,15 @@ def test_shifts_add_up_in_the_order_that_can_be_drawn(ds):
 def test_who_stays_away(ds):
     keep = [set(subsample_positives(ds["label"], ds["id"], s)) for s in (0.0, 0.3, 0.7, 1.0)]
     assert keep[0] == set(range(18)) and keep[3] <= keep[2] <= keep[1] and keep[3] < keep[0]
-    benign = {k for k, l in enumerate(ds["label"]) if l == "benign"}
+    benign = {k for k, label in enumerate(ds["label"]) if label == "benign"}
     assert all(benign <= k for k in keep)
     assert len(subsample_positives(["melanoma"] * 2000, list(range(2000)), 1.0)) == pytest.approx(
         200, abs=55
     )
-    assert subsample_positives([None, "benign"], ["a", "b"], 1.0).tolist() == [0, 1], (
-        "without a label nobody is sent away"
-    )
+    assert subsample_positives([None, "benign"], ["a", "b"], 1.0).tolist() == [
+        0,
+        1,
+    ], "without a label nobody is sent away"
 
 
 def test_words():

@@ -789,10 +789,14 @@ def test_c12_tells_its_controls():
         ):
 
             def at(arm, m):
-                return next(q["values"] for q in c["rows"] if (q["condition"], q["measure"]) == (arm, m))
+                return next(
+                    q["values"] for q in c["rows"] if (q["condition"], q["measure"]) == (arm, m)
+                )
 
             assert np.allclose(
-                at(r["condition"], "amplification"), np.array(r["values"]) - at("real", G), atol=2e-6
+                at(r["condition"], "amplification"),
+                np.array(r["values"]) - at("real", G),
+                atol=2e-6,
             ) and np.allclose(
                 r["values"],
                 np.array(at(r["condition"], "recall, light")) - at(r["condition"], "recall, dark"),

@@ -55,7 +55,9 @@ def test_there_are_two_shelves():
 def test_notebook_is_valid_and_small(notebook):
     nbformat.validate(read(notebook))
     size = notebook.stat().st_size
-    assert size <= 1e6, f"{notebook.name} has {size / 1e6:.2f} MB: lower the dpi or draw fewer images"
+    assert size <= 1e6, (
+        f"{notebook.name} has {size / 1e6:.2f} MB: lower the dpi or draw fewer images"
+    )
 
 
 def test_chapter_keeps_its_outputs(chapter):

@@ -77,7 +77,10 @@ def test_size_keeps_the_geometry(size):
             return (p & q).sum() / max(1, (p | q).sum())
 
         assert iou(down(big.mask), small.mask) > 0.9
-        for d, e in ((big.colour_masks, small.colour_masks), (big.structure_masks, small.structure_masks)):
+        for d, e in (
+            (big.colour_masks, small.colour_masks),
+            (big.structure_masks, small.structure_masks),
+        ):
             assert d.keys() == e.keys()
             for name in d:  # small areas have more rim than middle: dots are read elsewhere
                 if d[name].sum() > 400 * (k / 2) ** 2 and name not in (
@@ -447,7 +450,9 @@ def test_visibility_sees_when_nothing_can_be_seen(monkeypatch):
             r, o = super().render(i), super().render((i + 1) % len(self))
             return replace(r, image=o.image, mask=o.mask)
 
-    gate = measure_visibility(Shuffled(seed=21, num_lesions=150, lesions_per_patient=1), max_lesions=150)
+    gate = measure_visibility(
+        Shuffled(seed=21, num_lesions=150, lesions_per_patient=1), max_lesions=150
+    )
     assert all(
         gate[k] < 0.8
         for k in ("asymmetry", "border", "dots", "globules", "veil", "skin", "network")

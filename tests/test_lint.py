@@ -59,10 +59,25 @@ def kinds(found):
     return [f.kind for f in found]
 
 
-# ---- measures ---------------------------------------------------------------------------------------------------------
+# ---- measures
 words = st.lists(
     st.sampled_from(
-        ["a", "dark", "spot", "Rand", "border,", "irregular.", "<image>", "7", "café", "{x}", "naevus", "\u200b", "is", "of"]
+        [
+            "a",
+            "dark",
+            "spot",
+            "Rand",
+            "border,",
+            "irregular.",
+            "<image>",
+            "7",
+            "café",
+            "{x}",
+            "naevus",
+            "\u200b",
+            "is",
+            "of",
+        ]
     ),
     max_size=12,
 ).map(" ".join)
@@ -175,7 +190,7 @@ def test_cramers_v_is_nothing_where_nothing_is_told():
     ) == pytest.approx(1, abs=0.02)
 
 
-# ---- findings ---------------------------------------------------------------------------------------------------------
+# ---- findings
 @pytest.mark.parametrize("seed", (1951, 1952))
 def test_a_clean_set_gives_nothing(seed):
     found = lint_records(load_melanoma_pairs(300, seed=seed, size=32, masks=False))
@@ -241,7 +256,8 @@ def test_columns_that_give_the_label_away(ds):
     tilted = replace_columns(
         ds,
         camera=[
-            ("north" if l == "melanoma" else "south") if i % 10 else "east" for i, l in enumerate(y)
+            ("north" if item == "melanoma" else "south") if i % 10 else "east"
+            for i, item in enumerate(y)
         ],
     )
     f = lint_records(tilted, pictures=False).of("shortcut: camera")
@@ -426,7 +442,7 @@ def test_leaks_between_parts(ds):
     ]
 
 
-# ---- cures ------------------------------------------------------------------------------------------------------------
+# ---- cures
 def test_a_cure_is_never_in_place_and_counts(ds):
     said = list(ds["caption"])
     said[2], said[9], said[11] = (

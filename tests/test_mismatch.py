@@ -1,4 +1,6 @@
-"Mismatched pairs: planting, the four witnesses against libraries and by property, decisions that survive damage, and the review widget."
+"""Mismatched pairs: planting, the four witnesses against libraries and by property, decisions that
+survive damage, and the review widget.
+"""
 
 import json
 import os
@@ -72,7 +74,7 @@ def world(n=300, d=12, seed=0, share=0.1):
     return x, y[to], to != np.arange(n), g.permutation(n) % 5
 
 
-# ---- planting ---------------------------------------------------------------------------------------------------------
+# ---- planting
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(NOISE_KINDS), st.floats(0, 1), st.integers(0, 5))
 def test_planted_is_what_it_says(ds, kind, share, seed):
@@ -127,7 +129,7 @@ def test_folds_keep_patients_together(ds):
         assign_folds(ds.select([]))
 
 
-# ---- witnesses --------------------------------------------------------------------------------------------------------
+# ---- witnesses
 def test_alignment_is_canonical_correlation():
     x, y, _, _ = world(400, 6, share=0.0)
     m = fit_cca(x, y, 4, 1e-10)
@@ -310,7 +312,7 @@ def test_found_as_counted_by_hand(s, wrong, k):
         assert np.isnan(got["AUROC"])
 
 
-# ---- on records -------------------------------------------------------------------------------------------------------
+# ---- on records
 @pytest.fixture(scope="module")
 def judged(ds):
     model, processor = models.load()
@@ -341,7 +343,8 @@ def test_reasons_are_true_of_the_caption(judged):
     for i in s.ranking[:30]:
         for a in s.probe_predictions.levels:
             if (
-                f"he caption says {describe_attribute(a, s.probe_predictions.caption_attributes[i].get(a, ''))};"
+                "he caption says"
+                f" {describe_attribute(a, s.probe_predictions.caption_attributes[i].get(a, ''))};"
                 in s.explain(i)
             ):
                 break
@@ -400,7 +403,7 @@ def test_records_that_know_little(judged, ds):
         find_label_issues(model, processor, bare.select([0]), show_progress=False)
 
 
-# ---- decisions --------------------------------------------------------------------------------------------------------
+# ---- decisions
 def test_decisions_are_kept_undone_and_applied(ds, tmp_path):
     file = tmp_path / "deep" / "d.json"
     r = LabelReview(ds, file)
@@ -466,9 +469,10 @@ def test_a_damaged_file_is_named_and_left_alone(how, ds, tmp_path):
     assert file.read_bytes() == data
     with pytest.raises(ValueError, match="another program"):
         r.decide(1, "keep")
-    assert file.read_bytes() == data and set(r.decisions) == {3, 5}, (
-        "what could not be written is not believed"
-    )
+    assert file.read_bytes() == data and set(r.decisions) == {
+        3,
+        5,
+    }, "what could not be written is not believed"
 
 
 def test_what_is_no_decision(ds, tmp_path):
@@ -579,7 +583,10 @@ def test_a_reason_names_what_speaks_most_against_it():
         network=["absent", "typical"],
         impression=["benign", "melanoma"],
     )
-    one = lambda a, b: np.tile([a, b], (4, 1))
+
+    def one(a, b):
+        return np.tile([a, b], (4, 1))
+
     s = LabelIssues(
         ["x"] * 4,
         dict(similarity=np.array([3.0, 0, 1, 2])),
@@ -596,12 +603,20 @@ def test_a_reason_names_what_speaks_most_against_it():
         ),
         np.array([[1, 2, 3]] * 4),
     )
-    assert s.explain(0) == (
-        "The caption says a blue-white veil; the image looks like no veil (95% to 5%), and of 3 images most like it 1 has a blue-white veil. "
-        "The caption says light skin; the image looks like dark skin (70% to 30%), and of 3 images most like it 0 have light skin."
+    assert (
+        s.explain(0)
+        == "The caption says a blue-white veil; the image looks like no veil (95% to 5%), and of 3"
+        " images most like it 1 has a blue-white veil. The caption says light skin; the image"
+        " looks like dark skin (70% to 30%), and of 3 images most like it 0 have light skin."
     )
     assert (
         s.explain(1)
         == "No single attribute stands out; as a whole, caption and image lie further apart than in 0% of the pairs."
-        and s.ranking.tolist() == [0, 3, 2, 1]
+        and s.ranking.tolist()
+        == [
+            0,
+            3,
+            2,
+            1,
+        ]
     )

@@ -868,9 +868,9 @@ def test_stages_switch_and_restore(model):
     assert (
         s.names == ("projector", "text") and [p.requires_grad for p in model.parameters()] == before
     )  # a plan alone changes nothing
-    assert [s.parts_at(x) for x in (-1, 0, 0.4999, 0.5, 0.74, 0.75, 1, 7)] == [("projector",)] * 3 + [
-        ("text", "projector")
-    ] * 2 + [("text",)] * 3
+    assert [s.parts_at(x) for x in (-1, 0, 0.4999, 0.5, 0.74, 0.75, 1, 7)] == [
+        ("projector",)
+    ] * 3 + [("text", "projector")] * 2 + [("text",)] * 3
     with pytest.raises(ZeroDivisionError), s:
         assert on(model) == {"projector"}
         for share in (0.5, 0.8, 0.1):

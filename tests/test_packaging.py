@@ -31,9 +31,7 @@ def wheel(tmp_path_factory):
     sources, out = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         shutil.copy(ROOT / name, sources)
-    shutil.copytree(
-        ROOT / "mmkit", sources / "mmkit", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(ROOT / "mmkit", sources / "mmkit", ignore=shutil.ignore_patterns("__pycache__"))
     done = run([*PIP, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", out, sources])
     assert done.returncode == 0, done.stderr
     return next(out.glob("mmkit-*.whl"))
@@ -50,7 +48,9 @@ def test_wheel_holds_modules_licence_and_base(wheel):
     modules = {str(path.relative_to(ROOT)) for path in package_modules().values()}
     files = (path for path in (ROOT / "mmkit/assets").rglob("*") if path.is_file())
     assets = {str(path.relative_to(ROOT)) for path in files}
-    base = {f"mmkit/assets/base/{n}" for n in ("config.json", "model.safetensors", "tokenizer.json")}
+    base = {
+        f"mmkit/assets/base/{n}" for n in ("config.json", "model.safetensors", "tokenizer.json")
+    }
     assert base <= assets, "no shipped base in mmkit/assets/base"
     missing = (modules | assets) - inside
     assert not missing, f"not in the wheel: {missing}"

@@ -16,8 +16,8 @@ import numpy as np
 import PIL.Image
 import pytest
 from datasets import Dataset, DatasetDict
-from hypothesis import assume, HealthCheck, given, settings
-from hypothesis import assume, strategies as st
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from mmkit.chat.prompts import PROMPTS
 from mmkit.data.captions import (
@@ -81,7 +81,7 @@ def rows(
     )
 
 
-# ---- the record ---------------------------------------------------------------------------------------------------
+# ---- the record
 def test_missing_is_none_and_wrong_is_refused():
     r = make_record(id="a")
     assert (
@@ -98,7 +98,7 @@ def test_missing_is_none_and_wrong_is_refused():
     assert back["image"] is None and back["questions"] == [] and back["attributes"]["veil"] is None
 
 
-# ---- the wording --------------------------------------------------------------------------------------------------
+# ---- the wording
 NUMBER = {w: n for n, w in enumerate(("no", "one", "two", "three", "four", "five", "six"))}
 
 
@@ -180,11 +180,13 @@ def test_wording_is_drawn_before_the_label():
     a = World(seed=0, num_lesions=1).lesion(0).attributes()
     for style in ("dense", "vague"):
         said = {
-            l: [
-                compose_caption(a, 3, l, style, np.random.default_rng(s)).split("Clinical")[0]
+            one_label: [
+                compose_caption(a, 3, one_label, style, np.random.default_rng(s)).split("Clinical")[
+                    0
+                ]
                 for s in range(200)
             ]
-            for l in LABELS
+            for one_label in LABELS
         }
         assert said["melanoma"] == said["benign"] and len(set(said["benign"])) >= 6
     with pytest.raises(ValueError, match="dense, vague, yesno"):
@@ -198,11 +200,14 @@ def test_wording_is_drawn_before_the_label():
 def test_words_are_few():
     world, words = World(seed=0, num_lesions=300), set()
     for i in range(300):
-        l, rng = world.lesion(i), np.random.default_rng(i)
+        one_lesion, rng = world.lesion(i), np.random.default_rng(i)
         for r in PROMPTS:
             words |= set(
                 re.findall(
-                    r"\w+", compose_caption(l.attributes(), l.colours, l.label, r, rng).lower()
+                    r"\w+",
+                    compose_caption(
+                        one_lesion.attributes(), one_lesion.colours, one_lesion.label, r, rng
+                    ).lower(),
                 )
             )
     assert len(words) < 110
@@ -218,14 +223,19 @@ def test_skeleton_serves_another_world():
 
 
 def test_questions_follow_the_truth():
-    l, boxes = (
+    one_lesion, boxes = (
         World(seed=4, num_lesions=1).lesion(0),
         dict(lesion=(0.1, 0.1, 0.3, 0.3), streaks=(0.7, 0.45, 0.9, 0.5)),
     )
-    a = l.attributes()
+    a = one_lesion.attributes()
     for seed in range(20):
         qs = make_questions(
-            a, l.colours, l.label, boxes, np.random.default_rng(seed), unanswerable=3
+            a,
+            one_lesion.colours,
+            one_lesion.label,
+            boxes,
+            np.random.default_rng(seed),
+            unanswerable=3,
         )
         by = {
             k: [q for q in qs if q["kind"] == k]
@@ -238,14 +248,16 @@ def test_questions_follow_the_truth():
             "In the upper left.",
             "On the right.",
         ] and by["location"][1]["box"] == pytest.approx(boxes["streaks"])
-        assert by["impression"][0]["answer"] == l.label.capitalize() + "." and format_colour_count(
-            l.C
+        assert by["impression"][0][
+            "answer"
+        ] == one_lesion.label.capitalize() + "." and format_colour_count(
+            one_lesion.C
         ).capitalize() + "." in {q["answer"] for q in by["count"]}
         assert all("{" not in q["question"] + q["answer"] for q in qs)
     assert not [q for q in make_questions({}, None, None, None, unanswerable=0)]
 
 
-# ---- making -------------------------------------------------------------------------------------------------------
+# ---- making
 def test_pairs_are_the_same_whatever_the_number(ds, cache):
     few = load_melanoma_pairs(n=5, seed=2, size=48)
     for i in range(5):
@@ -277,7 +289,13 @@ def test_truth_can_be_drawn_again(cache):
 def test_an_other_argument_is_an_other_set_and_an_old_file_is_used_again(cache):
     made = [
         load_melanoma_pairs(n=6, size=32, cache_dir=cache, **k)
-        for k in ({}, dict(seed=1), dict(caption_style="vague"), dict(masks=False), dict(prevalence=0.9))
+        for k in (
+            {},
+            dict(seed=1),
+            dict(caption_style="vague"),
+            dict(masks=False),
+            dict(prevalence=0.9),
+        )
     ]
     files = {d.cache_files[0]["filename"] for d in made}
     assert (
@@ -357,7 +375,7 @@ def test_the_cache_does_not_grow_for_ever(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pairs-2", "pairs-3"]
 
 
-# ---- fingerprint --------------------------------------------------------------------------------------------------
+# ---- fingerprint
 def test_fingerprint_sees_every_field():
     base = make_record(
         id="a",
@@ -452,7 +470,7 @@ def test_fingerprint_is_the_same_in_another_process(ds, cache):
     assert out.stdout.strip() == text_fingerprint(ds), out.stderr[-500:]
 
 
-# ---- split --------------------------------------------------------------------------------------------------------
+# ---- split
 @settings(quick, max_examples=15)
 @given(st.integers(0, 2**20), st.integers(120, 400), st.floats(0.05, 0.5))
 def test_nobody_is_on_both_sides(seed, n, share):
@@ -483,9 +501,9 @@ def test_nobody_is_on_both_sides(seed, n, share):
 def test_shares_are_kept():
     s = split_records(rows(2000), seed=1)
     assert [len(p) for p in s.values()] == pytest.approx([1600, 200, 200], abs=12)
-    assert [np.mean([l == "melanoma" for l in p["label"][:]]) for p in s.values()] == pytest.approx(
-        [0.25] * 3, abs=0.03
-    )
+    assert [
+        np.mean([one_label == "melanoma" for one_label in p["label"][:]]) for p in s.values()
+    ] == pytest.approx([0.25] * 3, abs=0.03)
     s = split_records(rows(2000), sizes=(0.65, 0.2, 0.15))
     assert [len(p) for p in s.values()] == pytest.approx([1300, 400, 300], abs=15)
     assert (
@@ -559,7 +577,7 @@ def test_too_few_is_an_error_that_says_so():
         split_records(rows(3).select([]))
 
 
-# ---- copies -------------------------------------------------------------------------------------------------------
+# ---- copies
 def test_every_kind_of_leak_is_found(ds):
     r = list(iter_raw_records(ds.select(range(12))))
 
@@ -660,7 +678,7 @@ def test_thousands_of_pictures_can_be_compared():
     assert len(found) == n and time.perf_counter() - start < 20
 
 
-# ---- looking ------------------------------------------------------------------------------------------------------
+# ---- looking
 def test_show_pairs_shows_label_caption_and_boxes(ds):
     fig = plot_records(ds, n=4, columns=2)
     fig.canvas.draw()

@@ -490,7 +490,10 @@ def test_choose_says_what_was_measured_and_where_nothing_was(monkeypatch):
             and "ahead of LoRA from 200 pairs on" in last
         )
     rows = [
-        dict(r, values=[v - (0.1 if r["condition"] == "full, 3200 pairs" else 0) for v in r["values"]])
+        dict(
+            r,
+            values=[v - (0.1 if r["condition"] == "full, 3200 pairs" else 0) for v in r["values"]],
+        )
         for r in c23["rows"]
     ]  # ahead in the middle is not ahead from there on
     with monkeypatch.context() as patch:

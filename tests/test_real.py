@@ -54,7 +54,7 @@ def sheet(file, text, encoding="utf-8"):
     return file
 
 
-# ---- made folders in the publishers' layouts ----------------------------------------------------------------------
+# ---- made folders in the publishers' layouts
 @pytest.fixture
 def siim(tmp_path):
     rows = [
@@ -111,12 +111,13 @@ def test_siim(siim):
 
 def test_siim_duplicates_share_a_lesion_where_the_table_has_none(siim):
     lines = [
-        l.split(",")
-        for l in (siim / "ISIC_2020_Training_GroundTruth_v2.csv").read_text().split("\n")
+        item.split(",")
+        for item in (siim / "ISIC_2020_Training_GroundTruth_v2.csv").read_text().split("\n")
     ]
     (siim / "ISIC_2020_Training_GroundTruth_v2.csv").unlink()
     sheet(
-        siim / "train.csv", "\n".join(",".join(c for k, c in enumerate(l) if k != 2) for l in lines)
+        siim / "train.csv",
+        "\n".join(",".join(c for k, c in enumerate(line) if k != 2) for line in lines),
     )
     assert set(load_siim_isic(siim)[0]["lesion"][:]) == {None}
     sheet(siim / "ISIC_2020_Training_Duplicates.csv", "image_name_1,image_name_2\nISIC_1,ISIC_3")
@@ -154,7 +155,7 @@ def test_isic2017_in_both_spellings(tmp_path, classes):
         and ds["age"][:2] == [5, None]
         and Counter(ds["split"][:]) == dict(train=6, validation=3)
     )
-    assert [i for i, l in zip(ds["id"][:], ds["label"][:]) if l == "melanoma"] == [
+    assert [i for i, label in zip(ds["id"][:], ds["label"][:]) if label == "melanoma"] == [
         "ISIC_1",
         "ISIC_4",
         "ISIC_11",
@@ -515,7 +516,7 @@ def test_ddi_fills_the_group_and_not_the_type(tmp_path):
     assert "Diagnosis: basal cell carcinoma." in ds[1]["caption"]
 
 
-# ---- which folder is it? ------------------------------------------------------------------------------------------
+# ---- which folder is it?
 def test_load_folder_knows_the_layouts(derm, tmp_path_factory):
     assert load_folder(derm)[1].source == "derm7pt"
     a = tmp_path_factory.mktemp("a")
@@ -585,8 +586,8 @@ def test_other_registers_and_a_quick_look(siim):
         "Yes, this is a melanoma.",
     ]
     assert all(
-        c.endswith(f"Clinical impression: {l}.") and "torso" not in c
-        for c, l in zip(
+        c.endswith(f"Clinical impression: {label}.") and "torso" not in c
+        for c, label in zip(
             *(load_siim_isic(siim, caption_style="vague")[0][k][:] for k in ("caption", "label"))
         )
     )
@@ -603,7 +604,7 @@ def test_other_registers_and_a_quick_look(siim):
 def test_same_columns_in_another_order_are_the_same_records(siim):
     mark = text_fingerprint(load_siim_isic(siim)[0])
     file = siim / "ISIC_2020_Training_GroundTruth_v2.csv"
-    rows = [l.split(",") for l in file.read_text().split("\n")]
+    rows = [item.split(",") for item in file.read_text().split("\n")]
     order = np.random.default_rng(0).permutation(9)
     file.write_bytes(
         b"\xef\xbb\xbf" + "\r\n".join(";".join(r[k] for k in order) for r in rows).encode()
@@ -611,7 +612,7 @@ def test_same_columns_in_another_order_are_the_same_records(siim):
     assert text_fingerprint(load_siim_isic(siim)[0]) == mark
 
 
-# ---- the real files -----------------------------------------------------------------------------------------------
+# ---- the real files
 @real("isic2017")
 def test_real_isic2017():
     ds, report = load_folder(REAL / "isic2017")

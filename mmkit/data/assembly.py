@@ -39,7 +39,9 @@ def compose_caption_from_columns(
     caption_style="dense",
     rng=None,
 ) -> str:
-    "A caption from columns: what is visible where known, the site, the impression or the diagnosis."
+    """A caption from columns: what is visible where known, the site, the impression or the
+    diagnosis.
+    """
     if caption_style != "dense":
         return (
             compose_caption(attributes, colours, label, caption_style, rng)
@@ -184,6 +186,7 @@ def records_from_rows(
     if not out:
         missing = folder and set(report.reasons) == {"picture missing"}
         raise ValueError(
-            f"nothing could be loaded{' (pictures=False loads the table alone)' if missing else ''}. {report}"
+            "nothing could be"
+            f" loaded{' (pictures=False loads the table alone)' if missing else ''}. {report}"
         )
     return Dataset.from_list(out, features=FEATURES)

@@ -53,7 +53,9 @@ def find_mentions(caption: str) -> list:  # (start, end, attribute, level), in o
 
 # %% ../../nbs/library/data/caption_reader.ipynb #f9423abc
 def parse_attributes(caption: str) -> dict:  # attribute -> level, or 'missing'
-    "What a caption says. A structure it does not name is absent, if it speaks of attributes at all."
+    """What a caption says. A structure it does not name is absent, if it speaks of attributes at
+    all.
+    """
     said = {}
     for _, _, a, level in find_mentions(caption):
         said.setdefault(a, set()).add(level)
@@ -65,7 +67,9 @@ def parse_attributes(caption: str) -> dict:  # attribute -> level, or 'missing'
 
 # %% ../../nbs/library/data/caption_reader.ipynb #cc0d39d2
 def parse_impression(caption: str) -> str:  # 'melanoma', 'benign' or 'missing'
-    "The clinical impression: after those words where they occur, else a lone yes, no, melanoma or benign."
+    """The clinical impression: after those words where they occur, else a lone yes, no, melanoma
+    or benign.
+    """
     _, mark, after = caption.lower().rpartition("impression")
     words = re.findall(r"melanoma|benign", after if mark else caption.lower())
     if not mark and re.match(r"\s*(yes|no)\b", caption.lower()):
@@ -114,7 +118,9 @@ def omitted_attributes(caption: str, truth: dict) -> list:  # names of attribute
 def mark_claims_by_sentence(
     report_text: str, truth: dict, label: str | None = None
 ) -> list:  # (sentence, [(attribute, level, True or False)])
-    "Every sentence with what it claims, and whether that is so; what the truth does not know is not judged."
+    """Every sentence with what it claims, and whether that is so; what the truth does not know is
+    not judged.
+    """
     out = []
     for s in re.findall(r"[^.!?]+[.!?]?", report_text):
         claims = [

@@ -54,7 +54,9 @@ def format_colour_count(n: int) -> str:
 
 # %% ../../nbs/library/data/captions.ipynb #fe42291a
 def describe_structures(attributes: dict) -> str:
-    "The structures that are there; 'no other structure' when all are known and none is; '' when that is not known."
+    """The structures that are there; 'no other structure' when all are known and none is; '' when
+    that is not known.
+    """
     got = {s: attributes.get(s) for s in CAPTION_STRUCTURES}
     named = [ATTRIBUTE_PHRASES[s][v] for s, v in got.items() if v in ATTRIBUTE_PHRASES[s]]
     return join_phrases(named) if named else "" if None in got.values() else "no other structure"
@@ -168,7 +170,9 @@ def to_sentence(words):
 def compose_patient_note(
     age=None, sex=None, site=None, camera=None, history: str | None = None
 ) -> str | None:
-    "A patient note of what is known: 'Patient: female, 45 years. Site: back. Camera: north. The spot has changed.'"
+    """A patient note of what is known: 'Patient: female, 45 years. Site: back. Camera: north. The
+    spot has changed.'
+    """
     who = ", ".join(s for s in (sex, None if age is None else f"{age} years") if s)
     parts = [f"{k}: {v}." for k, v in (("Patient", who), ("Site", site), ("Camera", camera)) if v]
     return " ".join(parts + ([to_sentence(history.rstrip("."))] if history else [])) or None
@@ -189,7 +193,9 @@ def hard_negative_captions(
     n: int,
     seed,
 ) -> list:  # n captions
-    "Captions that the picture does not show: the record's own with one attribute at another level, each time a different one."
+    """Captions that the picture does not show: the record's own with one attribute at another
+    level, each time a different one.
+    """
     a = {
         k: v
         for k, v in (record.get("attributes") or {}).items()
@@ -197,7 +203,8 @@ def hard_negative_captions(
     }
     if len(a) < n:
         raise ValueError(
-            f"record {record.get('id')!r} has {len(a)} attributes; a hard negative changes one, and {n} are wanted: set hard to {len(a)} or less"
+            f"record {record.get('id')!r} has {len(a)} attributes; a hard negative changes one, and"
+            f" {n} are wanted: set hard to {len(a)} or less"
         )
 
     def say(levels, count, k):

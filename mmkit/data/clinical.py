@@ -59,14 +59,17 @@ def load_pad_ufes_20(
             skin_type=parse_integer(skin, 1, 6, report, "skin type"),
         )
 
-    return records_from_rows(
+    return (
+        records_from_rows(
+            report,
+            [(file.name, rows, describe)],
+            ImageFolder(folder) if pictures else None,
+            "CC BY 4.0",
+            caption_style,
+            decode,
+        ),
         report,
-        [(file.name, rows, describe)],
-        ImageFolder(folder) if pictures else None,
-        "CC BY 4.0",
-        caption_style,
-        decode,
-    ), report
+    )
 
 # %% ../../nbs/library/data/clinical.ipynb #11a9bb37
 def load_fitzpatrick17k(
@@ -75,7 +78,9 @@ def load_fitzpatrick17k(
     caption_style: str = "dense",
     decode: bool = True,
 ) -> tuple:  # Dataset, Report
-    "Fitzpatrick17k: clinical pictures of 114 conditions with skin types; the table gives addresses, the pictures are fetched by you."
+    """Fitzpatrick17k: clinical pictures of 114 conditions with skin types; the table gives
+    addresses, the pictures are fetched by you.
+    """
     report = LoadingReport("fitzpatrick17k")
     file, rows = read_publisher_table(
         folder,
@@ -118,9 +123,12 @@ def load_fitzpatrick17k(
             skin_type=skin,
         )
 
-    return records_from_rows(
-        report, [(file.name, rows, describe)], where, "CC BY-NC-SA 3.0", caption_style, decode
-    ), report
+    return (
+        records_from_rows(
+            report, [(file.name, rows, describe)], where, "CC BY-NC-SA 3.0", caption_style, decode
+        ),
+        report,
+    )
 
 # %% ../../nbs/library/data/clinical.ipynb #d2749072
 def load_ddi(
@@ -129,7 +137,9 @@ def load_ddi(
     caption_style: str = "dense",
     decode: bool = True,
 ) -> tuple:  # Dataset, Report
-    "Diverse Dermatology Images: 656 pictures in three groups of skin types; a group is no type, so only the attribute is filled."
+    """Diverse Dermatology Images: 656 pictures in three groups of skin types; a group is no type,
+    so only the attribute is filled.
+    """
     report = LoadingReport("ddi")
     file, rows = read_publisher_table(
         folder, report, ["DDI_file", "skin_tone", "malignant", "disease"], "ddi_metadata.csv"
@@ -150,11 +160,14 @@ def load_ddi(
             picture=row["DDI_file"], label=label, diagnosis=dx or None, attributes=dict(skin=tone)
         )
 
-    return records_from_rows(
+    return (
+        records_from_rows(
+            report,
+            [(file.name, rows, describe)],
+            ImageFolder(folder) if pictures else None,
+            "research use, see the publisher",
+            caption_style,
+            decode,
+        ),
         report,
-        [(file.name, rows, describe)],
-        ImageFolder(folder) if pictures else None,
-        "research use, see the publisher",
-        caption_style,
-        decode,
-    ), report
+    )

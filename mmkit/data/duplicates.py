@@ -21,7 +21,9 @@ from .records import hash_digest, iter_image_bytes, iter_raw_records
 # %% ../../nbs/library/data/duplicates.ipynb #bc8dfd53
 # names of the bytes (N,), perceptual bits (N, 64), thumbnails (N, 1024)
 def compute_image_hashes(records: Dataset, desc="pictures") -> tuple:
-    "For each picture a digest of its bytes, its perceptual hash, and a small standardised thumbnail; None, zeros where there is none."
+    """For each picture a digest of its bytes, its perceptual hash, and a small standardised
+    thumbnail; None, zeros where there is none.
+    """
     exact, bits, small = (
         [],
         np.zeros((len(records), 64), bool),
@@ -73,6 +75,8 @@ def find_near_duplicates(
     alike: float = 0.95,
     hashes: tuple = None,  # the `picture_hashes` of ds, where they are known already
 ) -> list:  # of (i, j), i < j
-    "Pairs of positions whose pictures are copies: at most `near` of 64 hash bits differ and the thumbnails correlate."
+    """Pairs of positions whose pictures are copies: at most `near` of 64 hash bits differ and the
+    thumbnails correlate.
+    """
     h = hashes or compute_image_hashes(records)
     return [(i, j) for i, j in find_close_hashes(h, h, near, alike) if i < j]

@@ -50,7 +50,8 @@ def load_folder(
     known_ = "; ".join(f"{load.__name__} ({names[0]})" for load, names, _ in PUBLISHED_LAYOUTS)
     if is_:
         raise ValueError(
-            f"{folder.name} looks like {' and '.join(l.__name__ for l in is_)}: name the folder of one of them, or call its loader"
+            f"{folder.name} looks like {' and '.join(item.__name__ for item in is_)}: name the folder of"
+            " one of them, or call its loader"
         )
     tables = [
         p
@@ -61,6 +62,6 @@ def load_folder(
         return load_table(tables[0], images=folder, **kw)
     found = ", ".join(p.name for p in (tables or sorted(folder.iterdir()))[:8]) or "nothing"
     raise ValueError(
-        f"{folder.name} is none of the layouts known here: {known_}; or one CSV, TSV or JSON-lines table "
-        f"with an image and a caption or label column. Found: {found}"
+        f"{folder.name} is none of the layouts known here: {known_}; or one CSV, TSV or JSON-lines"
+        f" table with an image and a caption or label column. Found: {found}"
     )

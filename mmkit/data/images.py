@@ -132,7 +132,9 @@ def get_stored_image(
     max_pixels: int = MAX_IMAGE_PIXELS,
     max_bytes: int = MAX_IMAGE_BYTES,
 ) -> tuple:  # dict(path, bytes), (width, height)
-    "What a record keeps of a picture: the path of the file itself, or of a converted copy where it is no plain RGB or grey."
+    """What a record keeps of a picture: the path of the file itself, or of a converted copy where
+    it is no plain RGB or grey.
+    """
     with _open_checked(file, max_pixels, max_bytes) as im:
         try:
             turned = im.getexif().get(0x0112, 1) != 1
@@ -234,9 +236,11 @@ class ImageFolder:
             other = self.lower.get(last.lower()) or self.lower.get(stem.lower())
             raise RecordRejected(
                 "picture missing",
-                f"{last}; there is {other!r}, which differs in capital letters"
-                if other and other not in (last, stem)
-                else last,
+                (
+                    f"{last}; there is {other!r}, which differs in capital letters"
+                    if other and other not in (last, stem)
+                    else last
+                ),
             )
         if len(got) > 1:
             raise RecordRejected(

@@ -132,7 +132,9 @@ def chart_records(n: int = 30, seed: int = 0) -> list:
 def instruction_mix(
     records, chart_share: float = 0.2, seed: int = 0
 ) -> list:  # records with prompt, answer and caption, shuffled
-    "One form of answer a record (JSON twice as often as a caption, a question, or a report), and so many charts beside them."
+    """One form of answer a record (JSON twice as often as a caption, a question, or a report), and
+    so many charts beside them.
+    """
     out = []
     for k, r in enumerate(records):
         a, label, qs = r.get("attributes") or {}, r.get("label"), r.get("questions") or []

@@ -39,7 +39,8 @@ def load_siim_isic(
             a, b = r["image_name_1"], r["image_name_2"]
             twin[a] = twin[b] = twin.get(a) or twin.get(b) or f"copies of {min(a, b)}"
         report.notes.append(
-            f"{len(found)} pairs of duplicates are kept and share a lesion, so that a split keeps them together"
+            f"{len(found)} pairs of duplicates are kept and share a lesion, so that a split keeps"
+            " them together"
         )
 
     def describe(row):
@@ -69,21 +70,26 @@ def load_siim_isic(
             site=row.get("anatom_site_general_challenge"),
         )
 
-    return records_from_rows(
+    return (
+        records_from_rows(
+            report,
+            [(file.name, rows, describe)],
+            ImageFolder(folder) if pictures else None,
+            "CC BY-NC 4.0",
+            caption_style,
+            decode,
+        ),
         report,
-        [(file.name, rows, describe)],
-        ImageFolder(folder) if pictures else None,
-        "CC BY-NC 4.0",
-        caption_style,
-        decode,
-    ), report
+    )
 
 # %% ../../nbs/library/data/isic.ipynb #8c3d3053
 # ISIC-2017_Training_Part3_GroundTruth.csv (or _Classes.csv) …, ISIC-2017_Training_Data/ …
 def load_isic2017(
     folder, pictures: bool = True, caption_style: str = "dense", decode: bool = True
 ) -> tuple:  # Dataset, Report
-    "ISIC 2017 part 3: 2,000 training, 150 validation and 600 test pictures; the official split is kept."
+    """ISIC 2017 part 3: 2,000 training, 150 validation and 600 test pictures; the official split
+    is kept.
+    """
     report, tables = LoadingReport("isic2017"), []
     for part, split in (
         ("Training", "train"),
@@ -133,9 +139,12 @@ def load_isic2017(
             "ISIC-2017_Training_Part3_GroundTruth.csv",
             "ISIC-2017_Training_Classes.csv",
         )
-    return records_from_rows(
-        report, tables, ImageFolder(folder) if pictures else None, "CC0", caption_style, decode
-    ), report
+    return (
+        records_from_rows(
+            report, tables, ImageFolder(folder) if pictures else None, "CC0", caption_style, decode
+        ),
+        report,
+    )
 
 # %% ../../nbs/library/data/isic.ipynb #5fdd4cc6
 HAM10000_DIAGNOSES = {
@@ -155,7 +164,9 @@ def load_ham10000(
     caption_style: str = "dense",
     decode: bool = True,
 ) -> tuple:  # Dataset, Report
-    "HAM10000: 10,015 pictures of 7,470 lesions; no patient numbers, so a lesion's pictures are what a split keeps together."
+    """HAM10000: 10,015 pictures of 7,470 lesions; no patient numbers, so a lesion's pictures are
+    what a split keeps together.
+    """
     report = LoadingReport("ham10000")
     file, rows = read_publisher_table(
         folder,
@@ -177,11 +188,14 @@ def load_ham10000(
             site=row.get("localization"),
         )
 
-    return records_from_rows(
+    return (
+        records_from_rows(
+            report,
+            [(file.name, rows, describe)],
+            ImageFolder(folder) if pictures else None,
+            "CC BY-NC 4.0",
+            caption_style,
+            decode,
+        ),
         report,
-        [(file.name, rows, describe)],
-        ImageFolder(folder) if pictures else None,
-        "CC BY-NC 4.0",
-        caption_style,
-        decode,
-    ), report
+    )

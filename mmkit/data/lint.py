@@ -66,7 +66,8 @@ class Findings(list):
         got = [f for f in self if f.kind == kind]
         if not got:
             raise KeyError(
-                f"nothing of kind {kind!r} was found; there is {', '.join(dict.fromkeys(f.kind for f in self)) or 'nothing'}"
+                f"nothing of kind {kind!r} was found; there is"
+                f" {', '.join(dict.fromkeys(f.kind for f in self)) or 'nothing'}"
             )
         return got[0]
 
@@ -105,7 +106,7 @@ class Findings(list):
 
     def _repr_html_(self):
         return (self.table()._repr_html_() if self else "<p>Nothing found.</p>") + "".join(
-            f"<p>{html_escape(l)}</p>" for l in self._foot()
+            f"<p>{html_escape(item)}</p>" for item in self._foot()
         )
 
 # %% ../../nbs/library/data/lint.ipynb #1e6c7896
@@ -127,7 +128,8 @@ def lint_leakage(
                 out.append(
                     Finding(
                         f"leaks to {b}",
-                        f"{len(leaks.a):,} of {len(parts[a]):,} records share something with {len(leaks.b):,} of {len(parts[b]):,} in {b}: "
+                        f"{len(leaks.a):,} of {len(parts[a]):,} records share something with"
+                        f" {len(leaks.b):,} of {len(parts[b]):,} in {b}: "
                         + ", ".join(f"{len(leaks.of(t))} {t}" for t in leaks.KINDS if leaks.of(t))
                         + ".",
                         sorted(leaks.a),
@@ -219,7 +221,8 @@ def to_dataset(records):
     records = list(records)
     if records and not isinstance(records[0], dict):
         raise ValueError(
-            f"a list of {type(records[0]).__name__} is no list of records; give dicts with image and caption, or a datasets.Dataset"
+            f"a list of {type(records[0]).__name__} is no list of records; give dicts with image"
+            " and caption, or a datasets.Dataset"
         )
     return (
         Dataset.from_list(
@@ -235,11 +238,17 @@ def _make_thumbnail(records, i, size=72):
     try:
         image = records[int(i)]["image"].convert("RGB")
     except Exception:
-        return f'<div style="width:{size}px;height:{size}px;background:#eee;font-size:11px">no picture</div>'
+        return (
+            f'<div style="width:{size}px;height:{size}px;background:#eee;font-size:11px">no'
+            " picture</div>"
+        )
     image.thumbnail((2 * size, 2 * size))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=80)
-    return f'<img width={size} style="max-height:{size}px;object-fit:contain" alt="record {i}" src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
+    return (
+        f'<img width={size} style="max-height:{size}px;object-fit:contain" alt="record {i}"'
+        f' src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
+    )
 
 # %% ../../nbs/library/data/lint.ipynb #827b4d83
 def findings_page(
@@ -252,18 +261,21 @@ def findings_page(
         said = get_column(ds, "caption")
         at = [i for g in f.groups for i in g[:2]][: max(2, n)] if f.groups else f.rows[:n]
         cells = "".join(
-            f'<td style="vertical-align:top;text-align:left;width:18em;overflow-wrap:anywhere;white-space:normal">{_make_thumbnail(ds, i, size)}<br><b>{html_escape(get_value(ds, i, "id"))}</b> {html_escape(get_value(ds, i, "label") or "")}<br>'
-            f'{html_escape((said[i] or "–")[:220])}<br><i style="color:#a33c00">{html_escape(f.why.get(i, ""))}</i></td>'
+            f'<td style="vertical-align:top;text-align:left;width:18em;overflow-wrap:anywhere;white-space:normal">{_make_thumbnail(ds, i, size)}<br><b>{html_escape(get_value(ds, i, "id"))}</b>'
+            f" {html_escape(get_value(ds, i, 'label') or '')}<br>{html_escape((said[i] or '–')[:220])}<br><i"
+            f' style="color:#a33c00">{html_escape(f.why.get(i, ""))}</i></td>'
             for i in at
         )
         head = f"{f.part + ': ' if f.part else ''}{f.kind}"
         blocks.append(
-            f'<h4 style="margin:1em 0 .2em">{html_escape(head)}</h4><p style="margin:.1em 0;max-width:60em">{html_escape(f.says)} <i>Cure: {html_escape(FIX_KINDS[f.cure])}.</i></p><table><tr>{cells}</tr></table>'
+            f'<h4 style="margin:1em 0 .2em">{html_escape(head)}</h4><p style="margin:.1em'
+            f' 0;max-width:60em">{html_escape(f.says)} <i>Cure:'
+            f" {html_escape(FIX_KINDS[f.cure])}.</i></p><table><tr>{cells}</tr></table>"
         )
         lines += [str(f)] + [
             f"  {get_value(ds, i, 'id')}: {(said[i] or '–')[:100]} ({f.why.get(i, '')})" for i in at
         ]
-    foot = "".join(f"<p>{html_escape(l)}</p>" for l in found._foot())
+    foot = "".join(f"<p>{html_escape(item)}</p>" for item in found._foot())
     return Page("".join(blocks) + foot, "\n".join(lines + found._foot()))
 
 # %% ../../nbs/library/data/lint.ipynb #afc3744f

@@ -32,7 +32,9 @@ from mmkit.data.text_checks import (
 
 # %% ../../nbs/library/data/lint_checks.ipynb #c3f33ee4
 def cramers_v(a, b) -> float:  # 0–1; nan where one of them does not vary
-    "How much two columns tell of each other, corrected for chance; where one of them is None, the record is left out."
+    """How much two columns tell of each other, corrected for chance; where one of them is None,
+    the record is left out.
+    """
     at = [(x, y) for x, y in zip(a, b) if x is not None and y is not None]
     if not at:
         return float("nan")
@@ -81,7 +83,10 @@ class Finding:
     more: dict = field(default_factory=dict)
 
     def __str__(self):
-        return f"{self.part + ': ' if self.part else ''}{self.kind}: {self.says} Cure: {FIX_KINDS[self.cure]}."
+        return (
+            f"{self.part + ': ' if self.part else ''}{self.kind}: {self.says} Cure:"
+            f" {FIX_KINDS[self.cure]}."
+        )
 
     def json(self):
         return dict(
@@ -181,12 +186,12 @@ def lint_captions(
         how(cut),
     )
     tongue = {i: guess_language(said[i]) for i in there}
-    main = Counter(l for l in tongue.values() if l).most_common(1)
+    main = Counter(item for item in tongue.values() if item).most_common(1)
     add(
         "language",
         f"captions do not look {main[0][0] if main else ''} like the others",
-        {i: l for i, l in tongue.items() if l and l != main[0][0]},
-        how([i for i, l in tongue.items() if l and l != main[0][0]]),
+        {i: item for i, item in tongue.items() if item and item != main[0][0]},
+        how([i for i, item in tongue.items() if item and item != main[0][0]]),
     )
     cost, same = (
         info_nce_floor([said[i] for i in there], batch),
@@ -201,7 +206,8 @@ def lint_captions(
                 format_count(
                     len(rows),
                     n,
-                    f"captions occur more than once, the commonest {len(top):,} times; in a batch of {batch}, plain InfoNCE cannot fall below {cost:.2f}",
+                    f"captions occur more than once, the commonest {len(top):,} times; in a batch"
+                    f" of {batch}, plain InfoNCE cannot fall below {cost:.2f}",
                 ),
                 rows,
                 "first of each" if len(rows) - len(same) <= n / 5 else "look",
@@ -222,7 +228,8 @@ def lint_captions(
                 format_count(
                     sum(map(len, again)),
                     n,
-                    "captions have the same words as another one in other order, case or punctuation",
+                    "captions have the same words as another one in other order, case or"
+                    " punctuation",
                 ),
                 [i for g in again for i in g],
                 "first of each",
@@ -298,7 +305,8 @@ def lint_images(records, hashes=None, bad=None) -> list:  # of Finding
                 format_count(
                     len(rows),
                     n,
-                    f"records show a picture that another one shows, in {len(groups)} groups ({same} of them with identical bytes)",
+                    f"records show a picture that another one shows, in {len(groups)} groups"
+                    f" ({same} of them with identical bytes)",
                 ),
                 rows,
                 "first of each",
@@ -317,7 +325,10 @@ def lint_images(records, hashes=None, bad=None) -> list:  # of Finding
                     [i for x in two for i in x],
                     "leave out",
                     {
-                        i: f"{label[i]}; in the group: {', '.join(sorted({str(label[j]) for j in x}))}"
+                        i: (
+                            f"{label[i]}; in the group:"
+                            f" {', '.join(sorted({str(label[j]) for j in x}))}"
+                        )
                         for x in two
                         for i in x
                     },

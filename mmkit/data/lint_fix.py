@@ -42,14 +42,19 @@ class FixResult:
     before: int
 
     def __repr__(self):
-        return f"{self.before:,} records: {self.changed:,} changed, {self.left_out:,} left out, {self.added:,} repeated; {self.before - self.left_out + self.added:,} now"
+        return (
+            f"{self.before:,} records: {self.changed:,} changed, {self.left_out:,} left out,"
+            f" {self.added:,} repeated; {self.before - self.left_out + self.added:,} now"
+        )
 
 # %% ../../nbs/library/data/lint_fix.ipynb #9287f087
 def rewrite_caption(
     r: dict,  # with caption, attributes and label
     seed,
 ) -> str:
-    "A dense caption from what the record knows; the number of colours stays when it fits the record."
+    """A dense caption from what the record knows; the number of colours stays when it fits the
+    record.
+    """
     a = {k: v for k, v in (r.get("attributes") or {}).items() if v is not None}
     said = re.search(rf"\b({'|'.join(NUMBERS[1:7])}) colou?rs?\b", r.get("caption") or "", re.I)
     n = NUMBERS.index(said[1].lower()) if said else None
@@ -61,7 +66,7 @@ def rewrite_caption(
 def _balance_labels(records, groups, seed):  # positions to leave out
     "As many of the commoner label go from each group as it takes to bring it to the rate of all."
     label, rng, out = get_column(records, "label"), np.random.default_rng(seed), []
-    y = [l == "melanoma" for l in label if l is not None]
+    y = [one_label == "melanoma" for one_label in label if one_label is not None]
     p = np.mean(y)
     for g in groups:
         pos, neg = (
@@ -82,7 +87,9 @@ def fix_findings(
     how: str = None,  # another cure for all of them: a key of `CURES`; None: each finding's own
     seed: int = 0,
 ) -> FixResult:
-    "A new set in which the findings' cures were applied; where one of them says 'look', nothing is done about it."
+    """A new set in which the findings' cures were applied; where one of them says 'look', nothing
+    is done about it.
+    """
     findings = [findings] if isinstance(findings, Finding) else list(findings)
     parts = dict(records) if isinstance(records, dict) else {"": records}
     if how not in (None, *FIX_KINDS):
@@ -98,11 +105,13 @@ def fix_findings(
     for f in findings:
         if f.part not in parts:
             raise ValueError(
-                f"finding {f.kind!r} is about part {f.part!r}; the parts here are {', '.join(map(repr, parts))}"
+                f"finding {f.kind!r} is about part {f.part!r}; the parts here are"
+                f" {', '.join(map(repr, parts))}"
             )
         if f.about != dataset_digest(to_dataset(parts[f.part])):
             raise ValueError(
-                f"finding {f.kind!r} is about another set: its positions would hit the wrong records. Lint this set again, or apply several findings in one call"
+                f"finding {f.kind!r} is about another set: its positions would hit the wrong"
+                " records. Lint this set again, or apply several findings in one call"
             )
     for name, part in parts.items():
         mine = [f for f in findings if f.part == name]
@@ -143,7 +152,8 @@ def _fix_part(records, findings, parts, how, seed, done):
         elif what == "first of each":
             if not f.groups:
                 raise ValueError(
-                    f"finding {f.kind!r} has no groups of which one could stay; its cure is {f.cure!r}"
+                    f"finding {f.kind!r} has no groups of which one could stay; its cure is"
+                    f" {f.cure!r}"
                 )
             gone |= {i for g in f.groups for i in g[1:]}
         elif what == "even out":
@@ -165,7 +175,8 @@ def _fix_part(records, findings, parts, how, seed, done):
     empty = [i for i, c in new.items() if not c]
     if empty:
         raise ValueError(
-            f'{len(empty)} record(s) know too little to be written anew (the first is number {empty[0]}); how="leave out" leaves them out'
+            f"{len(empty)} record(s) know too little to be written anew (the first is number"
+            f' {empty[0]}); how="leave out" leaves them out'
         )
     new, note = (
         {i: t for i, t in d.items() if i not in gone and t != was[i]}

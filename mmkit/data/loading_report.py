@@ -47,7 +47,10 @@ class LoadingReport:
 
     @property
     def summary(self) -> str:
-        return f"{self.source}: {self.loaded:,} of {self.rows:,} rows loaded, {len(self.aside):,} set aside"
+        return (
+            f"{self.source}: {self.loaded:,} of {self.rows:,} rows loaded, {len(self.aside):,} set"
+            " aside"
+        )
 
     def table(self):
         first = {a["reason"]: a for a in reversed(self.aside)}

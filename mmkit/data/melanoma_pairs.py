@@ -36,27 +36,29 @@ def make_melanoma_record(
     world: World, index: int, size: int = 96, caption_style: str = "dense", masks: bool = True
 ) -> dict:
     "The record of lesion `i` of a world."
-    l, drawn, rng = (
+    lesion, drawn, rng = (
         world.lesion(index),
         world.render(index, size),
         np.random.default_rng((world.seed, 7, index)),
     )
-    a, params = l.attributes(), getattr(world, "params", {})
+    a, params = lesion.attributes(), getattr(world, "params", {})
     return make_record(
         id=f"world{world.seed}-{index:06d}",
         image=dict(bytes=encode_png(drawn.image), path=None),
-        label=l.label,
-        patient=l.patient_id,
-        caption=compose_caption(a, l.colours, l.label, caption_style, rng),
-        lesion=l.lesion_id,
+        label=lesion.label,
+        patient=lesion.patient_id,
+        caption=compose_caption(a, lesion.colours, lesion.label, caption_style, rng),
+        lesion=lesion.lesion_id,
         attributes=a,
-        questions=make_questions(a, l.colours, l.label, drawn.boxes, rng),
-        skin_type=int(l.skin_type),
-        camera=l.camera,
-        site=l.site,
-        age=int(l.age),
-        sex=l.sex,
-        notes=compose_patient_note(l.age, l.sex, l.site, l.camera, l.notes),
+        questions=make_questions(a, lesion.colours, lesion.label, drawn.boxes, rng),
+        skin_type=int(lesion.skin_type),
+        camera=lesion.camera,
+        site=lesion.site,
+        age=int(lesion.age),
+        sex=lesion.sex,
+        notes=compose_patient_note(
+            lesion.age, lesion.sex, lesion.site, lesion.camera, lesion.notes
+        ),
         source="procedural",
         licence="Apache-2.0",
         mask=dict(bytes=encode_png(drawn.mask), path=None) if masks else None,
@@ -73,7 +75,8 @@ def rerender(record: dict) -> RenderedLesion:
     p = json.loads(record["provenance"])
     if "index" not in p:
         raise ValueError(
-            f"record {record['id']!r} comes from {record['source']!r}: only procedural records can be drawn again"
+            f"record {record['id']!r} comes from {record['source']!r}: only procedural records can"
+            " be drawn again"
         )
     return World(seed=p["seed"], num_lesions=p["index"] + 1, **p["params"]).render(
         p["index"], p["size"]

@@ -33,7 +33,8 @@ def read_publisher_table(folder, report, expected, *names):
     if file is None:
         there = sorted(p.name for p in folder.iterdir())[:8]
         raise ValueError(
-            f"{report.source}: no table {' or '.join(names)} in {folder.name}. Found: {', '.join(there) or 'nothing'}"
+            f"{report.source}: no table {' or '.join(names)} in {folder.name}. Found:"
+            f" {', '.join(there) or 'nothing'}"
         )
     columns, rows = read_table(file, report)
     require_columns(columns, expected, file.name)

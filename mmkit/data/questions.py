@@ -139,7 +139,9 @@ def make_questions(
     ground: str = "skin",
     unanswerable: int = 2,  # how many that the picture cannot answer
 ) -> list:  # of dict(question, answer, kind, box)
-    "Questions with answers about one picture: attributes, counts, places with their boxes, and some without an answer."
+    """Questions with answers about one picture: attributes, counts, places with their boxes, and
+    some without an answer.
+    """
     pick = (lambda xs: xs[0]) if rng is None else (lambda xs: xs[int(rng.integers(len(xs)))])
     out, boxes, n = [], dict(boxes or {}), get_colour_count(colours)
 

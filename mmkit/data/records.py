@@ -73,7 +73,8 @@ def make_record(
             )
     if known.get("label") not in (None, *LABELS):
         raise ValueError(
-            f"label {known['label']!r} is outside {LABELS}; map it to one of them, or to None when it is neither"
+            f"label {known['label']!r} is outside {LABELS}; map it to one of them, or to None when"
+            " it is neither"
         )
     out = {name: [] if name in ("questions", "boxes") else None for name in FEATURES} | known
     out["attributes"] = dict.fromkeys(ATTRIBUTE_LEVELS) | (known.get("attributes") or {})
@@ -81,7 +82,9 @@ def make_record(
 
 # %% ../../nbs/library/data/records.ipynb #b228f2c2
 def get_cache_dir() -> Path:
-    "Where made things may be kept: $MMKIT_CACHE, or mmkit in the user's cache folder, or the temporary folder."
+    """Where made things may be kept: $MMKIT_CACHE, or mmkit in the user's cache folder, or the
+    temporary folder.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     for place in filter(
         None,
@@ -165,7 +168,8 @@ def iter_image_bytes(image, where):
         return Path(image["path"]).read_bytes()
     except OSError as e:
         raise FileNotFoundError(
-            f"{where}: {Path(image['path']).name} is gone since it was loaded; load the folder again"
+            f"{where}: {Path(image['path']).name} is gone since it was loaded; load the folder"
+            " again"
         ) from e
 
 # %% ../../nbs/library/data/records.ipynb #42d690e6
@@ -178,7 +182,9 @@ def iter_raw_records(records: Dataset):
 def text_fingerprint(
     records,  # a data set, or several by name
 ) -> str:  # 32 hexadecimal digits
-    "A name for exactly this data in this order; any change of a field or a pixel changes it, moving the folder does not."
+    """A name for exactly this data in this order; any change of a field or a pixel changes it,
+    moving the folder does not.
+    """
     if isinstance(records, dict):
         return hash_digest(
             *[part for name in sorted(records) for part in (name, text_fingerprint(records[name]))]
@@ -198,7 +204,9 @@ def text_fingerprint(
 
 # %% ../../nbs/library/data/records.ipynb #a42db8e3
 def get_column(records, name: str) -> list:  # one value per record
-    "One column of a data set or of a list of records, without touching its images; None throughout where there is no such column."
+    """One column of a data set or of a list of records, without touching its images; None
+    throughout where there is no such column.
+    """
     if not hasattr(records, "select_columns"):
         return [r.get(name) for r in records]
     return (
@@ -218,7 +226,9 @@ def parse_provenance(record: dict) -> dict:  # {} where there is none
 
 # %% ../../nbs/library/data/records.ipynb #f7150e15
 def as_yes_no(records) -> list:
-    "Records with their label as the answer to the yes or no question, to train on; those without a label are left out."
+    """Records with their label as the answer to the yes or no question, to train on; those without
+    a label are left out.
+    """
     answer = dict(melanoma="Yes, this is a melanoma.", benign="No, this is benign.")
     return [
         dict(records[k], prompt=YESNO_PROMPT, answer=answer[y])

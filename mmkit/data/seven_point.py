@@ -107,14 +107,17 @@ def load_derm7pt(
 
     images = Path(folder) / "images"
     where = ImageFolder(images if images.is_dir() else folder) if pictures else None
-    return records_from_rows(
+    return (
+        records_from_rows(
+            report,
+            [(file.name, numbered, describe)],
+            where,
+            "research use, see the publisher",
+            caption_style,
+            decode,
+        ),
         report,
-        [(file.name, numbered, describe)],
-        where,
-        "research use, see the publisher",
-        caption_style,
-        decode,
-    ), report
+    )
 
 # %% ../../nbs/library/data/seven_point.ipynb #465ad321
 def _read_ph2_text(file, report):
@@ -154,7 +157,8 @@ def _read_ph2_sheet(file, report):
         raw = pd.read_excel(file, header=None, dtype=str)
     except ImportError as e:
         raise ValueError(
-            f"{file.name} needs openpyxl (pip install openpyxl); the publisher's PH2_dataset.txt needs nothing"
+            f"{file.name} needs openpyxl (pip install openpyxl); the publisher's PH2_dataset.txt"
+            " needs nothing"
         ) from e
     cells = [
         [" ".join(str(v).split()) if v == v and v is not None else "" for v in r]
@@ -248,11 +252,14 @@ def load_ph2(
             lesion=row["Name"],
         )
 
-    return records_from_rows(
+    return (
+        records_from_rows(
+            report,
+            [(file.name, rows, describe)],
+            ImageFolder(folder) if pictures else None,
+            "research and education, see the publisher",
+            caption_style,
+            decode,
+        ),
         report,
-        [(file.name, rows, describe)],
-        ImageFolder(folder) if pictures else None,
-        "research and education, see the publisher",
-        caption_style,
-        decode,
-    ), report
+    )

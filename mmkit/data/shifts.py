@@ -122,7 +122,9 @@ IMAGE_CORRUPTIONS = dict(
 
 # %% ../../nbs/library/data/shifts.ipynb #1097c6bd
 def reword_prompt(prompt: str, strength: float) -> str:
-    "The same question, in three doses: small letters and no mark; with a preamble; with other words for the lesion and for melanoma."
+    """The same question, in three doses: small letters and no mark; with a preamble; with other
+    words for the lesion and for melanoma.
+    """
     asked = prompt.lower().rstrip(" ?.!")
     if strength > 1 / 3:
         asked = f"please look closely and say: {asked}"
@@ -140,15 +142,20 @@ def rerender_with(
     modify_lesion,  # Lesion -> Lesion
     shot: int = 0,
 ) -> dict:  # another number: photographed once more
-    "A procedural record with its lesion changed and drawn again from the same dice: what did not change looks as before."
+    """A procedural record with its lesion changed and drawn again from the same dice: what did not
+    change looks as before.
+    """
     p = parse_provenance(record)
     if "index" not in p:
         raise ValueError(
-            f"record {record.get('id')!r} comes from {record.get('source')!r}: only the world can draw skin, site or another shot of a lesion. Real pictures take {', '.join(IMAGE_CORRUPTIONS)}, prevalence and prompt"
+            f"record {record.get('id')!r} comes from {record.get('source')!r}: only the world can"
+            " draw skin, site or another shot of a lesion. Real pictures take"
+            f" {', '.join(IMAGE_CORRUPTIONS)}, prevalence and prompt"
         )
     if done := [k for k, *_ in p.get("shifts", []) if k in IMAGE_CORRUPTIONS]:
         raise ValueError(
-            f"record {record.get('id')!r} has been through {done[-1]!r}, which drawing it again would undo; shift skin and site first, then the picture"
+            f"record {record.get('id')!r} has been through {done[-1]!r}, which drawing it again"
+            " would undo; shift skin and site first, then the picture"
         )
     was = apply_lesion_shifts(
         World(seed=p["seed"], num_lesions=p["index"] + 1, **p["params"]).lesion(p["index"]),
@@ -160,7 +167,9 @@ def rerender_with(
         image=Image.fromarray(render_lesion(now, p["size"], shot or p.get("shot", 0)).image),
         provenance=json.dumps(p | (dict(shot=shot) if shot else {}), sort_keys=True),
     )
-    old, new = (ATTRIBUTE_LEVELS["skin"][min(2, int(l.skin_type - 1) // 2)] for l in (was, now))
+    old, new = (
+        ATTRIBUTE_LEVELS["skin"][min(2, int(item.skin_type - 1) // 2)] for item in (was, now)
+    )
 
     def said(t):
         return t and t.replace(f"{old} skin", f"{new} skin").replace(
@@ -207,7 +216,9 @@ def apply_lesion_shifts(lesion, shifts):  # of the world, as a record's provenan
 def subsample_positives(
     labels, record_ids, strength: float, seed: int = 0
 ) -> np.ndarray:  # (kept,) positions
-    "Who still comes when a share 0.9 s of the melanomas stays away; whoever stays away at a small strength does so at a larger one."
+    """Who still comes when a share 0.9 s of the melanomas stays away; whoever stays away at a
+    small strength does so at a larger one.
+    """
     return np.array(
         [
             k
@@ -263,7 +274,7 @@ def _shift_record(record, index, kind, strength, seed):
     if kind == "prompt":
         return dict(record, prompt=reword_prompt(record.get("prompt") or YESNO_PROMPT, strength))
     if kind in ("skin", "site"):
-        record = rerender_with(record, lambda l: shift_lesion(l, kind, strength, rng))
+        record = rerender_with(record, lambda item: shift_lesion(item, kind, strength, rng))
     else:
         if record.get("image") is None:
             raise ValueError(f"record {record.get('id')!r} has no picture to shift")
@@ -272,9 +283,11 @@ def _shift_record(record, index, kind, strength, seed):
             image=_to_pil_image(
                 IMAGE_CORRUPTIONS[kind](
                     np.asarray(
-                        record["image"].convert("RGB")
-                        if hasattr(record["image"], "convert")
-                        else record["image"],
+                        (
+                            record["image"].convert("RGB")
+                            if hasattr(record["image"], "convert")
+                            else record["image"]
+                        ),
                         np.float32,
                     )
                     / 255,
@@ -300,8 +313,10 @@ def rephotograph(
     records,  # drawn by the world
     shot: int = 1,  # which other photograph
 ) -> list:
-    "The same lesions on the same day, photographed once more by the same camera: all that is incidental is drawn anew. What 'no shift' looks like."
-    return [rerender_with(dict(records[k]), lambda l: l, shot) for k in range(len(records))]
+    """The same lesions on the same day, photographed once more by the same camera: all that is
+    incidental is drawn anew. What 'no shift' looks like.
+    """
+    return [rerender_with(dict(records[k]), lambda item: item, shot) for k in range(len(records))]
 
 # %% ../../nbs/library/data/shifts.ipynb #6869d510
 def augment_with_shifts(
@@ -314,10 +329,12 @@ def augment_with_shifts(
     "Records to train on: some as they are, each of the others through one shift of some strength."
     rng = np.random.default_rng((seed, 3))
     return [
-        dict(records[k])
-        if rng.random() >= fraction
-        else apply_shift(
-            [records[k]], kinds[rng.integers(len(kinds))], rng.uniform(*strengths), seed
-        )[0]
+        (
+            dict(records[k])
+            if rng.random() >= fraction
+            else apply_shift(
+                [records[k]], kinds[rng.integers(len(kinds))], rng.uniform(*strengths), seed
+            )[0]
+        )
         for k in range(len(records))
     ]

@@ -22,12 +22,16 @@ from .duplicates import compute_image_hashes, find_close_hashes
 
 # %% ../../nbs/library/data/splits.ipynb #691403c9
 def normalize_identifier(id: str | None) -> str | None:
-    "An ISIC image keeps its number in later years and gains a suffix: 'ISIC_0000000_downsampled' is 'ISIC_0000000'."
+    """An ISIC image keeps its number in later years and gains a suffix: 'ISIC_0000000_downsampled'
+    is 'ISIC_0000000'.
+    """
     return id.removesuffix("_downsampled") if id else id
 
 # %% ../../nbs/library/data/splits.ipynb #a56edacd
 def _grouping_keys(records, column):
-    "What identifies each record in a column, or None; a patient '1' of another source is someone else."
+    """What identifies each record in a column, or None; a patient '1' of another source is someone
+    else.
+    """
     values = records[column][:]
     if column == "id":
         return [None if v is None else ("", normalize_identifier(v)) for v in values]
@@ -80,15 +84,16 @@ def split_records(
         or any(abs(20 * s - f) > 1e-6 for s, f in zip(sizes, folds))
     ):
         raise ValueError(
-            f"sizes={sizes}: three shares that are multiples of 0.05 and add up to 1, like (.8, .1, .1)"
+            f"sizes={sizes}: three shares that are multiples of 0.05 and add up to 1, like (.8,"
+            " .1, .1)"
         )
     if all(f % 2 == 0 for f in folds):
         folds = [f // 2 for f in folds]
     k, g = sum(folds), find_linked_groups(records, linked)
     if g.max(initial=-1) + 1 < k:
         raise ValueError(
-            f"{g.max(initial=-1) + 1} groups of records that share a patient or lesion: sizes={sizes} needs at "
-            f"least {k}; bring more data, or split by hand with ds.select"
+            f"{g.max(initial=-1) + 1} groups of records that share a patient or lesion:"
+            f" sizes={sizes} needs at least {k}; bring more data, or split by hand with ds.select"
         )
     y, fold = np.array([v or "none" for v in records["label"][:]]), np.zeros(len(records), int)
     # nobody shares anything: the plain one is the same, and faster
@@ -103,7 +108,8 @@ def split_records(
                 fold[held] = number
         except ValueError as e:
             raise ValueError(
-                f"{dict(Counter(y.tolist()))}: too few records of every label for {k} folds; bring more data"
+                f"{dict(Counter(y.tolist()))}: too few records of every label for {k} folds; bring"
+                " more data"
             ) from e
     edge = np.cumsum([0, folds[2], folds[1], folds[0]])  # the first folds are the test set
     part = np.searchsorted(edge[1:], fold, side="right")
@@ -216,14 +222,18 @@ def find_leakage(
 
 # %% ../../nbs/library/data/splits.ipynb #d18ec47b
 def remove_leakage(splits: dict, near: int = 8, alike: float = 0.95) -> DatasetDict:
-    "Drop from training what validation or test shows again, and from validation what test does; the last stays as it is."
+    """Drop from training what validation or test shows again, and from validation what test does;
+    the last stays as it is.
+    """
     kept, hashes = (
         dict(splits),
         {k: compute_image_hashes(d) if near >= 0 else None for k, d in splits.items()},
     )
     for name, later in (("train", ("validation", "test")), ("validation", ("test",))):
         known = set()
-        for l in later:  # seen from the held-out side, so that every partner is found
-            known |= find_leakage(splits[l], splits[name], near, alike, (hashes[l], hashes[name])).b
+        for item in later:  # seen from the held-out side, so that every partner is found
+            known |= find_leakage(
+                splits[item], splits[name], near, alike, (hashes[item], hashes[name])
+            ).b
         kept[name] = kept[name].select([i for i in range(len(kept[name])) if i not in known])
     return DatasetDict(kept)

@@ -182,11 +182,14 @@ def load_table(
             questions=_parse_questions(get("questions")),
         )
 
-    return records_from_rows(
+    return (
+        records_from_rows(
+            report,
+            [(file.name, rows, describe)],
+            ImageFolder(images or file.parent),
+            licence,
+            caption_style,
+            decode,
+        ),
         report,
-        [(file.name, rows, describe)],
-        ImageFolder(images or file.parent),
-        licence,
-        caption_style,
-        decode,
-    ), report
+    )

@@ -39,7 +39,9 @@ def info_nce_floor(
     draws: int = 50,
     seed: int = 0,
 ) -> float:  # in nats; 0 where all are different, log(batch) where all are alike
-    "The mean of log m in a batch: below it plain InfoNCE cannot fall, m being how many captions of the batch read the same."
+    """The mean of log m in a batch: below it plain InfoNCE cannot fall, m being how many captions
+    of the batch read the same.
+    """
     ids, rng, n = (
         np.unique(np.asarray(captions, object).astype(str), return_inverse=True)[1],
         np.random.default_rng(seed),
@@ -98,7 +100,9 @@ def find_contradictions(
 
 # %% ../../nbs/library/data/text_checks.ipynb #69ee5a12
 PLACEHOLDER_PATTERN = re.compile(
-    r"\{\w*\}|\[(?:insert|todo|xxx)[^\]]*\]|<(?:blank|caption|description)>|\b(?:lorem ipsum|todo|tbd|fixme|n/a|nan|null|undefined|no description)\b|https?://\S+|&(?:amp|lt|gt|quot|nbsp|#\d+);|</?(?:br|p|b|i|div|span)\b[^>]*>",
+    r"\{\w*\}|\[(?:insert|todo|xxx)[^\]]*\]|<(?:blank|caption|description)>|\b(?:lorem"
+    r" ipsum|todo|tbd|fixme|n/a|nan|null|undefined|no"
+    r" description)\b|https?://\S+|&(?:amp|lt|gt|quot|nbsp|#\d+);|</?(?:br|p|b|i|div|span)\b[^>]*>",
     re.I,
 )
 STOP_WORDS = dict(
@@ -115,7 +119,10 @@ STOP_WORDS = {k: frozenset(v.split()) for k, v in STOP_WORDS.items()}
 def guess_language(
     text: str, least: int = 2
 ) -> str | None:  # one of LITTLE, the name of a script, or None: cannot say
-    "By its letters, else by whose little words it has most of. Knows six languages, and nothing of a text of fewer than `least` of them."
+    """By its letters, else by whose little words it has most of.
+
+    Knows six languages, and nothing of a text of fewer than `least` of them.
+    """
     letters = [] if (text or "").isascii() else [c for c in text if c.isalpha()]
     scripts = Counter(unicodedata.name(c, "?").split()[0] for c in letters)
     if letters and scripts.most_common(1)[0][0] != "LATIN":

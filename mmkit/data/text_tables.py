@@ -88,7 +88,7 @@ def read_table(
     if file.suffix.lower() in (".jsonl", ".ndjson", ".json"):
         columns, rows = read_json_lines(text, name, report)
     else:
-        head = next(l for l in text.splitlines() if l.strip())
+        head = next(one_line for one_line in text.splitlines() if one_line.strip())
         mark = max(",;\t|", key=lambda c: (len(next(csv.reader([head], delimiter=c))), c == ","))
         columns, rows, n = None, [], 0
         if text.count('"') % 2:
@@ -127,7 +127,9 @@ def read_table(
 
 # %% ../../nbs/library/data/text_tables.ipynb #98acb6dd
 def require_columns(columns, expected, name):
-    "Every expected column is there (a tuple: one of several); otherwise an error that names both sides."
+    """Every expected column is there (a tuple: one of several); otherwise an error that names both
+    sides.
+    """
     gone = [e for e in expected if not set((e,) if isinstance(e, str) else e) & set(columns)]
     if not gone:
         return
@@ -142,5 +144,6 @@ def require_columns(columns, expected, name):
     hint = f"; is {lower[near[0]]!r} meant?" if near else "."
     said = ", ".join(" or ".join(several(e)) for e in expected)
     raise ValueError(
-        f"{name}: no column {several(gone[0])[0]!r}{hint} Expected: {said}. Found: {', '.join(map(str, columns))}"
+        f"{name}: no column {several(gone[0])[0]!r}{hint} Expected: {said}. Found:"
+        f" {', '.join(map(str, columns))}"
     )
