@@ -1,4 +1,4 @@
-"The three pulls: parity with torch and transformers, exact zeros where zero is right, clear errors elsewhere."
+"The losses: parity with torch and transformers, exact zeros where zero is right, clear errors."
 
 import math
 
@@ -32,9 +32,9 @@ def vectors(N, D=16, seed=0, **kw):
 
 def clip(a, b, tau):
     "CLIP's loss as its paper writes it."
-    l = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / tau
-    y = torch.arange(len(l))
-    return (F.cross_entropy(l, y) + F.cross_entropy(l.T, y)) / 2
+    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / tau
+    y = torch.arange(len(logits))
+    return (F.cross_entropy(logits, y) + F.cross_entropy(logits.T, y)) / 2
 
 
 # --- contrast
@@ -99,9 +99,9 @@ def test_positives_are_torchs_soft_targets_less_their_floor():
     )
     soft = (ids[:, None] == ids).float()
     soft = soft / soft.sum(1, keepdim=True)
-    l = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / 0.1
+    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / 0.1
     want = (
-        F.cross_entropy(l, soft) + F.cross_entropy(l.T, soft)
+        F.cross_entropy(logits, soft) + F.cross_entropy(logits.T, soft)
     ) / 2 - torch.distributions.Categorical(soft).entropy().mean()
     torch.testing.assert_close(info_nce(a, b, 0.1, ids), want)
     torch.testing.assert_close(info_nce(a, b, 0.1, ids.double()), want)  # any numbers will do
@@ -145,17 +145,17 @@ def test_temperature_can_be_learned_quietly(recwarn):
         (lambda: info_nce(vectors(3), vectors(4)), r"\(3, 16\) and \(4, 16\)"),
         (lambda: info_nce(vectors(3)[None], vectors(3)[None]), "Pool the tokens"),
         (lambda: info_nce(vectors(0), vectors(0)), "N ≥ 1"),
-        (lambda: info_nce(vectors(3), vectors(3), 0), "tau = 0"),
-        (lambda: info_nce(vectors(3), vectors(3), float("nan")), "tau = nan"),
+        (lambda: info_nce(vectors(3), vectors(3), 0), "temperature = 0"),
+        (lambda: info_nce(vectors(3), vectors(3), float("nan")), "temperature = nan"),
         (lambda: info_nce(vectors(3), vectors(3), -2.66), "logit_scale"),
         (
             lambda: info_nce(vectors(3), vectors(3), caption_ids=torch.arange(2)),
-            "2 ids for 3 pairs",
+            "2 caption_ids for 3 pairs",
         ),
         (lambda: embedding_mse(vectors(3), vectors(3, 8)), r"\(3, 8\)"),
     ],
 )
-def test_contrast_refuses(call, words):
+def test_contrastive_losses_refuse(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 
@@ -173,7 +173,7 @@ def open_clip(a, b, scale):
     "scale", [1.0, 14.29, 39.0, 41.0, 100.0]
 )  # both sides of where one shift is enough
 @pytest.mark.parametrize("block", [1, 37, 10**6])
-def test_blocks_are_exact_in_loss_and_gradient(scale, block):
+def test_blocks_of_info_nce_are_exact_in_loss_and_gradient(scale, block):
     a, b = (
         vectors(300, 64, 1, dtype=torch.float64, grad=True),
         vectors(300, 64, 2, dtype=torch.float64, grad=True),
@@ -192,7 +192,7 @@ def test_blocks_are_exact_in_loss_and_gradient(scale, block):
         assert (x - g).norm() <= max(1e-6 * g.norm(), 2 * (d - g).norm())
 
 
-def test_memory_grows_with_n_and_not_with_its_square():
+def test_info_nce_memory_grows_with_n_and_not_with_its_square():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.append(t.numel()) or t, lambda t: t
@@ -219,8 +219,8 @@ def test_shared_attributes_are_soft_targets(N, K, kinds, alike, block, seed):
     soft = ((kin[:, None] == kin).float().mean(2) >= alike - 1e-6).float()
     m = soft.sum(1)
     soft = soft / m[:, None]
-    l = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / 0.1
-    want = (F.cross_entropy(l, soft) + F.cross_entropy(l.T, soft)) / 2 - m.log().mean()
+    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / 0.1
+    want = (F.cross_entropy(logits, soft) + F.cross_entropy(logits.T, soft)) / 2 - m.log().mean()
     got = info_nce(a, b, 0.1, kin, positive_threshold=alike, block_size=block)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     for g, w in zip(*(torch.autograd.grad(x, (a, b)) for x in (got, want))):
@@ -234,15 +234,15 @@ def test_shared_attributes_are_soft_targets(N, K, kinds, alike, block, seed):
         )
 
 
-def test_attributes_are_checked():
+def test_positive_threshold_is_checked():
     a = vectors(4)
-    with pytest.raises(ValueError, match="alike = 0: give the share"):
+    with pytest.raises(ValueError, match="positive_threshold = 0: give the share"):
         info_nce(a, a, caption_ids=torch.zeros(4, 2), positive_threshold=0)
-    with pytest.raises(ValueError, match="3 ids for 4 pairs"):
+    with pytest.raises(ValueError, match="3 caption_ids for 4 pairs"):
         info_nce(a, a, caption_ids=torch.zeros(3, 2))
 
 
-def test_a_learned_temperature_is_clips():
+def test_learned_temperature_is_clips_and_is_clamped_at_both_ends():
     t = Temperature()
     assert math.isclose(1 / t().item(), 1 / 0.07, rel_tol=1e-5)
     a, b = vectors(8, seed=1), vectors(8, seed=2)
@@ -253,18 +253,22 @@ def test_a_learned_temperature_is_clips():
     with torch.no_grad():
         t.log_scale.fill_(9.0)
     assert math.isclose(1 / t().item(), 100, rel_tol=1e-4)  # held below the cap …
+    with torch.no_grad():
+        t.log_scale.fill_(-2.0)
+    assert t().item() == 1 and t.log_scale.item() == 0  # … and a temperature above 1 is held at 1
+    with torch.no_grad():
+        t.log_scale.fill_(9.0)
     t.zero_grad()
     info_nce(a, a.roll(1, 0), t()).backward()
     assert t.log_scale.grad > 0  # … and able to come back
     for tau in (0.001, 14.29, 0):
-        with pytest.raises(ValueError, match="14.29 is tau = 0.07"):
+        with pytest.raises(ValueError, match="14.29 is temperature = 0.07"):
             Temperature(tau)
 
 
 @pytest.mark.parametrize("tau", [0.07, 0.01])
 def test_log_sums_of_half_precision_vectors(tau):
-    "What a GPU is given: bf16 vectors, products added up in fp32. Here the products are made in fp32; the vectors are rounded all the same."
-
+    "What a GPU is given: bf16 vectors, products added up in fp32 (here also made in fp32)."
     a, b = (F.normalize(vectors(50, 32, seed=k), dim=1).detach() for k in (1, 2))
     out = []
     for kind in (torch.float32, torch.bfloat16):
@@ -302,12 +306,12 @@ def test_hard_negatives_only_add_wrong_captions():
         torch.randn(6, 3, 16, generator=torch.Generator().manual_seed(5)),
     )
     A, B, W = (F.normalize(x, dim=-1) for x in (a, b, w))
-    l = A @ B.T / 0.1
+    logits = A @ B.T / 0.1
     rows = F.cross_entropy(
-        torch.cat([l, torch.einsum("nd,nkd->nk", A, W) / 0.1], 1), torch.arange(6)
+        torch.cat([logits, torch.einsum("nd,nkd->nk", A, W) / 0.1], 1), torch.arange(6)
     )
     torch.testing.assert_close(
-        info_nce(a, b, 0.1, negatives=w), (rows + F.cross_entropy(l.T, torch.arange(6))) / 2
+        info_nce(a, b, 0.1, negatives=w), (rows + F.cross_entropy(logits.T, torch.arange(6))) / 2
     )
     assert info_nce(a[:1], b[:1], 0.1, negatives=w[:1]) > 0
     with pytest.raises(ValueError, match=r"give \(N, K, D\) = \(6, K, 16\)"):
@@ -335,11 +339,11 @@ def test_sigmoid_loss_is_siglips():
         F.binary_cross_entropy_with_logits(logits.T, (ids[:, None] == ids).float(), reduction="sum")
         / 9,
     )
-    with pytest.raises(ValueError, match="2 ids for 9 pairs"):
+    with pytest.raises(ValueError, match="2 caption_ids for 9 pairs"):
         sigmoid_loss(a, b, caption_ids=ids[:2])
 
 
-def test_spread():
+def test_embedding_collapse():
     assert embedding_collapse(torch.ones(7, 5)) == pytest.approx((0, 1), abs=1e-5)
     v, r = embedding_collapse(torch.eye(6))
     assert math.isclose(r, 6, rel_tol=1e-5) and math.isclose(v, 1 - 1 / 6, rel_tol=1e-5)
@@ -387,7 +391,7 @@ def _two(rank, port, out, x):
     dist.destroy_process_group()
 
 
-def test_two_processes_are_one_with_the_joined_batch(tmp_path):
+def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
     "gloo, under DDP: the loss and every gradient are those of one process that holds the whole batch."
     import socket
 
@@ -413,7 +417,7 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path):
             torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
 
 
-# --- the answer
+# --- cross-entropy of the answer
 def logits_labels(N=4, T=12, V=30, seed=0):
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, V, (N, T), generator=g)
@@ -423,7 +427,7 @@ def logits_labels(N=4, T=12, V=30, seed=0):
     return torch.randn(N, T, V, generator=g), labels
 
 
-def test_answer_ce_is_the_models_own_loss():
+def test_causal_lm_loss_is_the_models_own_loss():
 
     model, processor = load()
     pics = [
@@ -438,7 +442,7 @@ def test_answer_ce_is_the_models_own_loss():
     torch.testing.assert_close(causal_lm_loss(out.logits, batch["labels"]), out.loss)
 
 
-def test_answer_ce_value_gradient_and_shift():
+def test_causal_lm_loss_value_gradient_and_shift():
     logits, labels = logits_labels()
     logits.requires_grad_()
     want = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
@@ -448,7 +452,7 @@ def test_answer_ce_value_gradient_and_shift():
     assert causal_lm_loss(logits.detach().bfloat16(), labels).dtype == torch.float32
 
 
-def test_pieces_of_a_batch_add_up():
+def test_loss_of_a_batch_in_pieces_adds_up():
     logits, labels = logits_labels()
     count = int((labels[:, 1:] != -100).sum())
     pieces = sum(causal_lm_loss(logits[k : k + 1], labels[k : k + 1], count) for k in range(4))
@@ -477,16 +481,16 @@ def test_only_the_kept_logits_are_needed():
         causal_lm_loss(logits[:, -K + 1 :], labels)
 
 
-def test_answer_ce_refuses():
+def test_causal_lm_loss_refuses():
     logits, labels = logits_labels()
-    with pytest.raises(ValueError, match="no token carries loss"):
+    with pytest.raises(ValueError, match="no token is in the loss"):
         causal_lm_loss(logits, torch.full_like(labels, -100))
     for bad in (labels[:2], labels[:, :5], labels[0]):
         with pytest.raises(ValueError, match="one label for each token"):
             causal_lm_loss(logits, bad)
 
 
-def test_without_logits_it_is_the_same_loss_and_gradient():
+def test_tiled_cross_entropy_has_the_same_loss_and_gradient():
     g = torch.Generator().manual_seed(0)
     h, head = (
         torch.randn(3, 12, 16, generator=g, requires_grad=True),
@@ -512,7 +516,7 @@ def test_without_logits_it_is_the_same_loss_and_gradient():
     )
 
 
-def test_gradient_share_is_what_backward_sends():
+def test_gradient_shares_are_what_backward_sends():
     w = [torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)]
     frozen = torch.tensor([1.0])
     terms = dict(ce=(w[0] ** 2).sum() + w[1].sum(), mse=w[0].sum())
@@ -543,7 +547,7 @@ def test_mse_on_unit_vectors_is_a_cosine(D):
 
 
 # --- the sum
-def test_sum_is_what_it_says(recwarn):
+def test_combined_loss_is_the_weighted_sum(recwarn):
     x = torch.tensor(2.0, requires_grad=True)
     got = combine_losses(dict(contrastive=x, ce=x**2, mse=x**3), LossWeights(0.4, 0.5, 0.0))
     got.total.backward()
@@ -557,7 +561,7 @@ def test_sum_is_what_it_says(recwarn):
     )
 
 
-def test_a_watched_term_cannot_spoil_the_sum():
+def test_a_term_of_weight_zero_cannot_spoil_the_sum():
     x = torch.tensor(2.0, requires_grad=True)
     got = combine_losses(dict(ce=x, mse=x * float("nan")), LossWeights())
     got.total.backward()
@@ -588,6 +592,6 @@ def test_weights_may_change_between_steps():
         ),
     ],
 )
-def test_the_sum_refuses(call, words):
+def test_combine_losses_refuses(call, words):
     with pytest.raises(ValueError, match=words):
         call()
