@@ -16,15 +16,29 @@ import numpy as np
 import torch
 
 RUN = """
-import sys, torch
+import sys
+import torch
 from mmkit import models, training
-from mmkit.pairs import melanoma_pairs
+from mmkit.data.melanoma_pairs import load_melanoma_pairs
+
 torch.set_num_threads(1)
-out, result, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-model, processor = models.load('base')
-run = training.fit(model, processor, melanoma_pairs(n=24, seed=3, masks=False), train={0: 'projector', .4: ('projector', 'text')}, lora=dict(rank=4, dropout=.1),
-                   steps=steps, batch=4, seed=2, bar=False, out=None if out == '-' else out, every=3)
-torch.save(({n: p.detach() for n, p in models.inner(run.model).named_parameters()}, run.history['loss']), result)
+output_dir, result, max_steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+model, processor = models.load("base")
+run = training.fit(
+    model,
+    processor,
+    load_melanoma_pairs(n=24, seed=3, masks=False),
+    train={0: "projector", 0.4: ("projector", "text")},
+    lora=dict(rank=4, lora_dropout=0.1),
+    max_steps=max_steps,
+    batch_size=4,
+    seed=2,
+    show_progress=False,
+    output_dir=None if output_dir == "-" else output_dir,
+    save_steps=3,
+)
+weights = {n: p.detach() for n, p in models.unwrap_model(run.model).named_parameters()}
+torch.save((weights, run.history["loss"]), result)
 """
 STEPS = 24
 

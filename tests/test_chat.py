@@ -513,8 +513,8 @@ def test_collator_pads_and_keeps_each_row(processor):
         )
         assert torch.equal(batch["pixel_values"][k], one["pixel_values"][0])
     assert (
-        batch["text_ids"].shape == batch["text_mask"].shape
-        and (batch["text_ids"][:, 0] == processor.tokenizer.bos_token_id).all()
+        batch["caption_input_ids"].shape == batch["caption_attention_mask"].shape
+        and (batch["caption_input_ids"][:, 0] == processor.tokenizer.bos_token_id).all()
     )
 
 

@@ -494,14 +494,14 @@ def test_a_watched_run_is_the_same_run(base, cache, quantize):
         torch.equal(a, b)
         for a, b in zip(plain.model.state_dict().values(), run.model.state_dict().values())
     )
-    assert list(eye.looks) == [1, 3, 6] and np.flatnonzero(
+    assert list(eye.history) == [1, 3, 6] and np.flatnonzero(
         np.isfinite(run.history["image gain"])
     ).tolist() == [0, 2, 5]
     for name in ("gradient", "update"):
         assert (
-            sum(eye.looks[3][f"{name} share, {part}"] for part in ("vision", "projector", "text"))
+            sum(eye.history[3][f"{name} share, {part}"] for part in ("vision", "projector", "text"))
             == pytest.approx(1)
-            and eye.looks[3][f"{name} share, vision"] == 0
+            and eye.history[3][f"{name} share, vision"] == 0
         )
     assert (
         eye.before is None
@@ -602,7 +602,7 @@ def test_the_alarm(base, cache):
         warnings.simplefilter("always")
         run, (eye,) = watched(base, dict(floor=0.999, least=-1e9, stop=True), steps=9)
     said = [str(w.message) for w in heard if "image's share" in str(w.message)]
-    low = [s for s, t in eye.looks.items() if t["image share"] < 0.999]
+    low = [s for s, t in eye.history.items() if t["image share"] < 0.999]
     assert (
         (len(said) == 1 and "answers from the text" in said[0] and eye.alarmed == run.steps)
         if len(low) >= 2 and eye.below >= 2
@@ -619,7 +619,7 @@ def test_the_alarm_waits_and_rings_once():
             return {"image share": next(self.proportions), "image gain": 0.1, "text gain": 0.9}
 
     eye = explain.DominanceCallback.__new__(explain.DominanceCallback)
-    eye.probe, eye.every, eye.floor, eye.patience, eye.stop, eye.looks, eye.below, eye.alarmed = (
+    eye.probe, eye.every, eye.floor, eye.patience, eye.stop, eye.history, eye.below, eye.alarmed = (
         Fixed(),
         1,
         0.2,

@@ -73,7 +73,7 @@ def wrapped(model):
 
 
 def step_inputs(batch):
-    return {k: v for k, v in batch.items() if k not in ("text_ids", "text_mask", "caption_id")}
+    return {k: v for k, v in batch.items() if k not in ("caption_input_ids", "caption_attention_mask", "caption_id")}
 
 
 def on(model):
@@ -376,7 +376,7 @@ def test_features_pool_and_project(loaded, wrapped, batch):
 
 
 def test_text_embedding_ignores_padding_and_pictures(loaded, wrapped, batch):
-    model, ids, mask = loaded[0], batch["text_ids"], batch["text_mask"]
+    model, ids, mask = loaded[0], batch["caption_input_ids"], batch["caption_attention_mask"]
     with torch.no_grad():
         z = embed_texts(model, ids, mask)
         assert z.shape == (3, model.config.text_config.hidden_size)

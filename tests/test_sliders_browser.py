@@ -48,7 +48,7 @@ from mmkit.chat import Collator, image_token_id, messages, pad, roles, xray
 from mmkit.core import assets
 from mmkit.pairs import melanoma_pairs
 processor = AutoProcessor.from_pretrained(assets()/'base'); pairs = melanoma_pairs(n=4, masks=False); records = [pairs[i] for i in range(4)]
-batch = Collator(processor, captions=True)(records); model_batch = {k: v for k, v in batch.items() if k not in ('text_ids', 'text_mask', 'caption_id')}
+batch = Collator(processor, captions=True)(records); model_batch = {k: v for k, v in batch.items() if k not in ('caption_input_ids', 'caption_attention_mask', 'caption_id')}
 written_out, end_turn = processor.full_image_sequence, processor.tokenizer.convert_tokens_to_ids('<end_of_turn>')""",
     cells("03_chat", "broken = {")[0],
     watched(cells("03_chat", "turn(pager")[0], "pager_"),

@@ -15,11 +15,12 @@ import transformers
 from mmkit import chat, losses, models, training
 from mmkit.data.melanoma_pairs import load_melanoma_pairs
 from mmkit.models.parts import part_of
-from mmkit.training.cache import captions_key, evict_lru, features_key
+from mmkit.training.cache import captions_key, evict_features, features_key
 from mmkit.training.callbacks import BudgetCallback, LossSpikeCallback, misranked_pairs
 from mmkit.training.dataset import epoch_permutation
 from mmkit.training.fitting import DEFAULT_LEARNING_RATES
-from mmkit.training.steps import build_attention_masks, embed_image_tokens
+from mmkit.training.fast_gemma3 import AnswerOnlyDecoderLayer, FastRMSNorm, build_attention_masks
+from mmkit.training.steps import embed_image_tokens
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_trainer_is_the_loop_by_hand(ds, base):
             b = collate([ds[int(i)] for i in order])
             z, read = (
                 models.embed_images(model, b["pixel_values"]),
-                models.embed_texts(model, b["text_ids"], b["text_mask"]),
+                models.embed_texts(model, b["caption_input_ids"], b["caption_attention_mask"]),
             )
             ce = model(
                 **{
@@ -200,7 +201,7 @@ def test_an_interrupted_write_leaves_nothing(ds, base, tmp_path, monkeypatch):
         Path(a[1]).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(training, "save_file", fail)
+    monkeypatch.setattr("mmkit.training.cache.save_file", fail)
     with pytest.raises(OSError):
         training.cache_features(*base, ds.select(range(2)), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -272,7 +273,7 @@ def test_terms_without_weight_cost_nothing(ds, base, monkeypatch):
     model, processor = base
     b = chat.Collator(processor, include_captions=True)([ds[i] for i in range(4)])
     monkeypatch.setattr(
-        "mmkit.models.features.embed_texts",
+        "mmkit.training.steps.embed_texts",
         lambda *a: pytest.fail("a text-only pass that nobody asked for"),
     )
     assert set(training.compute_losses(model, b, losses.LossWeights(ce=1))) == {"ce"}
@@ -315,17 +316,17 @@ def test_budgets(ds, base, tmp_path, monkeypatch, capfd):
         show_progress=False,
         gradient_accumulation_steps=2,
     )
-    assert run.steps == 2 and run.rows == 16
+    assert run.steps == 2 and run.num_examples == 16
     assert (
-        training.fit(model, processor, ds.select(range(3)), max_steps=1, show_progress=False).rows
+        training.fit(model, processor, ds.select(range(3)), max_steps=1, show_progress=False).num_examples
         == 3
     )
     assert not list(tmp_path.iterdir()) and capfd.readouterr() == ("", "")
     for bad, say in (
-        (dict(seconds=1, steps=2), "one of"),
-        (dict(steps=0), "more than 0"),
-        (dict(train=(), steps=1), "nothing would learn"),
-        (dict(train="projectr", steps=1), "projector"),
+        (dict(max_seconds=1, max_steps=2), "one of"),
+        (dict(max_steps=0), "more than 0"),
+        (dict(train=(), max_steps=1), "nothing would learn"),
+        (dict(train="projectr", max_steps=1), "projector"),
     ):
         with pytest.raises(ValueError, match=say):
             training.fit(model, processor, ds, show_progress=False, **bad)
@@ -395,14 +396,14 @@ def test_pieces_of_a_batch_train_as_the_batch(ds):
 
 
 def test_a_frozen_text_model_in_a_hurry_says_the_same(ds, base):
-    "Inside `quick`, loss and gradients are those of transformers' own layers; afterwards the model is as it was."
+    "Inside `fast_gemma3_forward`, loss and gradients are those of transformers' own layers; afterwards the model is as it was."
     model, processor = base
     rows = training.TokenizedDataset(
         ds,
         chat.Collator(processor),
         training.cache_features(model, processor, ds, show_progress=False),
     )
-    batch, got = rows.batch([rows[i] for i in range(6)]), []
+    batch, got = rows.collate_fn([rows[i] for i in range(6)]), []
     for how in (contextlib.nullcontext, training.fast_gemma3_forward, training.fast_gemma3_forward):
         with (
             models.freeze_all_but(model, "projector", *(["text"] if got[1:] else [])),
@@ -418,7 +419,7 @@ def test_a_frozen_text_model_in_a_hurry_says_the_same(ds, base):
     for out, grad in got[1:]:
         assert all(abs(out[k].item() - v.item()) < 1e-5 for k, v in got[0][0].items())
         torch.testing.assert_close(grad, got[0][1], rtol=1e-3, atol=1e-6)
-    assert not [n for n, k in model.named_modules() if "forward" in vars(k)]
+    assert not [n for n, k in model.named_modules() if type(k) in (FastRMSNorm, AnswerOnlyDecoderLayer)]
     with models.freeze_all_but(model, "text"), training.fast_gemma3_forward(model):
         training.compute_losses(model, batch, losses.LossWeights())["ce"].backward()
     assert model.model.language_model.norm.weight.grad.abs().sum() > 0, (
@@ -483,18 +484,18 @@ def test_captions_of_a_frozen_text_model_are_read_once(ds, base, monkeypatch):
         assert np.abs(live.history[k] - cached.history[k]).max() < 1e-5
     with monkeypatch.context() as m:
         m.setattr(
-            "mmkit.models.features.embed_texts", lambda *a: pytest.fail("captions read again")
+            "mmkit.training.steps.embed_texts", lambda *a: pytest.fail("captions read again")
         )
         training.fit(
             model, processor, ds, max_steps=2, batch_size=8, loss_weights=w, show_progress=False
         )
         m.setattr(
-            "mmkit.training.cache.cache_captions",
+            "mmkit.training.dataset.cache_captions",
             lambda *a, **k: pytest.fail("a text model that learns was cached"),
         )
         m.undo()
     monkeypatch.setattr(
-        "mmkit.training.cache.cache_captions",
+        "mmkit.training.dataset.cache_captions",
         lambda *a, **k: pytest.fail("a text model that learns was cached"),
     )
     training.fit(
@@ -545,7 +546,7 @@ def test_the_cache_keeps_within_its_size(ds, base, tmp_path):
     )  # what is held, and what the run wrote
     del new
     gc.collect()
-    evict_lru(tmp_path, 1)
+    evict_features(tmp_path, 1)
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -554,15 +555,15 @@ import sys, time, hashlib
 from pathlib import Path
 import torch
 from mmkit import models, training
-from mmkit.pairs import melanoma_pairs
+from mmkit.data.melanoma_pairs import load_melanoma_pairs
 torch.set_num_threads(1)
 folder, me = Path(sys.argv[1]), sys.argv[2]
-ds, base = melanoma_pairs(n=24, seed=3, masks=False), models.load('base')
+ds, base = load_melanoma_pairs(n=24, seed=3, masks=False), models.load('base')
 (folder/me).touch()
 while len(list(folder.glob('ready*'))) < 2: time.sleep(.001)
 for i in range(8):
-    c = training.cache_features(*base, ds.select(range(i % 4, i % 4 + 3)), folder/'cache', bar=False, keep_bytes=1)
-    d = training.cache_captions(*base, ds['caption'][i % 4:][:3], folder/'cache', bar=False, keep_bytes=1)
+    c = training.cache_features(*base, ds.select(range(i % 4, i % 4 + 3)), folder/'cache', show_progress=False, cache_size_limit=1)
+    d = training.cache_captions(*base, ds['caption'][i % 4:][:3], folder/'cache', show_progress=False, cache_size_limit=1)
     print(i % 4, hashlib.sha256(c.features.numpy().tobytes() + d.features.numpy().tobytes()).hexdigest())
 """
 
@@ -600,7 +601,7 @@ def test_what_a_spike_is():
     s.past = list(2 + 0.1 * rng.standard_normal(40))
     assert 2.3 < s.limit() < 3
     s.past = [2.0] * 40
-    assert s.limit() == pytest.approx(2 + s.k * 0.06)
+    assert s.limit() == pytest.approx(2 + s.threshold * 0.06)
     seen, read = torch.eye(5), torch.eye(5)[[0, 1, 3, 2, 4]]
     assert {i for i, _ in misranked_pairs(seen, read, torch.arange(5), 2)} == {2, 3}
     assert (
@@ -620,8 +621,8 @@ def test_a_mismatched_batch_is_named_and_ends_the_run(home, base):
     "A batch of strangers' captions spikes when it comes up, its rows are named, and the run ends if asked; spread over the batches they do not."
     ds = load_melanoma_pairs(n=128, seed=5, masks=False)
     rows = epoch_permutation(128, 0, 13)[48:64].tolist()  # step 13·8 + 4
-    kw = dict(weights=CONTRAST, steps=112, bar=False)
-    with pytest.warns(UserWarning, match="step 108: the contrastive term leapt .* row "):
+    kw = dict(loss_weights=CONTRAST, max_steps=112, show_progress=False)
+    with pytest.warns(UserWarning, match="step 108: the contrastive loss leapt .* row "):
         run = training.fit(*base, mismatched(ds, rows), max_loss_spikes=1, **kw)
     told = [dict(zip(run.spikes.columns, r)) for r in run.spikes.rows]
     assert (
@@ -647,7 +648,13 @@ def test_stages(ds, base, tmp_path):
         def on_pre_optimizer_step(self, *a, model=None, **k):
             seen.append({part_of(n) for n, p in model.named_parameters() if p.grad is not None})
 
-    kw = dict(train=plan, lora=dict(rank=2, dropout=0.1), steps=8, batch=4, bar=False)
+    kw = dict(
+        train=plan,
+        lora=dict(rank=2, lora_dropout=0.1),
+        max_steps=8,
+        batch_size=4,
+        show_progress=False,
+    )
     run = training.fit(model, processor, ds, callbacks=[Spy()], **kw)
     assert seen == [{"projector"}] * 4 + [{"text"}] * 4
 
@@ -698,10 +705,10 @@ def test_weights_that_change(ds, base):
         loss_weights=lambda share: losses.LossWeights(contrastive=share, ce=1 - share / 2),
         show_progress=False,
     )
-    np.testing.assert_allclose(run.weights["contrastive"], [0, 0.25, 0.5, 0.75])
+    np.testing.assert_allclose(run.loss_weights["contrastive"], [0, 0.25, 0.5, 0.75])
     assert np.isnan(run.history["contrastive"][0])
     np.testing.assert_allclose(
-        run.history["loss"][1:], (run.weighted("ce") + run.weighted("contrastive"))[1:], rtol=1e-5
+        run.history["loss"][1:], (run.weighted_loss("ce") + run.weighted_loss("contrastive"))[1:], rtol=1e-5
     )
     assert run.history["loss"][0] == run.history["ce"][0] and "nan" not in str(run).lower()
     w = losses.LossWeights()
@@ -719,7 +726,7 @@ def test_weights_that_change(ds, base):
         callbacks=[Turn()],
         show_progress=False,
     )
-    np.testing.assert_allclose(run.weights["mse"], [0, 0, 0.5, 0.5])
+    np.testing.assert_allclose(run.loss_weights["mse"], [0, 0, 0.5, 0.5])
     assert np.isfinite(run.history["mse"]).tolist() == [False, False, True, True]
 
 
@@ -728,7 +735,13 @@ def test_held_out_pairs(ds, base, home):
     model, processor = base
     w = losses.LossWeights(contrastive=0.3, ce=0.6, mse=0.1)
     held = load_melanoma_pairs(n=12, seed=9, masks=False)
-    kw = dict(steps=4, batch=4, weights=w, lora=dict(rank=2, dropout=0.2), bar=False)
+    kw = dict(
+        max_steps=4,
+        batch_size=4,
+        loss_weights=w,
+        lora=dict(rank=2, lora_dropout=0.2),
+        show_progress=False,
+    )
     run = training.fit(model, processor, ds, eval_dataset=held, eval_steps=2, **kw)
     plain = training.fit(*models.load("base"), ds, **kw)
     assert (
@@ -743,7 +756,7 @@ def test_held_out_pairs(ds, base, home):
     )
     told = []
     for i in range(0, 12, 4):
-        b = rows.batch([rows[j] for j in range(i, i + 4)])
+        b = rows.collate_fn([rows[j] for j in range(i, i + 4)])
         with torch.no_grad():
             told.append(
                 [float(v) for v in training.compute_losses(run.model, b, w).values()]
@@ -810,7 +823,7 @@ def test_loggers_hear_every_term(ds, base):
 def test_what_the_trainer_brings(ds, base):
     "Clipping clips; gradient checkpointing changes no loss and keeps less; bf16 computes in bf16 and stays near."
     model, processor = base
-    kw = dict(steps=3, batch=8, lora=dict(rank=2), bar=False)
+    kw = dict(max_steps=3, batch_size=8, lora=dict(rank=2), show_progress=False)
     norms = []
 
     class Norm(transformers.TrainerCallback):
@@ -871,21 +884,21 @@ def test_what_the_trainer_brings(ds, base):
 TWO = """
 import sys, torch
 from mmkit import losses, models, training
-from mmkit.pairs import melanoma_pairs
+from mmkit.data.melanoma_pairs import load_melanoma_pairs
 torch.set_num_threads(1)
 import os, transformers
 from safetensors.torch import load_file
-ds = melanoma_pairs(n=24, seed=3, masks=False)
+ds = load_melanoma_pairs(n=24, seed=3, masks=False)
 def go(out, batch, how):
     model, processor = models.load('base')
     tau, grads = losses.Temperature() if how == 'learned' else .07, []
     class Grads(transformers.TrainerCallback):
         def on_pre_optimizer_step(self, *args, **kw): grads.append(tau.log_scale.grad.item())
-    kw = dict(projector={}, learned=dict(callbacks=[Grads()]), lora=dict(lora=4, train=('projector', 'text')), staged=dict(lora=4, train={0: 'projector', .5: ('projector', 'text')}, out=out + '-kept', every=2),
-              fsdp=dict(out=out + '-kept', every=2, **(dict(fsdp=True, fsdp_config=dict(transformer_layer_cls_to_wrap=['Gemma3DecoderLayer', 'SiglipEncoderLayer'])) if batch == 4 else {})))[how]
-    run = training.fit(model, processor, ds, steps=3, batch=batch, lr=1e-3, seed=2, bar=False, weights=losses.Weights(contrastive=.3, ce=.6, mse=.1, temperature=tau), **kw)
+    kw = dict(projector={}, learned=dict(callbacks=[Grads()]), lora=dict(lora=4, train=('projector', 'text')), staged=dict(lora=4, train={0: 'projector', .5: ('projector', 'text')}, output_dir=out + '-kept', save_steps=2),
+              fsdp=dict(output_dir=out + '-kept', save_steps=2, **(dict(fsdp=True, fsdp_config=dict(transformer_layer_cls_to_wrap=['Gemma3DecoderLayer', 'SiglipEncoderLayer'])) if batch == 4 else {})))[how]
+    run = training.fit(model, processor, ds, max_steps=3, batch_size=batch, learning_rate=1e-3, seed=2, show_progress=False, loss_weights=losses.LossWeights(contrastive=.3, ce=.6, mse=.1, temperature=tau), **kw)
     if os.environ.get('RANK', '0') == '0':
-        learnt = load_file(out + '-kept/checkpoint-3/trained.safetensors') if 'out' in kw else {n: p.detach() for n, p in models.inner(run.model).named_parameters() if 'projector' in n or 'lora' in n}
+        learnt = load_file(out + '-kept/checkpoint-3/trained.safetensors') if 'output_dir' in kw else {n: p.detach() for n, p in models.unwrap_model(run.model).named_parameters() if 'projector' in n or 'lora' in n}
         if how == 'learned': learnt |= dict(log_scale=tau.log_scale.detach(), grads=torch.tensor(grads))
         torch.save(({k: v.tolist() for k, v in run.history.items()}, learnt), out)
 for how in sys.argv[3:]: go(f'{sys.argv[1]}/{how}', int(sys.argv[2]), how)
@@ -1034,7 +1047,7 @@ def test_a_learned_temperature_trains_is_told_and_resumed(ds, base, tmp_path):
         )
 
     first = losses.Temperature()
-    run = go(base[0], first, out=tmp_path, every=3)
+    run = go(base[0], first, output_dir=tmp_path, save_steps=3)
     told = run.history["temperature"]
     assert (
         told[0] == pytest.approx(0.07, rel=1e-6)
@@ -1042,7 +1055,7 @@ def test_a_learned_temperature_trains_is_told_and_resumed(ds, base, tmp_path):
         and float(first().detach()) != pytest.approx(0.07, rel=1e-4)
     )
     again, model = losses.Temperature(0.5), models.load("base")[0]
-    go(model, again, out=tmp_path, every=3)  # the run is over: all of it comes from the checkpoint
+    go(model, again, output_dir=tmp_path, save_steps=3)  # the run is over: all of it comes from the checkpoint
     assert torch.equal(again.log_scale, first.log_scale) and not moved(model, weights_of(base[0]))
     assert "temperature" not in go(models.load("base")[0], 0.07).history
 
@@ -1090,25 +1103,25 @@ def test_hard_negatives_come_with_the_records(ds, base):
         [f"This is wrong caption {i}.", f"Here is another wrong one, number {i}, a little longer."]
         for i in range(8)
     ]
-    records = [dict(ds[i], wrong=w) for i, w in enumerate(wrong)]
+    records = [dict(ds[i], negatives=w) for i, w in enumerate(wrong)]
     rows = training.TokenizedDataset(records, chat.Collator(processor))
-    b = rows.batch([rows[i] for i in (3, 1, 5)])
+    b = rows.collate_fn([rows[i] for i in (3, 1, 5)])
     assert [
         processor.tokenizer.decode(ids[m.bool()], skip_special_tokens=True).strip()
-        for ids, m in zip(b["wrong_ids"], b["wrong_mask"])
+        for ids, m in zip(b["negative_input_ids"], b["negative_attention_mask"])
     ] == [c for i in (3, 1, 5) for c in wrong[i]]
     with torch.no_grad():
         got = training.compute_losses(model, b, losses.LossWeights(1, 0, 0))["contrastive"]
         z, read = (
             embed_image_tokens(model, b).mean(1),
-            models.embed_texts(model, b["text_ids"], b["text_mask"]),
+            models.embed_texts(model, b["caption_input_ids"], b["caption_attention_mask"]),
         )
-        K = models.embed_texts(model, b["wrong_ids"], b["wrong_mask"]).reshape(3, 2, -1)
+        K = models.embed_texts(model, b["negative_input_ids"], b["negative_attention_mask"]).reshape(3, 2, -1)
         assert (
             torch.allclose(got, losses.info_nce(z, read, 0.07, b["caption_id"], negatives=K))
             and got
             > training.compute_losses(
-                model, {k: v for k, v in b.items() if "wrong" not in k}, losses.LossWeights(1, 0, 0)
+                model, {k: v for k, v in b.items() if "negative" not in k}, losses.LossWeights(1, 0, 0)
             )["contrastive"]
         )
     run = training.fit(
@@ -1120,9 +1133,9 @@ def test_hard_negatives_come_with_the_records(ds, base):
         show_progress=False,
     )
     assert np.isfinite(run.history["contrastive"]).all()
-    with pytest.raises(ValueError, match=r"\[1, 2\] wrong captions"):
+    with pytest.raises(ValueError, match=r"\[1, 2\] negatives"):
         training.TokenizedDataset(
-            [dict(records[0]), dict(records[1], wrong=["one"])], chat.Collator(processor)
+            [dict(records[0]), dict(records[1], negatives=["one"])], chat.Collator(processor)
         )
 
 
@@ -1140,7 +1153,7 @@ def test_a_schedule_of_your_own(ds, base):
         show_progress=False,
     )
     assert np.allclose(run.history["lr"], [1e-3, 1e-3, 2.5e-4, 2.5e-4])
-    for wrong in (dict(schedule=dict(txt=half)), dict(lr=dict(txt=1e-3))):
+    for wrong in (dict(lr_schedule=dict(txt=half)), dict(learning_rate=dict(txt=1e-3))):
         with pytest.raises(ValueError, match="'txt'.*'text'"):
             training.fit(*base, ds, max_steps=2, batch_size=4, show_progress=False, **wrong)
     clock = BudgetCallback(max_steps=4, lr_schedule=dict(text=half))

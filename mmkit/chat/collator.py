@@ -106,7 +106,7 @@ class Collator:
         processor,  # of the model in use
         prompt: str = PROMPT,  # asked of every record that has no `prompt` of its own
         include_notes: bool = False,  # put the patient's notes before the prompt?
-        include_captions: bool = False,  # add text_ids, text_mask, caption_id: the captions alone
+        include_captions: bool = False,  # add caption_input_ids, caption_attention_mask, caption_id: the captions alone
         for_training: bool = True,  # False: rows end where the model starts to speak
         max_length: int = None,  # refuse longer rows
         system: str = None,  # words before every first turn
@@ -184,8 +184,8 @@ class Collator:
                 for s in said
             ]
             batch.update(
-                text_ids=text["input_ids"],
-                text_mask=text["attention_mask"],
+                caption_input_ids=text["input_ids"],
+                caption_attention_mask=text["attention_mask"],
                 caption_id=torch.tensor(same),
             )
         return batch

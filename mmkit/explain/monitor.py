@@ -175,7 +175,7 @@ class ModalityMonitor:
 
 # %% ../../nbs/library/explain/monitor.ipynb #6096a9e9
 class DominanceCallback(TrainerCallback):
-    "Looks at a model every few steps while it trains, and changes nothing by looking: `looks` (step -> what it saw), which `fit` puts beside the losses."
+    "Looks at a model every few steps while it trains, and changes nothing by looking: `history` (step -> what it saw), which `fit` puts beside the losses."
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class DominanceCallback(TrainerCallback):
             patience,
             stop_training,
         )
-        self.looks, self.below, self.alarmed = {}, 0, None
+        self.history, self.below, self.alarmed = {}, 0, None
 
     def due(self, step):
         return step == 1 or step % self.every == 0
@@ -227,7 +227,7 @@ class DominanceCallback(TrainerCallback):
         told = self.probe.look(model)
         for name, by in (("gradient", self.pulled), ("update", self.on_slider_change)):
             told |= {f"{name} share, {part}": s for part, (_, s) in by.items()}
-        self.looks[state.global_step] = told
+        self.history[state.global_step] = told
         self.below = (
             self.below + 1 if self.floor is not None and told["image share"] < self.floor else 0
         )

@@ -21,10 +21,10 @@ from ..training.steps import compute_losses, embed_image_tokens
 NON_MODEL_KEYS = (
     "labels",
     "row",
-    "text_ids",
-    "text_mask",
+    "caption_input_ids",
+    "caption_attention_mask",
     "caption_id",
-    "read",
+    "text_embeds",
     "features",
 )  # what a batch may hold that no model takes
 

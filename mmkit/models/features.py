@@ -61,7 +61,7 @@ def embed_images(
 # %% ../../nbs/library/models/features.ipynb #5c3c4f3b
 def embed_texts(
     model,  # any vision-language model
-    input_ids: torch.Tensor,  # (N, T) captions alone, as Collator(captions=True) gives text_ids
+    input_ids: torch.Tensor,  # (N, T) captions alone, as Collator(captions=True) gives caption_input_ids
     attention_mask: torch.Tensor,  # (N, T) 1 on real tokens
 ) -> torch.Tensor:  # (N, D), any scale
     "One vector for each caption, from a text-only pass: the mean of its last hidden states."

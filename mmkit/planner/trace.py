@@ -25,7 +25,7 @@ from mmkit.planner.architectures import (
 )
 from .memory import MemoryTracker
 from .methods import build_meta_model
-from ..training.steps import fast_gemma3_forward
+from ..training.fast_gemma3 import fast_gemma3_forward
 
 # %% ../../nbs/library/planner/trace.ipynb #b5d505ba
 class _EqualSeqLens:  # stands for cu_seqlens: every picture is as long as the others

@@ -173,7 +173,7 @@ class _EvalMetrics(_EvalRecords):
 
     def ce(self, state) -> float:
         with eval_mode(state.model) as m:
-            batch = self.rows.batch([self.rows[i] for i in range(len(self.rows))]) | dict(
+            batch = self.rows.collate_fn([self.rows[i] for i in range(len(self.rows))]) | dict(
                 features=self.see(state, m)
             )
             return float(

@@ -97,7 +97,7 @@ class _FaultyVariants:
             ]
             if num_hard_negatives:
                 said = [
-                    dict(t, wrong=hard_negative_captions(r, num_hard_negatives, (self.seed, i)))
+                    dict(t, negatives=hard_negative_captions(r, num_hard_negatives, (self.seed, i)))
                     for i, (t, r) in enumerate(zip(said, _labels_and_attributes(ds)))
                 ]
             self.made[key] = TokenizedDataset(_TextsWithImages(said, ds), self.collate, feats)
@@ -151,12 +151,12 @@ class FaultyDataset(_FaultyVariants):
 
     def records_with_faults(
         self, hparams: dict
-    ) -> list:  # dicts with image, caption, notes, id and, with hard negatives, wrong
+    ) -> list:  # dicts with image, caption, notes, id and, with hard negatives, negatives
         "The records with these faults in them, for `training.fit(…, notes=True)`."
         every = dict(hparams, batch=self.n)
         out = [None] * self.n
         for p in self.pick(0, every):
-            like = self.rows(p["dark"], p["camera"], p["notes"], hparams["hard"], True).ds
+            like = self.rows(p["dark"], p["camera"], p["notes"], hparams["hard"], True).records
             out[p["row"]] = dict(like[p["words"]], image=like[p["row"]]["image"])
         return out
 
@@ -183,4 +183,4 @@ class FaultyDataset(_FaultyVariants):
             )
         if not rows:
             raise ValueError("the batch is empty: there are no records to draw from")
-        return self.rows().batch(rows)  # every kind has the same captions, so their numbers agree
+        return self.rows().collate_fn(rows)  # every kind has the same captions, so their numbers agree

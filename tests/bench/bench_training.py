@@ -69,7 +69,7 @@ def bare(folder):
         for epoch in range(EPOCHS):
             for some in epoch_permutation(N, SEED, epoch).reshape(-1, BATCH):
                 loss = training.compute_losses(
-                    model, rows.batch([rows[int(i)] for i in some]), losses.LossWeights()
+                    model, rows.collate_fn([rows[int(i)] for i in some]), losses.LossWeights()
                 )["ce"]
                 opt.zero_grad()
                 loss.backward()
@@ -119,7 +119,7 @@ def text(folder):
     rows = training.TokenizedDataset(ds, collate, torch.zeros(N, 1, 1))
     embed, vocab = model.get_input_embeddings(), model.config.text_config.vocab_size
     batches = [
-        rows.batch([rows[int(i)] for i in some])
+        rows.collate_fn([rows[int(i)] for i in some])
         for some in epoch_permutation(N, SEED).reshape(-1, BATCH)
     ]
     for epoch in range(2):

@@ -71,7 +71,7 @@ def fused(seed, small, arm, lr, steps, batch):
         training.cache_features(model, processor, parts["validation"], show_progress=False),
     )
     with models.freeze_all_but(model, "projector", "text"):
-        flops = count_step_flops(model, rows.batch([rows[i] for i in range(min(batch, len(rows)))]))
+        flops = count_step_flops(model, rows.collate_fn([rows[i] for i in range(min(batch, len(rows)))]))
     gates = [float(p.tanh().abs()) for n, p in model.named_parameters() if n.endswith("attn_gate")]
     return scored(model, processor, parts) | {
         "training loss": float(run.smoothed()[-1]),

@@ -57,7 +57,7 @@ def leaning(
     for i in range(0, len(rows), chunk):
         out.append(
             choice_logprobs(
-                model, rows.batch([rows[k] for k in range(i, min(i + chunk, len(rows)))]), first
+                model, rows.collate_fn([rows[k] for k in range(i, min(i + chunk, len(rows)))]), first
             )
         )
     p = np.concatenate(out)

@@ -57,7 +57,7 @@ def says_yes(model, processor, ds, folder, pictures=None, notes=None, chunk=100)
     for i in range(0, N, chunk):
         out.append(
             choice_logprobs(
-                model, rows.batch([rows[k] for k in range(i, min(i + chunk, N))]), words
+                model, rows.collate_fn([rows[k] for k in range(i, min(i + chunk, N))]), words
             )
         )
     p = np.concatenate(out)
@@ -110,9 +110,9 @@ class Balance(explain.DominanceCallback):
         self.by, self.alpha = by, alpha
 
     def slowed(self):  # part -> factor
-        if not self.looks:
+        if not self.history:
             return {}
-        last = list(self.looks.values())[-1]
+        last = list(self.history.values())[-1]
         i, t = max(last["image gain"], 1e-3), max(last["text gain"], 1e-3)
         return (
             dict(text=1 - np.tanh(self.alpha * t / i))

@@ -113,7 +113,7 @@ def called(model, processor, records, folder):  # (N,) bool
     for i in range(0, len(rows), 100):
         out.append(
             choice_logprobs(
-                model, rows.batch([rows[k] for k in range(i, min(i + 100, len(rows)))]), first
+                model, rows.collate_fn([rows[k] for k in range(i, min(i + 100, len(rows)))]), first
             )
         )
     p = np.concatenate(out)
