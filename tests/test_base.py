@@ -1,15 +1,18 @@
-"The shipped base passes its gates, and a short version of its recipe runs from nothing to a folder that loads."
+"The shipped base passes its gates; a short version of its recipe gives a folder that loads."
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmkit import chat, data, lesions, models, pretrain
 from mmkit.models.loading import BASE_MODEL_DIR
+from mmkit.pretrain.build import RecipeOptions
 from mmkit.pretrain.gates import (
     FIRST_HELD_OUT_INDEX,
     PROBED_ATTRIBUTES,
@@ -17,20 +20,19 @@ from mmkit.pretrain.gates import (
     evaluate_linear_probes,
     image_swap_logit_change,
 )
-from mmkit.pretrain.shapes import (
-    DENSE_MAPS,
-    PAINT_RGB,
-    _draw_background,
-    render_shape,
-    sample_shape,
-)
+from mmkit.pretrain.shape_rendering import draw_background, render_shape
+from mmkit.pretrain.shape_targets import DENSE_MAPS
+from mmkit.pretrain.shapes import FILM_LIKE_PAINTS, PAINT_RGB, sample_shape
 from mmkit.pretrain.text import (
+    EVERYDAY_TERMS,
     build_tokenizer_corpus,
     compose_shape_caption,
     compose_shape_questions,
     encode_conversation,
     to_everyday_terms,
 )
+from mmkit.pretrain.text_training import TEXT_OPTIONS
+from mmkit.pretrain.vision import VISION_OPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -38,149 +40,132 @@ def shipped():
     return models.load("base")
 
 
-def test_card_and_checksum():
+def test_model_card_has_the_checksum_of_the_weights():
     digest = hashlib.sha256((BASE_MODEL_DIR / "model.safetensors").read_bytes()).hexdigest()
     assert digest in (BASE_MODEL_DIR / "README.md").read_text()
     assert json.loads((BASE_MODEL_DIR / "pretraining.json").read_text())["run"]["sha256"] == digest
 
 
-def test_folder_is_small_and_ordinary(shipped):
-    assert sum(f.stat().st_size for f in BASE_MODEL_DIR.iterdir()) < 12e6
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    assert (
-        type(AutoModelForImageTextToText.from_pretrained(BASE_MODEL_DIR)).__name__
-        == "Gemma3ForConditionalGeneration"
-    )
-    assert (
-        AutoProcessor.from_pretrained(BASE_MODEL_DIR).tokenizer.convert_tokens_to_ids(
-            "<image_soft_token>"
-        )
-        == shipped[0].config.image_token_id
-    )
-    widths = [m.in_features for m in shipped[0].modules() if isinstance(m, torch.nn.Linear)]
-    assert all(w % 64 == 0 for w in widths)  # bitsandbytes on the CPU fails otherwise
+def test_folder_is_small_and_loads_with_plain_transformers(shipped):
+    assert sum(file.stat().st_size for file in BASE_MODEL_DIR.iterdir()) < 12e6
+    plain = AutoModelForImageTextToText.from_pretrained(BASE_MODEL_DIR)
+    assert type(plain).__name__ == "Gemma3ForConditionalGeneration"
+    tokenizer = AutoProcessor.from_pretrained(BASE_MODEL_DIR).tokenizer
+    image_token_id = tokenizer.convert_tokens_to_ids("<image_soft_token>")
+    assert image_token_id == shipped[0].config.image_token_id
+    linear = [module for module in shipped[0].modules() if isinstance(module, torch.nn.Linear)]
+    # bitsandbytes on the CPU fails on other widths.
+    assert all(module.in_features % 64 == 0 for module in linear)
     assert set(shipped[0].config.text_config.layer_types) == {"full_attention"}
 
 
-def test_a_swap_of_images_moves_the_logits(shipped):
-    a, b = [
-        Image.fromarray(render_shape(sample_shape(0, FIRST_HELD_OUT_INDEX + i)).image)
-        for i in (0, 1)
-    ]
-    assert (
-        image_swap_logit_change(*shipped, a, b) > 0.1
-        and image_swap_logit_change(*shipped, a, a) == 0
-    )
+def test_a_swap_of_images_changes_the_logits(shipped):
+    shapes = [sample_shape(0, FIRST_HELD_OUT_INDEX + i) for i in (0, 1)]
+    first, second = [Image.fromarray(render_shape(shape).image) for shape in shapes]
+    assert image_swap_logit_change(*shipped, first, second) > 0.1
+    assert image_swap_logit_change(*shipped, first, first) == 0
 
 
-def test_gate_b_lesions_can_be_told_apart_from_frozen_features(shipped):
-    got = evaluate_linear_probes(
-        {"shipped": shipped[0].model.vision_tower}, num_lesions=4000, n_resamples=20
-    )["shipped"]  # the card's gate has twice as many, and bars .03 higher
-    bars = {k: 0.82 if k == "melanoma" else 0.77 for k in PROBED_ATTRIBUTES}
-    assert {k: round(got[k].value, 3) for k in bars if got[k].value < bars[k]} == {}
+def test_linear_probes_on_frozen_features_tell_lesions_apart(shipped):
+    # The card's gate has twice as many lesions, and bars .03 higher.
+    vision_encoders = {"shipped": shipped[0].model.vision_tower}
+    scores = evaluate_linear_probes(vision_encoders, num_lesions=4000, n_resamples=20)["shipped"]
+    bars = {name: 0.82 if name == "melanoma" else 0.77 for name in PROBED_ATTRIBUTES}
+    failed = {k: round(scores[k].value, 3) for k in bars if scores[k].value < bars[k]}
+    assert failed == {}
 
 
-def test_gate_c_it_says_what_it_sees(shipped):
-    got = compare_with_text_only(*shipped, num_records=200)
-    mean = {(how, image): np.mean(list(v.values())) for how in got for image, v in got[how].items()}
-    assert mean["captions", "own"] - mean["captions", "text-only"] > 0.25
-    assert min(mean["captions", "own"], mean["answers", "own"]) >= 0.90, mean
+def test_captions_and_answers_of_held_out_shapes_are_right(shipped):
+    accuracy = compare_with_text_only(*shipped, num_records=200)
+    mean = {
+        (output, condition): np.mean(list(by_attribute.values()))
+        for output, by_condition in accuracy.items()
+        for condition, by_attribute in by_condition.items()
+    }
+    assert mean["captions", "original"] - mean["captions", "text-only"] > 0.25
+    assert min(mean["captions", "original"], mean["answers", "original"]) >= 0.90, mean
 
 
-def test_the_base_has_never_seen_a_lesion():
+def test_generic_shapes_have_no_colour_of_a_lesion_or_of_skin():
     assert not set(PAINT_RGB) & {"light brown", "dark brown", "blue-grey"}
-    for i in range(40):  # no ground has skin's hue
-        s = sample_shape(0, i)
-        g = _draw_background(np.random.default_rng(i), s, 24).mean((0, 1))
-        r, gr, b = g / g.max()
-        assert not (r == 1 and 0.6 < gr < 0.9 and b < gr - 0.05), (i, g)
+    for i in range(40):
+        background = draw_background(np.random.default_rng(i), sample_shape(0, i), 24)
+        rgb = background.mean((0, 1))
+        red, green, blue = rgb / rgb.max()
+        looks_like_skin = red == 1 and 0.6 < green < 0.9 and blue < green - 0.05
+        assert not looks_like_skin, (i, rgb)
 
 
-def test_conversations_are_what_the_processor_makes(shipped):
-    model, processor = shipped
-    tok = processor.tokenizer
-    ids, labels = encode_conversation(tok, [("Describe this image.", "This image shows a shape.")])
-    row = chat.tokenize_conversations(
-        processor, [chat.build_messages("Describe this image.", "This image shows a shape.")]
-    )[0]
-    assert (
-        ids == list(row["input_ids"])[: len(ids)] and labels == list(row["labels"])[: len(labels)]
-    )
+def test_encoded_conversations_are_what_the_processor_makes(shipped):
+    processor = shipped[1]
+    prompt, answer = "Describe this image.", "This image shows a shape."
+    input_ids, labels = encode_conversation(processor.tokenizer, [(prompt, answer)])
+    messages = chat.build_messages(prompt, answer)
+    expected = chat.tokenize_conversations(processor, [messages])[0]
+    assert input_ids == list(expected["input_ids"])[: len(input_ids)]
+    assert labels == list(expected["labels"])[: len(labels)]
 
 
-def test_attributes_are_independent():
+def test_attributes_of_shapes_are_independent():
     shapes = [sample_shape(3, i) for i in range(3000)]
-    A, C = np.array([s.A for s in shapes]), np.array([len(s.colours) for s in shapes])
-    veil, net = (
-        np.array([s.veil for s in shapes]),
-        np.array([s.network == "atypical" for s in shapes]),
-    )
-    assert np.abs(np.corrcoef([A, C, veil, net]) - np.eye(4)).max() < 0.08
+    columns = [
+        [shape.A for shape in shapes],
+        [len(shape.colours) for shape in shapes],
+        [shape.veil for shape in shapes],
+        [shape.network == "atypical" for shape in shapes],
+    ]
+    assert np.abs(np.corrcoef(columns) - np.eye(4)).max() < 0.08
 
 
-def test_the_recipe_from_nothing_to_a_folder_that_loads(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "mmkit.pretrain.gates.compare_with_text_only",
-        lambda m, p, n=4: {
-            h: {i: {k: 0.0 for k in lesions.ATTRIBUTE_LEVELS} for i in ("own", "text-only")}
-            for h in ("captions", "answers")
-        },
-    )
-    monkeypatch.setattr(
-        "mmkit.pretrain.text.build_tokenizer_corpus",
-        lambda n=200, seed=0, corpus=build_tokenizer_corpus: corpus(200, seed),
-    )
-    pretrain.build_base_model(
-        tmp_path / "out",
+def test_recipe_from_nothing_gives_a_folder_that_loads(tmp_path, monkeypatch):
+    # The real gate and the real corpus take minutes.
+    accuracies = dict.fromkeys(lesions.ATTRIBUTE_LEVELS, 0.0)
+    gate = dict.fromkeys(("captions", "answers"), {"original": accuracies, "text-only": accuracies})
+    small_corpus = build_tokenizer_corpus(200)
+    build = "mmkit.pretrain.build"
+    monkeypatch.setattr(f"{build}.compare_with_text_only", lambda model, processor: gate)
+    monkeypatch.setattr(f"{build}.build_tokenizer_corpus", lambda seed: small_corpus)
+    short = dict(max_steps=2, save_steps=1)
+    options = RecipeOptions(
         num_shapes=96,
-        vision_steps=2,
-        text_steps=2,
-        num_workers=1,
         num_probe_lesions=120,
-        save_steps=1,
+        num_workers=1,
+        vision=replace(VISION_OPTIONS, **short),
+        text=replace(TEXT_OPTIONS, **short),
     )
-    model, processor = models.load(tmp_path / "out")
+    pretrain.build_base_model(tmp_path / "out", options=options)
+    model, _ = models.load(tmp_path / "out")
     assert "sha256" in (tmp_path / "out" / "README.md").read_text() and not model.training
-    log = json.loads((tmp_path / "out" / "pretraining.json").read_text())
-    assert len(log["vision"]) == 2 and len(log["text"]) == 2
+    document = json.loads((tmp_path / "out" / "pretraining.json").read_text())
+    assert len(document["vision"]) == 2 and len(document["text"]) == 2
+    assert document["run"]["vision steps"] == document["run"]["text steps"] == 2
 
 
-def test_everyday_words_and_back():
+def test_everyday_terms_and_back_lose_nothing():
     "Both vocabularies say the same of every shape; the everyday one names no dermoscopic term."
-
-    terms = (
-        "network",
-        "dots",
-        "globules",
-        "streaks",
-        "veil",
-        "structureless",
-        "regression",
-        "typical",
-    )
+    terms = {word for term in EVERYDAY_TERMS for word in term.split()} - {"blue-white", "atypical"}
     for i in range(300):
-        s = sample_shape(5, i)
-        said = compose_shape_caption(s, np.random.default_rng(i))
-        assert not any(t in said for t in terms), said
-        assert data.parse_attributes(pretrain.to_dermoscopic_terms(said)) == s.attributes()
-        for q, a in compose_shape_questions(s, np.random.default_rng(i)):
-            assert not any(w in q + a for w in terms) and (
-                "background" in a or to_everyday_terms(pretrain.to_dermoscopic_terms(a)) == a
-            )
+        shape, rng = sample_shape(5, i), np.random.default_rng(i)
+        caption = compose_shape_caption(shape, rng)
+        assert not any(term in caption for term in terms), caption
+        translated = pretrain.to_dermoscopic_terms(caption)
+        assert data.parse_attributes(translated) == shape.attributes()
+        for question, answer in compose_shape_questions(shape, np.random.default_rng(i)):
+            assert not any(term in question + answer for term in terms)
+            if "background" not in answer:
+                assert to_everyday_terms(pretrain.to_dermoscopic_terms(answer)) == answer
     assert to_everyday_terms("Is the network typical or atypical?") == "Is the grid tidy or untidy?"
 
 
 def test_dots_reach_their_map():
-    "A dot is smaller than a cell of the map: the cell says that one is in it, not how little of it it covers."
-    s = next(s for s in (sample_shape(0, i) for i in range(99)) if s.dots)
-    m = render_shape(s).maps[..., DENSE_MAPS.index("dots")]
-    assert (m > 0.9).sum() >= 5
+    "A dot is smaller than a cell: the map says that one is in it, not how little of it it covers."
+    shape = next(shape for shape in (sample_shape(0, i) for i in range(99)) if shape.dots)
+    dots = render_shape(shape).maps[..., DENSE_MAPS.index("dots")]
+    assert (dots > 0.9).sum() >= 5
 
 
-def test_nothing_pale_can_be_mistaken_for_a_film():
+def test_no_paint_can_be_mistaken_for_a_film():
     for i in range(300):
-        s = sample_shape(6, i)
-        if s.veil or s.regression:
-            assert not set(s.colours) & {"white", "grey", "light blue"}, s
+        shape = sample_shape(6, i)
+        if shape.veil or shape.regression:
+            assert not set(shape.colours) & set(FILM_LIKE_PAINTS), shape

@@ -348,7 +348,7 @@ def test_wrong_knobs_are_refused():
     for knobs, words in (
         (dict(dark_bening=0.9), "did you mean 'dark_benign'"),
         (dict(prevelance=0.2), "did you mean 'prevalence'"),
-        (dict(zzz=1), "It has prevalence"),
+        (dict(zzz=1), "There is 'prevalence'"),
         (dict(seeds=3), "no parameter"),
     ):
         with pytest.raises(TypeError, match=words):
@@ -381,8 +381,9 @@ def test_wrong_knobs_are_refused():
     noise=st.floats(0, 1),
 )
 def test_any_lesion_is_whole(seed, index, difficulty, prevalence, noise):
-    l = sample_lesion(seed, index, prevalence, difficulty, noise)
-    assert l == sample_lesion(seed, index, prevalence, difficulty, noise)
+    params = dict(prevalence=prevalence, difficulty=difficulty, label_noise=noise)
+    l = sample_lesion(seed, index, **params)
+    assert l == sample_lesion(seed, index, **params)
     assert (
         1.0 <= l.tds <= 8.9
         and 0 <= l.seven_point <= 8
