@@ -346,8 +346,8 @@ def test_recolouring_changes_no_geometry():
 
 def test_wrong_knobs_are_refused():
     for knobs, words in (
-        (dict(dark_bening=0.9), "did you mean 'dark_benign'"),
-        (dict(prevelance=0.2), "did you mean 'prevalence'"),
+        (dict(dark_bening=0.9), "Did you mean 'dark_benign'"),
+        (dict(prevelance=0.2), "Did you mean 'prevalence'"),
         (dict(zzz=1), "There is 'prevalence'"),
         (dict(seeds=3), "no parameter"),
     ):
