@@ -102,7 +102,11 @@ def test_bottlenecks_train_in_fit_and_everything_else_rests(base, ds):
 
 
 @pytest.mark.parametrize(
-    "kw, said", [(dict(size=0), "size = 0"), (dict(blocks=[9]), "layers 0 to 3")]
+    "kw, said",
+    [
+        (dict(bottleneck_size=0), "bottleneck_size = 0"),
+        (dict(layers_to_transform=[9]), "layers 0 to 3"),
+    ],
 )
 def test_bottleneck_errors(base, kw, said):
     with pytest.raises(ValueError, match=said):
@@ -167,10 +171,10 @@ def test_save_and_load_errors(base, tmp_path):
 def test_merge_says_the_same(base, batch):
     m = stirred(models.add_lora(copy.deepcopy(base[0]), 4)).eval()
     before = logits(m, batch)
-    one, told = models.merge_lora(m, batch)
+    one, comparison = models.merge_lora(m, batch)
     assert (
-        told["moved"] < 1e-5
-        and told["agree"] == 1
+        comparison["max_logit_change"] < 1e-5
+        and comparison["token_agreement"] == 1
         and not [n for n, _ in one.named_parameters() if "lora" in n]
     )
     torch.testing.assert_close(logits(one, batch), before, rtol=1e-4, atol=1e-5)
@@ -190,7 +194,7 @@ def test_a_merge_that_changes_the_answers_is_undone(base, batch, monkeypatch):
     assert all(torch.equal(p, weights[n]) for n, p in m.named_parameters()) and torch.equal(
         logits(m, batch), before
     )
-    assert models.merge_lora(m, batch)[1]["agree"] == 1
+    assert models.merge_lora(m, batch)[1]["token_agreement"] == 1
 
 
 def test_merging_into_four_bits_is_refused_and_undone(ds, batch):

@@ -311,11 +311,11 @@ def test_what_trains_counts(model):
         r[0]: dict(zip(parameter_summary(model).columns, r)) for r in parameter_summary(model).rows
     }
     d, w = model.config.vision_config.hidden_size, model.config.text_config.hidden_size
-    assert rows["projector"]["parameters"] == rows["all"]["trains"] == d * w + d
+    assert rows["projector"]["parameters"] == rows["all"]["trainable"] == d * w + d
     assert rows["all"]["weight_bytes"] == 4 * sum(p.numel() for p in model.parameters()) and rows[
         "all"
     ]["training_bytes"] == 12 * (d * w + d)
-    assert abs(sum(rows[p]["share"] for p in PARTS) - 1) < 1e-9 and rows["text"]["of_part"] == 0
+    assert abs(sum(rows[p]["share"] for p in PARTS) - 1) < 1e-9 and rows["text"]["trainable_share"] == 0
     import matplotlib.pyplot as plt
 
     assert len(plot_parameter_summary(model).patches) == 6

@@ -368,7 +368,7 @@ def test_words_alone_see_no_picture(loaded, ds):
     model, processor = replace_connector(model, processor, half_open(model.config))
     logits(model, processor, ds)
     with torch.no_grad():
-        assert model.model.multi_modal_projector.seen is not None and torch.equal(
+        assert model.model.multi_modal_projector.image_states is not None and torch.equal(
             models.embed_texts(model, ids, mask), plain
         )
         assert torch.equal(model(input_ids=ids).logits, text)
