@@ -58,12 +58,8 @@ def embed_images(
 # %% ../../nbs/library/models/features.ipynb #440c1719
 def embed_texts(
     model,  # any vision-language model
-<<<<<<< HEAD
-    input_ids: torch.Tensor,  # (N, T) captions alone, as Collator(captions=True) gives caption_input_ids
-=======
     # (N, T) captions alone, as Collator(include_captions=True) gives text_ids
     input_ids: torch.Tensor,
->>>>>>> 2997ab6 (models: readable modules with show-and-assert cells; the connector's recipe speaks its constructor's names, and load finds a saved connector again)
     attention_mask: torch.Tensor,  # (N, T) 1 on real tokens
 ) -> torch.Tensor:  # (N, D), any scale
     "One vector for each caption, from a text-only pass: the mean of its last hidden states."
