@@ -194,10 +194,10 @@ def test_qformer_is_blip2s(config, patches, layers):
         put(ours.norm, theirs.layernorm)
         for b, l in zip(ours.blocks, theirs.encoder.layer):
             for mine, their, norm in (
-                (b.own, l.word_attention, b.norm_own),
+                (b.own, l.attention, b.norm_own),
                 (b.across, l.crossattention, b.norm_across),
             ):
-                a = their.word_attention
+                a = their.attention
                 mine.in_proj_weight.copy_(torch.cat([a.query.weight, a.key.weight, a.value.weight]))
                 mine.in_proj_bias.copy_(torch.cat([a.query.bias, a.key.bias, a.value.bias]))
                 put(mine.out_proj, their.output.dense)
