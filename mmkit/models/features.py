@@ -58,7 +58,7 @@ def embed_images(
 # %% ../../nbs/library/models/features.ipynb #440c1719
 def embed_texts(
     model,  # any vision-language model
-    # (N, T) captions alone, as Collator(include_captions=True) gives text_ids
+    # (N, T) captions alone, as Collator(include_captions=True) gives caption_input_ids
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,  # (N, T) 1 on real tokens
 ) -> torch.Tensor:  # (N, D), any scale
