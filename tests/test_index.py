@@ -1,4 +1,4 @@
-"What the committed tour shows holds its bars: the closing table is read from the notebook's kept output."
+"The committed tour meets its bars: the last table is read from the stored output."
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ def closing():
 
 
 def row(text, name):  # value, low, high of every interval in the row
-    line = next(l for l in text.splitlines() if l.startswith(name))
+    line = next(line for line in text.splitlines() if line.startswith(name))
     return [
         tuple(map(float, m)) for m in re.findall(r"(-?\d\.\d+) \[(-?\d\.\d+), (-?\d\.\d+)\]", line)
     ]

@@ -1,4 +1,5 @@
-"Reports that cannot flatter: measures that agree with scikit-learn, controls that are where they should be, and what a report does with odd records."
+"""Reports: statistics that agree with scikit-learn, baselines that are what they should be, odd
+records, pages and files."""
 
 import json
 import math
@@ -36,6 +37,7 @@ from mmkit.data.instructions import (
     BAR_COLOURS,
     JSON_PROMPT,
     JSON_SCHEMA,
+    REPORT_PROMPT,
     caption_from_attributes,
     chart_records,
     json_from_attributes,
@@ -46,23 +48,18 @@ from mmkit.data.instructions import (
 from mmkit.data.questions import grid_cell
 from mmkit.evaluate.scoring import SimilarityMatrix, rank_matches
 from mmkit.lesions.lesion import ATTRIBUTE_LEVELS
-from mmkit.report.context import (
-    IMAGE_CONDITIONS,
-    _generate_from_features,
-    _generate_from_images,
-    generate_captions,
-)
-from mmkit.report.evaluator import EvalReport, load_report, worst_items
-from mmkit.report.task import PREDICTORS, STATISTICS, TaskNotApplicable, TaskResult
-from mmkit.report.tasks_contrastive import evaluate_retrieval, evaluate_zero_shot
-from mmkit.report.tasks_generation import (
+from mmkit.report.context import IMAGE_CONDITIONS, generate_from_features, generate_from_images
+from mmkit.report.page import worst_items
+from mmkit.report.statistics import STATISTICS
+from mmkit.report.task import PREDICTORS, TaskNotApplicable, TaskResult
+from mmkit.report.tasks_answers import evaluate_json_extraction, evaluate_vqa
+from mmkit.report.tasks_captions import (
     evaluate_attributes,
     evaluate_impressions,
-    evaluate_json_extraction,
     evaluate_report_generation,
-    evaluate_vqa,
     label_by_abcd_rule,
 )
+from mmkit.report.tasks_contrastive import evaluate_retrieval, evaluate_zero_shot
 from mmkit.report.tasks_grounding import (
     evaluate_grounding,
     evaluate_hallucination,
@@ -101,7 +98,7 @@ def graded(exam):
 def a_task(n=40, seed=0, right=0.7, patients=10):
     rng = np.random.default_rng(seed)
     items = [
-        dict(id=str(k), patient=f"p{k % patients}", at=None, asked="?", wanted="x")
+        dict(id=str(k), patient=f"p{k % patients}", record_index=None, prompt="?", reference="x")
         for k in range(n)
     ]
     marks = {
@@ -116,7 +113,7 @@ def a_task(n=40, seed=0, right=0.7, patients=10):
 # --- the published counts
 
 
-def test_the_published_example():
+def test_published_counts_lose_to_a_constant_answer():
     "One word beats all three; the recall's interval; an AUC of hard labels."
     for tp, fp, fn, tn in PUBLISHED.values():
         assert (tp + fn, tp + fp + fn + tn) == (58, 3313) and classification_rates(tp, fp, fn, tn)[
@@ -134,7 +131,7 @@ def test_the_published_example():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 400), st.floats(0.02, 0.98), st.floats(0.02, 0.4))
-def test_enough_is_where_the_interval_fits(n, rate, within):
+def test_required_positives_is_where_the_interval_fits(n, rate, within):
     e = core.required_positives(n, rate, within)
     assert (
         bool(e) == (e.interval.width <= 2 * within + 1e-12)
@@ -155,7 +152,7 @@ def test_enough_is_where_the_interval_fits(n, rate, within):
         lambda: core.required_positives(3, 0.8, 0),
     ],
 )
-def test_impossible_counts(call):
+def test_impossible_counts_raise(call):
     with pytest.raises(ValueError, match="exchanged|between 0 and 1"):
         call()
 
@@ -200,7 +197,7 @@ def test_statistics_agree_with_scikit_learn(seed, n):
     assert S["macro-F1"](t, s) == pytest.approx(want)
 
 
-def test_statistics_with_nothing_to_say():
+def test_undefined_statistics_are_nan():
     "One class, nothing known, nan scores: nan, not a number that looks like one."
     for name in ("AUROC", "AUPRC", "Brier", "balanced", "sensitivity at 90% specificity"):
         assert math.isnan(STATISTICS[name](np.ones(4), np.arange(4.0))) and math.isnan(
@@ -215,7 +212,7 @@ def test_statistics_with_nothing_to_say():
     assert STATISTICS["F1"]([1, 0], [2, 1], [2, 2]) == pytest.approx(2 / 7)
 
 
-def test_mcnemar_and_holm():
+def test_mcnemar_and_holm_by_hand():
     a, b = [1] * 9 + [0] * 2 + [1] * 5, [0] * 9 + [1] * 2 + [1] * 5
     assert (
         mcnemar_test(a, b) == (9, 2, pytest.approx(2 * binom.cdf(2, 11, 0.5)))
@@ -228,10 +225,12 @@ def test_mcnemar_and_holm():
 # --- a task
 
 
-def test_an_interval_goes_by_patient():
+def test_task_intervals_resample_patients():
     t = a_task()
     right, who = t.scores["model"]["right"], t.patients()
-    assert t.interval("accuracy", n=200) == bootstrap(np.mean, right, groups=who, n_resamples=200)
+    assert t.interval("accuracy", n_resamples=200) == bootstrap(
+        np.mean, right, groups=who, n_resamples=200
+    )
     y = np.ones(len(t))
     both = paired_bootstrap(
         lambda y, p: np.mean(np.asarray(p)),
@@ -249,13 +248,13 @@ def test_an_interval_goes_by_patient():
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.permutations(range(12)))
-def test_the_order_of_items_does_not_matter(seed, order):
+def test_order_of_items_does_not_change_a_measure(seed, order):
     t = a_task(12, seed)
     s = TaskResult(
         t.name,
         t.description,
         [t.items[i] for i in order],
-        t.said,
+        t.predictions,
         {w: {c: [v[i] for i in order] for c, v in m.items()} for w, m in t.scores.items()},
         t.measures,
     )
@@ -264,7 +263,7 @@ def test_the_order_of_items_does_not_matter(seed, order):
     ) == t.best_blind_baseline("accuracy")
 
 
-def test_less_is_better_where_it_is():
+def test_best_blind_baseline_respects_the_sign_and_nan():
     t = a_task()
     t.measures = {"error": ("mean", ["right"], -1)}
     assert t.best_blind_baseline("error") == min(
@@ -276,16 +275,16 @@ def test_less_is_better_where_it_is():
         assert t.best_blind_baseline("accuracy") == best, "nobody is best by being undefined"
 
 
-def test_the_worst_come_first():
+def test_worst_items_come_first():
     t = a_task(6)
-    t.scores["model"] = {"right": [1.0, 0, 0, 0.5, 0, 1], "far off": [0.1, 0.6, 0.9, 0.2, 0.7, 0]}
+    t.scores["model"] = {"right": [1.0, 0, 0, 0.5, 0, 1], "error": [0.1, 0.6, 0.9, 0.2, 0.7, 0]}
     assert worst_items(t, 9) == [2, 4, 1, 3] and worst_items(t, 2) == [2, 4]
 
 
 # --- the tasks
 
 
-def test_who_knows_the_truth_is_never_wrong(graded):
+def test_oracle_is_never_wrong(graded):
     assert (
         set(graded.tasks)
         == {
@@ -294,13 +293,13 @@ def test_who_knows_the_truth_is_never_wrong(graded):
             "questions",
             "retrieval",
             "zero-shot",
-            "grounded",
-            "extraction",
-            "probes",
+            "grounding",
+            "JSON extraction",
+            "hallucination",
             "charts",
             "report",
         }
-        and not graded.left_out
+        and not graded.skipped
     )
     for t in graded.tasks.values():
         for m, (_, _, sign) in t.measures.items():
@@ -308,101 +307,106 @@ def test_who_knows_the_truth_is_never_wrong(graded):
                 assert t.value(m, "oracle") == (1 if sign > 0 else 0), (t.name, m)
         assert (
             np.asarray(t.scores["oracle"]["right"]).min() == 1
-            and set(t.said) == set(PREDICTORS)
-            and all(len(s) == len(t) for s in t.said.values())
+            and set(t.predictions) == set(PREDICTORS)
+            and all(len(s) == len(t) for s in t.predictions.values())
         )
         assert len({i["id"] for i in t.items}) == len(t), t.name
 
 
-def test_answers_are_those_of_the_model(exam, ds, base, graded):
-    "What the quick path says is what `evaluate.generate` says, in all three views; other families' path agrees."
-    got = generate_captions(exam)
-    for who, view in {"model": "own", "text-only": "blank", "shuffled": "shuffled"}.items():
+def test_answers_agree_with_generate_and_with_transformers(exam, ds, base, graded):
+    "All three conditions agree with `evaluate.generate`, and with other families' path."
+    got = exam.generate_captions()
+    for who, view in {"model": "original", "text-only": "blank", "shuffled": "shuffled"}.items():
         assert got[who] == evaluate.generate(
-            *base, exam.ds, image_condition=view, show_progress=False
+            *base, exam.records, image_condition=view, show_progress=False
         ), who
     at, asked = [2, 0, 1], ["Are there dots?", "Where is the lesion?", "Are there dots?"]
-    views = ["own", "blank", "shuffled"]
-    assert _generate_from_images(exam, at, asked, views, 12) == _generate_from_features(
+    views = ["original", "blank", "shuffled"]
+    assert generate_from_images(exam, at, asked, views, 12) == generate_from_features(
         exam, at, asked, views, 12
     )
-    s = evaluate.score_captions(exam.ds, got["model"], n_resamples=1)
+    s = evaluate.score_captions(exam.records, got["model"], n_resamples=1)
     t = graded.tasks["caption attributes"]
     assert t.value("macro-F1") == pytest.approx(s.macro_f1.value) and {
         a: t.value(f"macro-F1, {a}") for a in s.attributes
     } == pytest.approx({a: v.value for a, v in s.attributes.items()})
     i = graded.tasks["impression"]
     assert i.value("AUROC") == pytest.approx(
-        evaluate.auroc_interval(exam.ds, i.scores["model"]["score"], n_resamples=1).value
+        evaluate.auroc_interval(exam.records, i.scores["model"]["score"], n_resamples=1).value
     )
     assert i.value("balanced accuracy", "majority") == 0.5 and i.value("AUROC", "majority") == 0.5
 
 
-def test_a_model_that_says_the_majority_scores_as_the_majority(base, ds, monkeypatch):
-    "Whatever the picture: the same words, the same marks."
+class ScriptedContext(report.EvalContext):
+    "A context whose model gives the answers of a script, whatever the image."
+
+    def __init__(self, *args, script, **options):
+        super().__init__(*args, **options)
+        self.script = script
+
+    def generate_answers(self, indices, prompts, max_new_tokens=32):
+        return {predictor: [self.script(p) for p in prompts] for predictor in IMAGE_CONDITIONS}
+
+
+def test_a_model_that_says_the_majority_scores_as_the_majority(base, ds):
     top = evaluate.majority_baseline(ds, 1)[0]
-    monkeypatch.setattr(
-        "mmkit.report.context.generate_answers",
-        lambda exam, at, prompts, most=32: {
-            w: [
-                caption_from_attributes(top)
-                if p == chat.PROMPT
-                else json_from_attributes(top, top["impression"])
-                if p == JSON_PROMPT
-                else report_from_attributes(top, top["impression"])
-                for p in prompts
-            ]
-            for w in IMAGE_CONDITIONS
-        },
-    )
-    e = report.EvalContext(*base, ds)
-    for ask in (evaluate_attributes, evaluate_json_extraction, evaluate_report_generation):
-        t = ask(e)
-        for m in t.measures:
-            assert (
-                t.value(m)
-                == pytest.approx(t.value(m, "majority"), nan_ok=True)
-                == t.value(m, "shuffled")
-            ), (t.name, m)
+    answers = {
+        chat.PROMPT: caption_from_attributes(top),
+        JSON_PROMPT: json_from_attributes(top, top["impression"]),
+        REPORT_PROMPT: report_from_attributes(top, top["impression"]),
+    }
+    context = ScriptedContext(*base, ds, script=answers.get)
+    for evaluate_task in (
+        evaluate_attributes,
+        evaluate_json_extraction,
+        evaluate_report_generation,
+    ):
+        task = evaluate_task(context)
+        for measure in task.measures:
+            majority = pytest.approx(task.value(measure, "majority"), nan_ok=True)
+            assert task.value(measure) == majority, (task.name, measure)
+            assert task.value(measure, "shuffled") == majority, (task.name, measure)
 
 
-def test_places_and_fields_are_marked_one_by_one(base, ds, monkeypatch):
-    "Who always says the centre is right where the centre is meant; a field that a record does not know is not held against an answer."
-    monkeypatch.setattr(
-        "mmkit.report.context.generate_answers",
-        lambda exam, at, prompts, most=32: {
-            w: [
-                "In the centre."
-                if p.startswith("Where")
-                else "dots, on light skin"
-                if p == chat.PROMPT
-                else '{"border": "regular", "network": "absent", "streaks": true, "veil": true, "impression": "benign"}'
-                for p in prompts
-            ]
-            for w in IMAGE_CONDITIONS
-        },
+def always_the_centre(prompt):
+    "Places everything in the centre, names dots, and gives one JSON."
+    if prompt.startswith("Where"):
+        return "In the centre."
+    if prompt == chat.PROMPT:
+        return "dots, on light skin"
+    return (
+        '{"border": "regular", "network": "absent", "streaks": true, "veil": true, '
+        '"impression": "benign"}'
     )
-    t, boxes = (
-        evaluate_grounding(report.EvalContext(*base, ds)),
-        [(b["name"], grid_cell(b["box"])) for r in ds for b in r["boxes"] if b["name"] != "lesion"],
-    )
-    assert (
-        t.value("placed") == pytest.approx(np.mean([p == "centre" for _, p in boxes]))
-        and 0 < t.value("placed") < 1
-    )
-    assert t.value("named") == pytest.approx(np.mean([n == "dots" for n, _ in boxes])) and t.value(
-        "named and placed"
-    ) == pytest.approx(np.mean([n == "dots" and p == "centre" for n, p in boxes]))
-    known = [
-        dict(id=f"k{k}", image=picture(k), attributes=dict(streaks=v))
-        for k, v in enumerate(("present", "absent", "present"))
+
+
+def test_grounding_scores_naming_and_placing_each(base, ds):
+    "An answer that always says the centre is right where the box is in the centre."
+    task = evaluate_grounding(ScriptedContext(*base, ds, script=always_the_centre))
+    boxes = [
+        (box["name"], grid_cell(box["box"]))
+        for record in ds
+        for box in record["boxes"]
+        if box["name"] != "lesion"
     ]
-    e = evaluate_json_extraction(report.EvalContext(*base, known))
-    assert (
-        e.scores["model"]["right"] == [1, 0, 1]
-        and e.value("field F1") == pytest.approx(2 / 3)
-        and e.value("valid JSON") == 1
-    )
+    placed = [cell == "centre" for _, cell in boxes]
+    named = [name == "dots" for name, _ in boxes]
+    assert task.value("placed") == pytest.approx(np.mean(placed))
+    assert 0 < task.value("placed") < 1
+    assert task.value("named") == pytest.approx(np.mean(named))
+    both = np.mean([n and p for n, p in zip(named, placed)])
+    assert task.value("named and placed") == pytest.approx(both)
+
+
+def test_json_fields_that_a_record_does_not_know_do_not_count(base, cache):
+    known = [
+        dict(id=f"k{k}", image=picture(k), attributes=dict(streaks=level))
+        for k, level in enumerate(("present", "absent", "present"))
+    ]
+    task = evaluate_json_extraction(ScriptedContext(*base, known, script=always_the_centre))
+    assert task.scores["model"]["right"] == [1, 0, 1]
+    assert task.value("field F1") == pytest.approx(2 / 3)
+    assert task.value("valid JSON") == 1
 
 
 def test_ranks_count_ties_against_the_model():
@@ -414,7 +418,7 @@ def test_ranks_count_ties_against_the_model():
     assert rank_matches(twins).tolist() == [0, 0], "the same caption is one's own"
 
 
-def test_probes_ask_what_they_say():
+def test_hallucination_questions_are_popular_and_adversarial():
     "Popular is what most have; adversarial what goes with what is there; nothing that is unknown."
     no = dict.fromkeys(CAPTION_STRUCTURES, "absent")
     known = [no | dict(dots="present", streaks="present")] * 3 + [no | dict(globules="present")] * 5
@@ -447,7 +451,7 @@ def test_probes_ask_what_they_say():
         ("", None, False),
     ],
 )
-def test_json_is_read_strictly(text, fields, fits):
+def test_json_answers_are_parsed_strictly(text, fields, fits):
     assert parse_json_answer(text) == (fields, fits)
 
 
@@ -456,7 +460,7 @@ def test_json_is_read_strictly(text, fields, fits):
     st.fixed_dictionaries({a: st.sampled_from([*v, None]) for a, v in ATTRIBUTE_LEVELS.items()}),
     st.sampled_from(["benign", "melanoma", None]),
 )
-def test_forms_read_back(truth, label):
+def test_json_and_reports_parse_back(truth, label):
     "JSON and the longer report of any record say what it knows, and nothing false."
     fields, fits = parse_json_answer(json_from_attributes(truth, label))
     assert (
@@ -479,7 +483,7 @@ def test_forms_read_back(truth, label):
     } | ({"impression"} if label else set())
 
 
-def test_charts_say_what_they_show():
+def test_chart_bars_are_as_high_as_their_values():
     for r in chart_records(6, 3):
         assert parse_chart_values(r["answer"]) == r["values"]
         px = np.asarray(r["image"]).reshape(-1, 3)
@@ -493,8 +497,8 @@ def test_charts_say_what_they_show():
         )
 
 
-def test_the_rule_is_a_second_opinion():
-    "With noisy labels the oracle errs as often as the labels do; a record that was not drawn says its own label."
+def test_abcd_rule_differs_from_noisy_labels():
+    "With noisy labels the rule errs as often as they do; else the record's own label counts."
     ds = data.load_melanoma_pairs(n=30, seed=3, size=16, masks=False, label_noise=0.4)
     wrong = [label_by_abcd_rule(r) != r["label"] for r in ds]
     assert 3 < sum(wrong) < 25
@@ -515,7 +519,7 @@ def bare(n=4, **kw):
     return [dict(id=f"r{k}", image=picture(k), caption=f"lesion {k}", **kw) for k in range(n)]
 
 
-def test_what_cannot_be_asked_is_left_out_with_its_reason(base, cache):
+def test_tasks_that_do_not_apply_are_skipped_with_a_reason(base, cache):
     r = report.evaluate_model(
         *base,
         bare(label="benign"),
@@ -532,21 +536,21 @@ def test_what_cannot_be_asked_is_left_out_with_its_reason(base, cache):
             evaluate_zero_shot,
         ),
     )
-    assert set(r.tasks) == {"retrieval", "extraction"} and {
+    assert set(r.tasks) == {"retrieval", "JSON extraction"} and {
         "attributes",
         "impressions",
         "vqa",
-        "grounded",
-        "probes",
+        "grounding",
+        "hallucination",
         "zero_shot",
-    } == set(r.left_out)
+    } == set(r.skipped)
     assert "all 4 labelled records are benign" in str(r) and "no record has a question" in str(r)
-    with pytest.raises(ValueError, match="nothing can be asked.*no record has a question"):
+    with pytest.raises(ValueError, match="no task is applicable.*no record has a question"):
         report.evaluate_model(*base, bare(), show_progress=False, tasks=(evaluate_vqa,))
 
 
-def test_a_data_set_with_holes(base, cache):
-    "As the loaders give it: attributes of some, labels of some, a picture missing, other sources' patient of the same number."
+def test_data_set_with_missing_values(base, cache):
+    "As the loaders give it: some attributes, some labels, an image missing, two sources."
     from datasets import Dataset
 
     rows = [
@@ -580,39 +584,39 @@ def test_a_data_set_with_holes(base, cache):
         ),
     )
     assert (
-        r.about["records"] == 6
-        and r.about["patients"] == 2
-        and "1 record without a picture" in str(r)
+        r.metadata["records"] == 6
+        and r.metadata["patients"] == 2
+        and "1 record without an image" in str(r)
     )
     assert {k: len(t) for k, t in r.tasks.items()} == {
         "impression": 3,
-        "grounded": 1,
-        "probes": 12,
-        "extraction": 4,
+        "grounding": 1,
+        "hallucination": 12,
+        "JSON extraction": 4,
         "report": 3,
         "retrieval": 6,
-    } and set(r.left_out) == {"attributes", "vqa"}
+    } and set(r.skipped) == {"attributes", "vqa"}
     assert (
-        "no attribute has two levels" in r.left_out["attributes"]
-        and r.tasks["extraction"].value("field F1", "oracle") == 1
+        "no attribute has two levels" in r.skipped["attributes"]
+        and r.tasks["JSON extraction"].value("field F1", "oracle") == 1
     )
 
 
-def test_peaks_of_maps(exam):
+def test_pointing_game_of_oracle_and_majority(exam):
     "The oracle points into every box, the middle of the picture into those that hold it."
     t = evaluate_pointing_game(exam, "rollout", 4)
     assert len(t) == 4 and t.value("peak in the box", "oracle") == 1
-    box = [json.loads(i["wanted"]) for i in t.items]
+    box = [json.loads(i["reference"]) for i in t.items]
     assert t.scores["majority"]["right"] == [
         float(b[0] <= 0.5 <= b[2] and b[1] <= 0.5 <= b[3]) for b in box
     ]
-    for said, b, right in zip(t.said["model"], box, t.scores["model"]["right"]):
+    for said, b, right in zip(t.predictions["model"], box, t.scores["model"]["right"]):
         x, y = (float(v) for v in said.removeprefix("peak at ").split(", "))
         near = min(abs(x - b[0]), abs(x - b[2]), abs(y - b[1]), abs(y - b[3])) < 0.02
         assert near or right == float(b[0] <= x <= b[2] and b[1] <= y <= b[3])
 
 
-def test_exams_refuse_what_they_cannot_hold(base, cache):
+def test_context_refuses_bad_records(base, cache):
     with pytest.raises(ValueError, match="0 records"):
         report.evaluate_model(*base, [])
     with pytest.raises(ValueError, match="twice, such as 'r1'"):
@@ -620,7 +624,7 @@ def test_exams_refuse_what_they_cannot_hold(base, cache):
     with pytest.raises(ValueError, match="1 of 2 records"):
         report.EvalContext(*base, [bare()[0], dict(id="x", image=None)])
     e = report.EvalContext(*base, bare() + [dict(id="x", image=None)])
-    assert len(e) == 4 and e.no_picture == 1
+    assert len(e) == 4 and e.n_without_image == 1
     assert [len(report.EvalContext(*base, bare(), max_records=3, seed=s)) for s in (0, 1)] == [
         3,
         3,
@@ -629,7 +633,7 @@ def test_exams_refuse_what_they_cannot_hold(base, cache):
     ) > 1
 
 
-def test_a_model_that_has_diverged_is_named(ds, cache):
+def test_diverged_model_is_named(ds, cache):
     model, processor = models.load()
     with torch.no_grad():
         model.lm_head.weight.fill_(math.nan)
@@ -638,7 +642,7 @@ def test_a_model_that_has_diverged_is_named(ds, cache):
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "mllama"])
-def test_other_families_are_asked_what_they_can_answer(family, ds, cache):
+def test_other_families_skip_tasks_that_need_features(family, ds, cache):
     model, processor = (
         models.tiny_random_model(family, vocab_size=1024).eval(),
         tiny_processor(family),
@@ -659,22 +663,28 @@ def test_other_families_are_asked_what_they_can_answer(family, ds, cache):
     )
     assert set(r.tasks) == {
         "caption attributes",
-        "probes",
-    } and "not " + model.config.model_type in str(r)
+        "hallucination",
+    } and "not for " + model.config.model_type in str(r)
 
 
 # --- the report
 
 
-def test_the_page_needs_nothing_and_believes_nobody(graded, tmp_path, ds):
+def test_page_loads_nothing_and_escapes_text(graded, tmp_path, ds):
     "Self-contained, and hostile text is shown as text."
     t = graded.tasks["questions"]
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
-    was = t.said["model"][0], t.items[0]["asked"], t.scores["model"]["right"][0]
-    t.said["model"][0], t.items[0]["asked"], t.scores["model"]["right"][0] = evil, evil, -1.0
-    html = graded.page(tmp_path / "deep" / "r.html", n=2).read_text(encoding="utf-8")
-    t.said["model"][0], t.items[0]["asked"], t.scores["model"]["right"][0] = was
-    graded.done.clear()
+    was = t.predictions["model"][0], t.items[0]["prompt"], t.scores["model"]["right"][0]
+    t.predictions["model"][0], t.items[0]["prompt"], t.scores["model"]["right"][0] = (
+        evil,
+        evil,
+        -1.0,
+    )
+    html = graded.write_page(tmp_path / "deep" / "r.html", errors_per_task=2).read_text(
+        encoding="utf-8"
+    )
+    t.predictions["model"][0], t.items[0]["prompt"], t.scores["model"]["right"][0] = was
+    graded.cached_rows.clear()
     assert (
         not find_external_urls(html)
         and "<script" not in html
@@ -686,15 +696,15 @@ def test_the_page_needs_nothing_and_believes_nobody(graded, tmp_path, ds):
     assert "default-src 'none'" in html and html.count("data:image/jpeg") >= 10
 
 
-def test_a_report_comes_back_from_its_file(graded, tmp_path):
-    back = load_report(graded.save(tmp_path / "r.json"))
+def test_report_is_saved_and_loaded(graded, tmp_path):
+    back = report.EvalReport.load(graded.save(tmp_path / "r.json"))
     assert (
-        str(back.table(full=True)) == str(graded.table(full=True))
-        and back.about == graded.about
+        str(back.table(all_measures=True)) == str(graded.table(all_measures=True))
+        and back.metadata == graded.metadata
         and back.remarks() == graded.remarks()
     )
     told = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
-    assert {"rows", "tasks", "left_out"} <= set(told) and "NaN" not in (
+    assert {"rows", "tasks", "skipped"} <= set(told) and "NaN" not in (
         tmp_path / "r.json"
     ).read_text()
     assert all(
@@ -707,23 +717,24 @@ def test_a_report_comes_back_from_its_file(graded, tmp_path):
             "text-only",
             "shuffled",
             "oracle",
-            "beyond",
+            "difference",
         )
     )
-    with pytest.raises(ValueError, match="no pictures"):
-        back.page(tmp_path / "x.html")
+    with pytest.raises(ValueError, match="no images"):
+        back.write_page(tmp_path / "x.html")
     for text, why in (
         ('{"made_by": ', "no JSON"),
         ("[]", "not a report"),
-        ('{"made_by": "mmkit report", "tasks": {"a": {}}}', "missing"),
+        ('{"made_by": "mmkit report", "version": 1, "tasks": {}}', "of version 1"),
+        ('{"made_by": "mmkit report", "version": 2, "tasks": {"a": {}}}', "missing"),
     ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match=why):
-            load_report(tmp_path / "bad.json")
+            report.EvalReport.load(tmp_path / "bad.json")
 
 
-def test_only_the_same_items_are_compared(graded, base, ds, tmp_path):
-    same = report.compare_reports(graded, load_report(graded.save(tmp_path / "r.json")))
+def test_different_items_are_not_compared(graded, base, ds, tmp_path):
+    same = report.compare_reports(graded, report.EvalReport.load(graded.save(tmp_path / "r.json")))
     assert (
         all(r[5].startswith(("0.00 [0.00, 0.00]", "–")) for r in same.rows)
         and all(r[7] in ("", "1") for r in same.rows)
@@ -739,13 +750,13 @@ def test_only_the_same_items_are_compared(graded, base, ds, tmp_path):
         report.compare_reports(graded, other)
     with pytest.raises(ValueError, match="no task is in both"):
         report.compare_reports(
-            EvalReport({"charts": graded.tasks["charts"]}, {}, "x", graded.about), other
+            report.EvalReport({"charts": graded.tasks["charts"]}, {}, "x", graded.metadata), other
         )
 
 
-def test_a_better_model_is_told_apart():
+def test_better_model_is_told_apart():
     a, b = (
-        EvalReport({"t": t}, {}, n, dict(records=200, patients=50, seed=0, resamples=200))
+        report.EvalReport({"t": t}, {}, n, dict(records=200, patients=50, seed=0, resamples=200))
         for n, t in (("a", a_task(200, 1, 0.5, 50)), ("b", a_task(200, 2, 0.9, 50)))
     )
     (row,) = report.compare_reports(a, b).rows
@@ -753,14 +764,14 @@ def test_a_better_model_is_told_apart():
     assert t.low > 0 and row[5] == str(t) and float(row[7]) < 0.001
 
 
-def test_progress_and_table(graded, capsys):
+def test_report_table_has_the_leading_measures(graded, capsys):
     assert (
-        "over the best blind" in str(graded)
+        "over the best blind baseline" in str(graded)
         and "9 records of 3 patients" in str(graded)
         and "&lt;i&gt;" in graded._repr_html_()
         and "<i>" not in graded._repr_html_()
     )
     leads = graded.table().rows
     assert len(leads) == sum(min(2, len(t.measures)) for t in graded.tasks.values()) and len(
-        graded.table(full=True)
+        graded.table(all_measures=True)
     ) > len(leads)

@@ -1,4 +1,4 @@
-"The index as a program: it says where it is, leaves one page that opens offline, and fails readably."
+"The index as a program: says where it is, leaves one page that opens offline, fails readably."
 
 import io
 import signal
@@ -41,22 +41,22 @@ def call(*args, cwd, **kw):
     )
 
 
-def test_three_cells(tmp_path):
+def test_notebook_runs_and_leaves_one_page(tmp_path):
     data = tmp_path / "my data"
     data.mkdir()
     nb = write(
         tmp_path / "n.ipynb",
         words("# Hello"),
-        cell("from mmkit import tour, core\nfor _ in core.progress(range(3)): pass"),
+        cell("from mmkit import tour, core\nfor _ in core.make_progress_bar(range(3)):\n    pass"),
         words("## Middle\nwords"),
         cell(PICTURE),
-        cell('tour.closing(core.table([["data", tour.data_folder().name]]))'),
+        cell('tour.show_summary(core.make_table([["data", tour.find_data_dir().name]]))'),
     )
     done = call("--notebook", nb, "--out", "o", "--data", "my data", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert (
-        [l.split()[0] for l in lines[:3]] == ["1/3", "2/3", "3/3"]
+        [line.split()[0] for line in lines[:3]] == ["1/3", "2/3", "3/3"]
         and "Hello" in lines[0]
         and "Middle" in lines[1]
     )
@@ -124,8 +124,10 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
 
 def test_dead_kernel_is_explained(tmp_path):
     nb = write(tmp_path / "n.ipynb", cell("import os; os._exit(9)"))
-    r = run_notebook(nb, tmp_path / "o", stream=io.StringIO())
-    assert r.code == 1 and "memory" in r.error and r.page is None
+    result = run_notebook(nb, tmp_path / "o", stream=io.StringIO())
+    assert result.exit_code == 1
+    assert "memory" in result.error
+    assert result.page is None
 
 
 def test_bad_calls_are_one_line(tmp_path):
@@ -143,7 +145,7 @@ def test_index_is_found_from_anywhere(tmp_path, monkeypatch):
     assert find_index_notebook() == ROOT / "nbs" / "index.ipynb"
 
 
-def test_closing_outside_a_run_only_prints(capsys, monkeypatch):
+def test_summary_outside_a_run_only_prints(capsys, monkeypatch):
     monkeypatch.delenv("MMKIT_OUT", raising=False)
     monkeypatch.delenv("MMKIT_DATA", raising=False)
     show_summary("last words")
@@ -195,5 +197,5 @@ def test_page_drops_widgets_directives_and_the_network():
         ('<img src="p.png">', 1),
     ],
 )
-def test_loads(html, n):
+def test_external_urls_are_found(html, n):
     assert len(find_external_urls(html)) == n
