@@ -1,5 +1,9 @@
-"""Do the maps find real lesions? A model tuned on drawn ones describes photographs that have a lesion mask: python tests/real_masks.py FOLDER [N]
-FOLDER holds images/ and masks/ of the same names (ISIC 2018, task 1, is laid out so)."""
+"""Do the maps find real lesions?
+
+A model tuned on drawn ones describes photographs that have a lesion mask:
+    python tests/real_masks.py FOLDER [N]
+FOLDER holds images/ and masks/ of the same names (ISIC 2018, task 1, is laid out so).
+"""
 
 import sys
 from pathlib import Path
@@ -14,27 +18,31 @@ from mmkit.core.stats import bootstrap
 from mmkit.data.melanoma_pairs import load_melanoma_pairs
 from mmkit.explain.map_evaluation import localization_metrics, make_center_prior
 
-SEED, WORDS = 0, ("lesion", "asymmetry", "border", "colours")
+SEED = 0
+WORDS = ("lesion", "asymmetry", "border", "colours")
+METHODS = ("attention", "rollout", "relevancy", "gradcam")
+RANDOMIZED_METHODS = ("attention", "relevancy")
+MEASURES = dict(hit="brightest point on the lesion", auc="AUC", iou="IoU")
 
 
-def pairs_in(folder, n):  # (picture, (96, 96) bool mask)
-    masks = {p.stem.split("_segmentation")[0]: p for p in sorted((folder / "masks").iterdir())}
-    for p in sorted((folder / "images").iterdir())[:n]:
-        if p.stem in masks:
-            with Image.open(p) as i, Image.open(masks[p.stem]) as m:
-                yield (
-                    i.convert("RGB"),
-                    np.asarray(m.convert("L").resize((96, 96), Image.NEAREST)) > 127,
-                )
+def read_pairs(folder, max_images):
+    "Yields (image, (96, 96) bool mask)."
+    masks = {
+        path.stem.split("_segmentation")[0]: path for path in sorted((folder / "masks").iterdir())
+    }
+    for path in sorted((folder / "images").iterdir())[:max_images]:
+        if path.stem in masks:
+            with Image.open(path) as image, Image.open(masks[path.stem]) as mask:
+                small = mask.convert("L").resize((96, 96), Image.NEAREST)
+                yield image.convert("RGB"), np.asarray(small) > 127
 
 
-def main(folder, n=60):
-    processor = models.load()[1]
-    drawn = load_melanoma_pairs(800, seed=41, masks=False)
-    tuned = training.fit(
+def tune(processor):
+    "A model that describes drawn lesions."
+    return training.fit(
         models.load()[0],
         processor,
-        drawn,
+        load_melanoma_pairs(800, seed=41, masks=False),
         train=("projector", "text"),
         lora=16,
         max_steps=150,
@@ -43,48 +51,47 @@ def main(folder, n=60):
         seed=SEED,
         show_progress=False,
     ).model
-    blank, found, rng = explain.randomize_weights(tuned, SEED), {}, np.random.default_rng(SEED)
-    for i, (picture, mask) in enumerate(pairs_in(Path(folder), n)):
-        looks = {
-            "": explain.attribute_words(
-                tuned,
-                processor,
-                picture,
-                methods=("attention", "rollout", "relevancy", "gradcam"),
-                only="answer",
-            )
-        }
-        said = "".join(w for w, a in zip(looks[""].words, looks[""].in_answer) if a).strip()
-        looks[", weights shuffled"] = explain.attribute_words(
-            blank, processor, picture, said, ("attention", "relevancy"), only="answer"
-        )
-        words = [
-            k
-            for k, w in enumerate(looks[""].words)
-            if w.strip(" .,") in WORDS and looks[""].in_answer[k]
-        ]
-        maps = (
-            {m + tag: s.flat(m)[words].mean(0) for tag, s in looks.items() for m in s.maps}
-            if words
-            else {}
-        )
-        for name, m in (
-            maps | dict(centre=make_center_prior(24, 24), random=rng.random((24, 24)))
-        ).items():
-            found.setdefault(name, []).append(localization_metrics(m, mask))
 
-    def row(name, rows):
-        return dict(map=name, pictures=len(rows)) | {
-            says: str(bootstrap(np.nanmean, [r[k] for r in rows]))
-            for k, says in (
-                ("hit", "brightest point on the lesion"),
-                ("auc", "AUC"),
-                ("iou", "IoU"),
-            )
-        }
 
+def maps_of_words(tuned, randomized, processor, image):
+    "Mean map of WORDS in the caption by method, of the model and of one with randomized weights."
+    own = explain.attribute_words(tuned, processor, image, methods=METHODS, only="answer")
+    caption = "".join(word for word, used in zip(own.words, own.in_answer) if used).strip()
+    control = explain.attribute_words(
+        randomized, processor, image, caption, RANDOMIZED_METHODS, only="answer"
+    )
+    chosen = [
+        i for i, word in enumerate(own.words) if word.strip(" .,") in WORDS and own.in_answer[i]
+    ]
+    if not chosen:
+        return {}
+    return {
+        method + suffix: attributions.flat(method)[chosen].mean(0)
+        for suffix, attributions in (("", own), (", weights shuffled", control))
+        for method in attributions.maps
+    }
+
+
+def main(folder, max_images=60):
+    processor = models.load()[1]
+    tuned = tune(processor)
+    randomized = explain.randomize_weights(tuned, SEED)
+    rng, metrics = np.random.default_rng(SEED), {}
+    for image, mask in read_pairs(Path(folder), max_images):
+        maps = maps_of_words(tuned, randomized, processor, image)
+        maps |= dict(centre=make_center_prior(24, 24), random=rng.random((24, 24)))
+        for name, heatmap in maps.items():
+            metrics.setdefault(name, []).append(localization_metrics(heatmap, mask))
+    rows = [
+        dict(map=name, images=len(measured))
+        | {
+            title: str(bootstrap(np.nanmean, [row[key] for row in measured]))
+            for key, title in MEASURES.items()
+        }
+        for name, measured in metrics.items()
+    ]
     print(f"seed {SEED}, torch {torch.__version__}; words: {', '.join(WORDS)}")
-    print(make_table([row(k, v) for k, v in found.items()]))
+    print(make_table(rows))
 
 
 if __name__ == "__main__":

@@ -5,23 +5,27 @@ import time
 
 from mmkit.lesions.render import World
 
-seed, n = int(os.environ.get("MMKIT_SEED", 0)), 300
-w = World(seed=seed, num_lesions=12_874)
+SEED, N_LESIONS = int(os.environ.get("MMKIT_SEED", 0)), 300
+WANTED_PER_SECOND = 150
+world = World(seed=SEED, num_lesions=12_874)
 for i in range(10):
-    w.render(i)  # fill the caches
+    world.render(i)  # fill the caches
 
 
-def rate(job):  # the best of three, in processor time: other work on the machine does not count
-    best = 0.0
-    for k in range(3):
+def measure_rate(job):
+    "The best of three, in processor time: other work on the machine does not count."
+    best, third = 0.0, N_LESIONS // 3
+    for repeat in range(3):
         began = time.process_time()
-        for i in range(k * n // 3, (k + 1) * n // 3):
+        for i in range(repeat * third, (repeat + 1) * third):
             job(i)
-        best = max(best, n / 3 / (time.process_time() - began))
+        best = max(best, third / (time.process_time() - began))
     return best
 
 
 print(
-    f"  render a lesion         {rate(w.render):8.0f} /s      96×96 with its masks, one core, best of three × {n // 3}, seed {seed}; wanted: 150"
+    f"  render a lesion         {measure_rate(world.render):8.0f} /s      "
+    f"96×96 with its masks, one core, best of three × {N_LESIONS // 3}, seed {SEED}; "
+    f"wanted: {WANTED_PER_SECOND}"
 )
-print(f"  draw its parameters     {rate(w.lesion):8.0f} /s      no picture, one core")
+print(f"  sample its parameters   {measure_rate(world.lesion):8.0f} /s      no image, one core")
