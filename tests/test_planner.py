@@ -27,14 +27,8 @@ from mmkit.planner.methods import (
     count_static_memory,
     quantization_constant_bytes,
 )
-from mmkit.planner.plan import (
-    GPUS,
-    MEMORY_COLOURS,
-    kv_cache_bytes,
-    plan_training,
-    plot_memory_timeline,
-    plot_plans,
-)
+from mmkit.planner.plan import GPUS, kv_cache_bytes, plan_training
+from mmkit.planner.plots import MEMORY_COLOURS, plot_memory_timeline, plot_plans
 from mmkit.planner.trace import trace_step
 
 FAMILIES = ("gemma3", "mllama", "llava", "qwen2_vl")
@@ -117,7 +111,7 @@ def test_static_bytes_are_those_of_real_tensors(method):
     assert got["weights"] + got["adapters"] == sum(p.nbytes for p in m.parameters()) and got[
         "trained"
     ] == sum(p.numel() for p in on)
-    assert got["gradients"] == sum(p.grad.nbytes for p in on) and got["optimiser"] == sum(
+    assert got["gradients"] == sum(p.grad.nbytes for p in on) and got["optimizer"] == sum(
         t.nbytes for s in opt.state.values() for t in s.values()
     )
 
@@ -140,8 +134,8 @@ def test_constants_are_those_of_bitsandbytes():
 def test_states_in_8_bits():
     big, small = torch.empty(64, 128), torch.empty(4095)
     assert (
-        OPTIMIZER_STATE_BYTES["adamw8bit"](big) == 2 * (8192 + 4 * 32)
-        and OPTIMIZER_STATE_BYTES["adamw8bit"](small) == 8 * 4095
+        OPTIMIZER_STATE_BYTES["adamw_8bit"](big) == 2 * (8192 + 4 * 32)
+        and OPTIMIZER_STATE_BYTES["adamw_8bit"](small) == 8 * 4095
     )
     assert (
         OPTIMIZER_STATE_BYTES["sgd"](big) == 0
@@ -163,12 +157,12 @@ def test_live_counts_storages_once_and_lets_them_go():
     with MemoryTracker([x]) as live:
         y = x * 2
         v = y.view(10, 100)
-        live.mark("made")
+        live.end_segment("made")
         del y
-        assert live.now == 4000
+        assert live.current_bytes == 4000
         del v
-        assert live.now == 0
-        live.mark("gone")
+        assert live.current_bytes == 0
+        live.end_segment("gone")
     assert [(s["up"], s["net"]) for s in live.segments] == [(4000, 4000), (0, -4000)]
 
 
@@ -177,7 +171,7 @@ def test_live_counts_flops_of_products_and_attention():
     with MemoryTracker([a, b, q]) as live:
         a @ b
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
-        live.mark("x")
+        live.end_segment("x")
     assert live.segments[0]["flops"] == 2 * 3 * 5 * 7 + 2 * 2 * (2 * 8 * 8 * 16)
 
 
@@ -195,7 +189,7 @@ def test_live_and_the_profiler_agree_on_a_real_step():
     net.zero_grad()
     with MemoryTracker([x, *net.parameters()]) as live:
         step()
-        live.mark("x")
+        live.end_segment("x")
     assert abs(live.segments[0]["up"] / got - 1) < 0.02
 
 
@@ -205,7 +199,7 @@ def test_few_layers_say_what_all_say(family):
     c = config_of(family, layers=7, towers=5)
     for kw in (
         dict(method="full"),
-        dict(method="lora", checkpointing=True),
+        dict(method="lora", gradient_checkpointing=True),
         dict(method="projector"),
     ):
         (a, _), (b, _) = (
@@ -302,9 +296,9 @@ def test_peak_within_15_percent_of_the_profilers(method, checkpointing, tiled):
         optimizer="sgd",
         overhead_bytes=0,
         precision="fp32",
-        checkpointing=checkpointing,
-        tiled=tiled,
-        graded=graded,
+        gradient_checkpointing=checkpointing,
+        memory_efficient_loss=tiled,
+        num_loss_tokens=graded,
     )
     assert abs(p.peak / got - 1) < 0.15, (p.peak, got, p.memory)
 
@@ -312,11 +306,13 @@ def test_peak_within_15_percent_of_the_profilers(method, checkpointing, tiled):
 def test_accumulation_keeps_gradients_beside_activations():
     c = config_of("gemma3", layers=5)
     one, four = (
-        plan_training(c, "full", 2, 40, overhead_bytes=0, precision="fp32", accumulate=k)
+        plan_training(
+            c, "full", 2, 40, overhead_bytes=0, precision="fp32", gradient_accumulation_steps=k
+        )
         for k in (1, 4)
     )
     assert (
-        four.memory["gradients"] == four.held["gradients"]
+        four.memory["gradients"] == four.static_memory["gradients"]
         and four.peak > one.peak
         and math.isclose(four.flops, 4 * one.flops)
     )
@@ -325,7 +321,8 @@ def test_accumulation_keeps_gradients_beside_activations():
 def test_checkpointing_trades_memory_for_flops():
     c = config_of("gemma3", layers=9)
     a, b = (
-        plan_training(c, "lora", 4, 60, overhead_bytes=0, checkpointing=k) for k in (False, True)
+        plan_training(c, "lora", 4, 60, overhead_bytes=0, gradient_checkpointing=k)
+        for k in (False, True)
     )
     assert b.memory["activations"] < a.memory["activations"] and 1.2 < b.flops / a.flops < 1.6
 
@@ -333,11 +330,14 @@ def test_checkpointing_trades_memory_for_flops():
 def test_tiled_loss_and_cached_features_save():
     c = config_of("gemma3", vocab=50_000)
     a, b = (
-        plan_training(c, "lora", 4, 60, overhead_bytes=0, tiled=k, graded=8) for k in (False, True)
+        plan_training(
+            c, "lora", 4, 60, overhead_bytes=0, memory_efficient_loss=k, num_loss_tokens=8
+        )
+        for k in (False, True)
     )
     assert b.memory["logits"] < a.memory["logits"] / 2
     assert (
-        plan_training(c, "projector", 4, 60, cached=True).flops
+        plan_training(c, "projector", 4, 60, cached_features=True).flops
         < plan_training(c, "projector", 4, 60).flops
     )
 
@@ -387,7 +387,7 @@ def test_time_and_cost_follow_from_what_is_stated():
 def test_fsdp_cuts_what_it_cuts():
     c = config_of("gemma3", layers=8)
     a, b = (plan_training(c, "full", 2, 40, overhead_bytes=0, num_gpus=k) for k in (1, 8))
-    for k in ("weights", "optimiser"):
+    for k in ("weights", "optimizer"):
         assert math.isclose(b.memory[k] * 8, a.memory[k])
     assert (
         b.memory["activations"] == a.memory["activations"]
@@ -437,10 +437,12 @@ def test_mend_keeps_the_rows_of_a_step():
 
 def test_mend_leaves_out_what_does_not_help():
     c = config_of("gemma3", layers=6)
-    tight = dict(card=(1e4, 1e12), overhead=0, tiled=True, checkpointing=True)
+    tight = dict(
+        gpu=(1e4, 1e12), overhead_bytes=0, memory_efficient_loss=True, gradient_checkpointing=True
+    )
     whole, halved = (
         plan_training(c, "full", 2, 24, **tight),
-        plan_training(c, "full", 1, 24, accumulate=2, **tight),
+        plan_training(c, "full", 1, 24, gradient_accumulation_steps=2, **tight),
     )
     assert halved.peak > whole.peak and "LoRA" in suggest_changes(whole).rows[1][0]
 
@@ -463,7 +465,10 @@ def test_a_window_bounds_the_cache_of_sliding_layers():
 
 def test_generating_trains_nothing():
     p = plan_training(config_of("gemma3"), "generate", 2, 40, overhead_bytes=0)
-    assert set(p.memory) == {"weights", "logits", "cache", "overhead"} and p.held["trained"] == 0
+    assert (
+        set(p.memory) == {"weights", "logits", "cache", "overhead"}
+        and p.static_memory["trained"] == 0
+    )
 
 
 def test_choose_says_what_was_measured_and_where_nothing_was(monkeypatch):
@@ -477,7 +482,9 @@ def test_choose_says_what_was_measured_and_where_nothing_was(monkeypatch):
         (20_000, 3200, "PEFT"),
         (200_000, 3200, "full fine-tuning"),
     ):
-        last = compare_methods(c, data, num_tasks=3, expect_drift=True, length=40).rows[-1][-1]
+        last = compare_methods(c, data, num_tasks=3, expect_drift=True, sequence_length=40).rows[
+            -1
+        ][-1]
         assert (
             f"say {rule} (C23" in last
             and f"Toy base, {near:,} pairs" in last
@@ -497,9 +504,9 @@ def test_choose_says_what_was_measured_and_where_nothing_was(monkeypatch):
         for r in c23["rows"]
     ]  # ahead in the middle is not ahead from there on
     with monkeypatch.context() as patch:
-        patch.setattr(planner, "measured", lambda claim: Claim(c23, rows=rows))
+        patch.setattr("mmkit.planner.advice.load_claim", lambda name: Claim(c23, rows=rows))
         assert "at the largest size full fine-tuning is not ahead" in advise_by_data_size(100)
-    rows = {r[0]: r for r in compare_methods(c, 100, length=40).rows}
+    rows = {r[0]: r for r in compare_methods(c, 100, sequence_length=40).rows}
     for m, arm in (("lora", "LoRA"), ("adapters", "Houlsby"), ("full", "full")):
         assert rows[m][4:6] in (
             [
@@ -518,16 +525,16 @@ def test_choose_says_what_was_measured_and_where_nothing_was(monkeypatch):
     "kw,said",
     [
         (dict(method="lorra"), "'lora'"),
-        (dict(optimiser="adam"), "'adamw'"),
-        (dict(checkpoint=True), "'checkpointing'"),
+        (dict(optimizer="adam"), "'adamw'"),
+        (dict(checkpointing=True), "'gradient_checkpointing'"),
         (dict(precision="fp16"), "'bf16'"),
-        (dict(length=3), "larger length"),
-        (dict(card="H100"), "H100 80GB"),
+        (dict(sequence_length=3), "larger sequence_length"),
+        (dict(gpu="H100"), "H100 80GB"),
     ],
 )
 def test_refusals_name_the_mend(kw, said):
     with pytest.raises(ValueError, match=said):
-        plan_training(config_of("gemma3"), **{"length": 40, **kw}).fits()
+        plan_training(config_of("gemma3"), **{"sequence_length": 40, **kw}).fits()
 
 
 def test_unknown_shape_names_the_nearest():

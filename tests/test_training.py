@@ -318,7 +318,9 @@ def test_budgets(ds, base, tmp_path, monkeypatch, capfd):
     )
     assert run.steps == 2 and run.num_examples == 16
     assert (
-        training.fit(model, processor, ds.select(range(3)), max_steps=1, show_progress=False).num_examples
+        training.fit(
+            model, processor, ds.select(range(3)), max_steps=1, show_progress=False
+        ).num_examples
         == 3
     )
     assert not list(tmp_path.iterdir()) and capfd.readouterr() == ("", "")
@@ -419,7 +421,9 @@ def test_a_frozen_text_model_in_a_hurry_says_the_same(ds, base):
     for out, grad in got[1:]:
         assert all(abs(out[k].item() - v.item()) < 1e-5 for k, v in got[0][0].items())
         torch.testing.assert_close(grad, got[0][1], rtol=1e-3, atol=1e-6)
-    assert not [n for n, k in model.named_modules() if type(k) in (FastRMSNorm, AnswerOnlyDecoderLayer)]
+    assert not [
+        n for n, k in model.named_modules() if type(k) in (FastRMSNorm, AnswerOnlyDecoderLayer)
+    ]
     with models.freeze_all_but(model, "text"), training.fast_gemma3_forward(model):
         training.compute_losses(model, batch, losses.LossWeights())["ce"].backward()
     assert model.model.language_model.norm.weight.grad.abs().sum() > 0, (
@@ -483,9 +487,7 @@ def test_captions_of_a_frozen_text_model_are_read_once(ds, base, monkeypatch):
     for k in ("loss", "contrastive", "mse"):
         assert np.abs(live.history[k] - cached.history[k]).max() < 1e-5
     with monkeypatch.context() as m:
-        m.setattr(
-            "mmkit.training.steps.embed_texts", lambda *a: pytest.fail("captions read again")
-        )
+        m.setattr("mmkit.training.steps.embed_texts", lambda *a: pytest.fail("captions read again"))
         training.fit(
             model, processor, ds, max_steps=2, batch_size=8, loss_weights=w, show_progress=False
         )
@@ -708,7 +710,9 @@ def test_weights_that_change(ds, base):
     np.testing.assert_allclose(run.loss_weights["contrastive"], [0, 0.25, 0.5, 0.75])
     assert np.isnan(run.history["contrastive"][0])
     np.testing.assert_allclose(
-        run.history["loss"][1:], (run.weighted_loss("ce") + run.weighted_loss("contrastive"))[1:], rtol=1e-5
+        run.history["loss"][1:],
+        (run.weighted_loss("ce") + run.weighted_loss("contrastive"))[1:],
+        rtol=1e-5,
     )
     assert run.history["loss"][0] == run.history["ce"][0] and "nan" not in str(run).lower()
     w = losses.LossWeights()
@@ -1055,7 +1059,9 @@ def test_a_learned_temperature_trains_is_told_and_resumed(ds, base, tmp_path):
         and float(first().detach()) != pytest.approx(0.07, rel=1e-4)
     )
     again, model = losses.Temperature(0.5), models.load("base")[0]
-    go(model, again, output_dir=tmp_path, save_steps=3)  # the run is over: all of it comes from the checkpoint
+    go(
+        model, again, output_dir=tmp_path, save_steps=3
+    )  # the run is over: all of it comes from the checkpoint
     assert torch.equal(again.log_scale, first.log_scale) and not moved(model, weights_of(base[0]))
     assert "temperature" not in go(models.load("base")[0], 0.07).history
 
@@ -1116,12 +1122,16 @@ def test_hard_negatives_come_with_the_records(ds, base):
             embed_image_tokens(model, b).mean(1),
             models.embed_texts(model, b["caption_input_ids"], b["caption_attention_mask"]),
         )
-        K = models.embed_texts(model, b["negative_input_ids"], b["negative_attention_mask"]).reshape(3, 2, -1)
+        K = models.embed_texts(
+            model, b["negative_input_ids"], b["negative_attention_mask"]
+        ).reshape(3, 2, -1)
         assert (
             torch.allclose(got, losses.info_nce(z, read, 0.07, b["caption_id"], negatives=K))
             and got
             > training.compute_losses(
-                model, {k: v for k, v in b.items() if "negative" not in k}, losses.LossWeights(1, 0, 0)
+                model,
+                {k: v for k, v in b.items() if "negative" not in k},
+                losses.LossWeights(1, 0, 0),
             )["contrastive"]
         )
     run = training.fit(

@@ -97,13 +97,13 @@ def real(config, folder, method, batch, checkpointing, tiled):
     began = time.perf_counter()
     top = measure_peak_memory(step)
     return dict(
-        weights=held, gradients=gradients, optimiser=states, peak=held + states + top
+        weights=held, gradients=gradients, optimizer=states, peak=held + states + top
     ), time.perf_counter() - began
 
 
 if __name__ == "__main__":
     torch.manual_seed(SEED)
-    worst = dict(weights=0.0, gradients=0.0, optimiser=0.0, peak=0.0)
+    worst = dict(weights=0.0, gradients=0.0, optimizer=0.0, peak=0.0)
     base = models.load()[0].config
     for what, config, folder, B, T, graded in (
         ("base", base, "base", 8, 102, 36),
@@ -133,24 +133,26 @@ if __name__ == "__main__":
                 T,
                 overhead_bytes=0,
                 precision="fp32",
-                graded=graded,
-                checkpointing=bool(checkpointing),
-                tiled=bool(tiled),
+                num_loss_tokens=graded,
+                gradient_checkpointing=bool(checkpointing),
+                memory_efficient_loss=bool(tiled),
             )
             took = time.perf_counter() - began
             ours = dict(
-                weights=sum(p.held[k] for k in ("weights", "constants", "adapters")),
-                gradients=p.held["gradients"],
-                optimiser=p.held["optimiser"],
+                weights=sum(
+                    p.static_memory[k] for k in ("weights", "quantization_constants", "adapters")
+                ),
+                gradients=p.static_memory["gradients"],
+                optimizer=p.static_memory["optimizer"],
                 peak=p.peak,
             )
             error = {k: ours[k] / got[k] - 1 for k in got}
             worst = {k: max(worst[k], abs(error[k])) for k in worst}
             print(
                 f"  {what:5} {method:9} {'checkpointing ' if checkpointing else ''}{'tiled ' if tiled else '':6} peak {got['peak'] / 1e6:8.1f} MB measured, {p.peak / 1e6:8.1f} planned ({error['peak']:+.1%}); "
-                f"weights {error['weights']:+.2%}, gradients {error['gradients']:+.2%}, states {error['optimiser']:+.2%}; planned in {took:.1f} s",
+                f"weights {error['weights']:+.2%}, gradients {error['gradients']:+.2%}, states {error['optimizer']:+.2%}; planned in {took:.1f} s",
                 flush=True,
             )
     print(
-        f"  worst: weights {worst['weights']:.2%}, gradients {worst['gradients']:.2%}, states {worst['optimiser']:.2%} (wanted: 1%); peak {worst['peak']:.1%} (wanted: 15%); seed {SEED}"
+        f"  worst: weights {worst['weights']:.2%}, gradients {worst['gradients']:.2%}, states {worst['optimizer']:.2%} (wanted: 1%); peak {worst['peak']:.1%} (wanted: 15%); seed {SEED}"
     )

@@ -183,12 +183,12 @@ def main():
 
     name = torch.cuda.get_device_name() if dev == "cuda" else "CPU"
     out = dict(
-        card=name,
+        gpu=name,
         tiny=a.tiny,
         model="toy" if a.tiny else "Gemma 3 4B, random weights",
         batch=B,
-        length=T,
-        graded=graded,
+        sequence_length=T,
+        num_loss_tokens=graded,
         precision=precision,
         torch=torch.__version__,
         transformers=transformers.__version__,
@@ -228,15 +228,15 @@ def main():
                         optimizer="sgd",
                         overhead_bytes=0,
                         precision=precision,
-                        graded=graded,
-                        checkpointing=checkpointing,
-                        tiled=tiled,
+                        num_loss_tokens=graded,
+                        gradient_checkpointing=checkpointing,
+                        memory_efficient_loss=tiled,
                     )
                     out["memory"].append(
                         dict(
                             method=method,
-                            checkpointing=checkpointing,
-                            tiled=tiled,
+                            gradient_checkpointing=checkpointing,
+                            memory_efficient_loss=tiled,
                             held=still,
                             measured=got,
                             planned=p.peak,
