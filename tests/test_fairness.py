@@ -88,7 +88,7 @@ def test_every_group_agrees_with_scikit_learn():
             patients=len(set(p[on])),
             positive=y[on].sum(),
             negative=(~y[on]).sum(),
-            called=c[on].sum(),
+            predicted_positive=c[on].sum(),
         )
 
 
@@ -199,8 +199,8 @@ def test_identical_groups_have_no_gap(seed):
             assert (
                 gap.difference.value == pytest.approx(0, abs=1e-9)
                 and gap.difference.low <= 1e-9 <= gap.difference.high + 2e-9
-                and gap.p > 0.9
-                and not gap.found
+                and gap.p_value > 0.9
+                and not gap.significant
             ), m
 
 
@@ -213,7 +213,7 @@ def test_chance_is_left_alone_and_a_planted_gap_is_found():
             min_patients=5,
         )
         .gaps["recall"]
-        .found
+        .significant
         for k in range(40)
     ]
     assert sum(found) <= 6, f"{sum(found)} false alarms in 40"
@@ -222,7 +222,7 @@ def test_chance_is_left_alone_and_a_planted_gap_is_found():
         for k in range(5)
         for y, s, g, p in [world(400, 100 + k, 2.0)]
     ]
-    assert all(h.found and h.worst == "dark" and 0 < h.p < 0.02 for h in hits)
+    assert all(h.significant and h.worst == "dark" and 0 < h.p_value < 0.02 for h in hits)
 
 
 def test_the_deal_keeps_sizes_shares_and_patients():
@@ -248,7 +248,7 @@ def test_prevalence_alone_makes_no_precision_gap():
     y = r.random(800) < np.repeat([0.5, 0.1], 400)
     s = np.where(r.random(800) < 0.8, y, ~y) * 0.8 + 0.1
     gap = audit.compute_group_metrics(people(y, g), s, n_resamples=200).gaps["precision"]
-    assert gap.difference.value > 0.2 and not gap.found
+    assert gap.difference.value > 0.2 and not gap.significant
 
 
 # --- what cannot be said
@@ -264,14 +264,14 @@ def test_small_groups_are_named_and_never_nan():
     )
     assert (
         got.gaps["recall"] is None
-        and got.worst() is None
+        and got.worst_group() is None
         and "AUROC" in got.too_small["medium"]
         and "fewer than two groups" in got.describe()
     )
     assert not re.search(r"\bnan\b", str(got)) and json.loads(
         json.dumps(got.to_dict(), allow_nan=False)
     )
-    assert any(t.startswith("dark: nothing is said") for t in got.remarks())
+    assert any(t.startswith("dark: nothing is said") for t in got.caveats())
 
 
 def test_small_means_few_patients_count():
@@ -303,9 +303,14 @@ def test_the_chance_quantile_and_p_agree():
         gap = audit.compute_group_metrics(people(y, g, p), s, n_resamples=400, min_patients=2).gaps[
             "recall"
         ]
-        assert 0 < gap.p <= 1 and gap.chance.low <= gap.chance.value <= gap.chance.high
-        if abs(gap.p - 0.05) > 0.02:
-            assert (gap.difference.value > gap.chance.high) == (gap.p < 0.05), gap
+        assert (
+            0 < gap.p_value <= 1
+            and gap.under_permutation.low
+            <= gap.under_permutation.value
+            <= gap.under_permutation.high
+        )
+        if abs(gap.p_value - 0.05) > 0.02:
+            assert (gap.difference.value > gap.under_permutation.high) == (gap.p_value < 0.05), gap
 
 
 def test_a_perfect_rate_has_an_interval():
@@ -322,10 +327,10 @@ def test_unknown_groups_and_truths_are_counted():
     lab = [None if k % 10 == 5 else bool(v) for k, v in enumerate(y)]
     got = audit.compute_group_metrics(people(lab, g, p), s, n_resamples=20)
     assert (
-        got.excluded == {"no group": 20, "no truth": 20}
+        got.excluded == {"no group": 20, "no label": 20}
         and sum(c["records"] for c in got.counts.values()) == 162
     )
-    assert any("20 records are left out: no group" in r for r in got.remarks())
+    assert any("20 records are left out: no group" in r for r in got.caveats())
 
 
 @pytest.mark.parametrize(
@@ -339,12 +344,12 @@ def test_unknown_groups_and_truths_are_counted():
         (dict(predictions=["melanoma"] * 29 + ["perhaps"]), "prediction 29 is 'perhaps'"),
         (dict(predictions=[0.3] * 30), "Probabilities go to"),
         (dict(captions=["x"]), "1 captions for 30"),
-        (dict(scores=[0.1] * 30, truth=[1] * 3), "3 truths for 30"),
-        (dict(scores=[0.1] * 30, truth=[2] * 30), "value 2"),
-        (dict(scores=[0.1] * 30, by="clinic"), "asks for 'clinic'"),
+        (dict(scores=[0.1] * 30, labels=[1] * 3), "3 labels for 30"),
+        (dict(scores=[0.1] * 30, labels=[2] * 30), "value 2"),
+        (dict(scores=[0.1] * 30, by="clinic"), "no record has a column 'clinic'"),
         (dict(scores=[0.1] * 30, by="skin"), "all 30 records"),
         (dict(scores=[0.1] * 30, by=["a"]), "1 group names"),
-        (dict(scores=[0.1] * 30, truth=[None] * 30, by="sex"), "no record has both"),
+        (dict(scores=[0.1] * 30, labels=[None] * 30, by="sex"), "no record has both"),
     ],
 )
 def test_faults_say_what_to_do(kw, says):
@@ -410,7 +415,7 @@ def test_drawn_as_ordered(sets):
         (r["attributes"]["skin"] == "dark") == d and (r["label"] == "melanoma") == m
         for r, d, m in zip(a.records(), a.dark_skin, a.melanoma)
     )
-    assert len(a + b) == 120 and (a[np.arange(3)].x == a.x[:3]).all()
+    assert len(a + b) == 120 and (a[np.arange(3)].images == a.images[:3]).all()
     loud = sample_exaggerated(a, 40, 2.0, 3)
     assert (
         loud.dark_skin.mean() == pytest.approx(0.25)
@@ -437,12 +442,12 @@ def test_the_vae_is_seeded_leaves_the_dice_alone_and_draws_what_it_saw(sets):
     p = sample_balanced(v, 8)
     assert (
         np.bincount(p.subgroup).tolist() == [2] * 4
-        and p.x.shape == (8, 32, 32, 3)
-        and p.x.dtype == np.uint8
+        and p.images.shape == (8, 32, 32, 3)
+        and p.images.dtype == np.uint8
     )
     assert (
         audit.sample_synthetic(v, sets[0]).subgroup.sum() == sets[0].subgroup.sum()
-        and audit.sample_synthetic(v, sets[0], 100).x.shape[0] == 100
+        and audit.sample_synthetic(v, sets[0], 100).images.shape[0] == 100
     )
     light = audit.fit_vae(
         sets[0][~sets[0].dark_skin], max_steps=2, batch_size=20, width=8, latent_dim=4
@@ -473,19 +478,21 @@ def test_a_parrot_is_caught_and_honest_samplers_are_not():
     alarms, caught, part = 0, 0, 0
     for k in range(20):
         train, held = bag(50), bag(50)
-        alarms += audit.memorization_test(smooth(60), train, held, n_resamples=100, seed=k).found
+        alarms += audit.memorization_test(
+            smooth(60), train, held, n_resamples=100, seed=k
+        ).significant
         copy = (
-            (train.x[r.integers(0, 50, 60)][:, ::-1] + r.normal(0, 5, (60, 32, 32, 3)))
+            (train.images[r.integers(0, 50, 60)][:, ::-1] + r.normal(0, 5, (60, 32, 32, 3)))
             .clip(0, 255)
             .astype(np.uint8)
         )
-        caught += audit.memorization_test(copy, train, held, n_resamples=100, seed=k).found
+        caught += audit.memorization_test(copy, train, held, n_resamples=100, seed=k).significant
         part += audit.memorization_test(
             np.concatenate([smooth(48), copy[:12]]), train, held, n_resamples=100, seed=k
-        ).found
+        ).significant
     assert alarms <= 3 and caught == 20 and part >= 17, (alarms, caught, part)
     got = audit.memorization_test(copy, train, held, n_resamples=50)
-    assert got.nearer_share > 0.95 and got.ratio.max() < 0.9 and "copies" in str(got)
+    assert got.nearer_share > 0.95 and got.distance_ratio.max() < 0.9 and "copies" in str(got)
     with pytest.raises(ValueError, match="at least 20"):
         audit.memorization_test(copy[:3], train, held)
 
@@ -529,7 +536,7 @@ def test_amplification_is_the_difference_of_two_gaps():
         measure_gap_amplification(ds, worse, s, metric="AUROC", n_resamples=50).value > 0
         and measure_gap_amplification(ds, worse, s, metric="Brier", n_resamples=50).value > 0
     ), "worse for the second group is above 0, whichever way the measure runs"
-    with pytest.raises(ValueError, match="measure="):
+    with pytest.raises(ValueError, match="metric="):
         measure_gap_amplification(ds, s, s, metric="f1")
 
 
@@ -724,7 +731,7 @@ def test_pad_ufes_20_by_skin_type():
     assert (
         naive.worst == "female"
         and naive.difference.value > 0.5
-        and naive.found
+        and naive.significant
         and mended.difference.value < 0.2
     ), "women who share a zero with the blanks"
     got = audit.compute_group_metrics(
@@ -768,8 +775,8 @@ def test_fitzpatrick17k_by_skin():
     assert (
         list(got.counts) == ["light", "medium", "dark"]
         and got.counts["dark"]["positive"] == 47
-        and got.excluded["no truth"] > 10000
-        and not got.gaps["recall"].found
+        and got.excluded["no label"] > 10000
+        and not got.gaps["recall"].significant
     )
 
 

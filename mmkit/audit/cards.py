@@ -238,9 +238,9 @@ def _format_measurement(measurement):  # on how many; what came of it
             )
         g = measurement.gaps[m]
         return (
-            f"{n:,} records, {measurement.patients:,} patients",
-            f"{m} {measurement.by_group[m][g.worst]} in {escape_markdown(g.worst)}, {measurement.by_group[m][g.best]} in {escape_markdown(g.best)}; gap {g.difference}, by chance up to {g.chance.high:.2f}: "
-            + ("a gap" if g.found else "not told from chance")
+            f"{n:,} records, {measurement.num_patients:,} patients",
+            f"{m} {measurement.by_group[m][g.worst]} in {escape_markdown(g.worst)}, {measurement.by_group[m][g.best]} in {escape_markdown(g.best)}; gap {g.difference}, by chance up to {g.under_permutation.high:.2f}: "
+            + ("a gap" if g.significant else "not told from chance")
             + (
                 f"; nothing is said of {', '.join(escape_markdown(s) for s in measurement.too_small)} (too few)"
                 if measurement.too_small
@@ -268,7 +268,7 @@ def _format_measurement(measurement):  # on how many; what came of it
         ) or "nothing is shared"
     if isinstance(measurement, MemorizationResult):
         return (
-            f"{measurement.n:,} samples, {measurement.num_images:,} training pictures",
+            f"{measurement.num_samples:,} samples, {measurement.num_images:,} training pictures",
             escape_markdown(measurement),
         )
     if isinstance(measurement, Claim):
@@ -382,7 +382,7 @@ def create_model_card(
             [
                 f"- {escape_markdown(v.by)}: "
                 + ", ".join(
-                    f"{escape_markdown(n)} ({c['records']:,} records, {c['patients']:,} patients, {c['positive']:,} {escape_markdown(v.what)})"
+                    f"{escape_markdown(n)} ({c['records']:,} records, {c['patients']:,} patients, {c['positive']:,} {escape_markdown(v.target_name)})"
                     for n, c in v.counts.items()
                 )
                 for v in groups.values()
@@ -421,8 +421,8 @@ def create_model_card(
                         escape_markdown(x.worst),
                         escape_markdown(x.best),
                         x.difference,
-                        f"{x.chance.high:.2f}",
-                        f"{x.p:.3f}",
+                        f"{x.under_permutation.high:.2f}",
+                        f"{x.p_value:.3f}",
                     ]
                     if x
                     else [m, "–", "–", "fewer than two groups can be compared", "–", "–"]
@@ -433,7 +433,7 @@ def create_model_card(
     parts += [] if groups else [f"*{NOT_MEASURED}*"]
     untested, silent = (
         [c for c, _, n, _ in rows if n == "–"],
-        [r for v in groups.values() for r in v.remarks()],
+        [r for v in groups.values() for r in v.caveats()],
     )
     parts += [
         "## Assessment checklist",

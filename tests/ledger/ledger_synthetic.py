@@ -55,7 +55,7 @@ def seed_of(seed, small):  # arm -> measures: all arms of a seed share what was 
     model, processor = fresh()
 
     def see(p):
-        return extract_image_features(model, processor, p.x)
+        return extract_image_features(model, processor, p.images)
 
     at = 900 + 10 * seed
 
@@ -128,7 +128,7 @@ def seed_of(seed, small):  # arm -> measures: all arms of a seed share what was 
         ("balanced VAE", "even", even),
         ("further real", "further", further),
     ):
-        q = audit.memorization_test(p.x[:n], source, more, n_resamples=300, seed=seed)
+        q = audit.memorization_test(p.images[:n], source, more, n_resamples=300, seed=seed)
         out.setdefault(f"pictures of: {name}", {}).update(
             {
                 "nearer to training than to unseen pictures": q.nearer_share,
