@@ -356,7 +356,7 @@ def test_bad_talks_are_refused(processor, families):
         tokenize_conversations(processor, [build_messages(PROMPT, CAPTION)], max_length=50)
     with pytest.raises(ValueError, match="empty"):
         Collator(processor)([dict(image=picture(), caption=None)])
-    with pytest.raises(ValueError, match="announce 1 pictures, but 2"):
+    with pytest.raises(ValueError, match="announce 1 images, but 2"):
         encode_example(processor, [picture()] * 2, build_messages("a", "b"))
     with pytest.raises(ValueError, match="is no turn"):
         tokenize_conversations(processor, [[dict(role="user", content="plain string")]])
@@ -379,7 +379,7 @@ def test_templates_that_lose_words_are_refused(processor):
         tokenize_conversations(p, [[system("Be."), *build_messages("a", "b", num_images=0)]])
     with pytest.raises(ValueError, match="leaves out, repeats or rewrites"):
         tokenize_conversations(p, [build_messages("ABC", "b", num_images=0)])
-    with pytest.raises(ValueError, match="leaves out 1 of 1 pictures"):
+    with pytest.raises(ValueError, match="leaves out 1 of 1 images"):
         tokenize_conversations(p, [build_messages("abc", "b")])
     p.chat_template = None
     with pytest.raises(ValueError, match="has no chat template.*instruction-tuned"):
