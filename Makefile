@@ -34,7 +34,7 @@ tour: $(VENV)/.ready-tour
 
 tuner: $(VENV)/.ready-lab
 	$(say) 'serving the live tuner; Ctrl-C here ends it'
-	@$(BIN)/python -m mmkit.dashboard $(if $(PORT),--port $(PORT))
+	@$(BIN)/python -m mmkit.tuner.server $(if $(PORT),--port $(PORT))
 
 lab: $(VENV)/.ready-lab
 	$(say) 'opening JupyterLab at nbs/index.ipynb; Ctrl-C twice here ends it'

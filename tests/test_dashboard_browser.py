@@ -13,7 +13,7 @@ from conftest import ROOT
 from mmkit import tuner
 
 CELLS = [
-    "import torch; torch.set_num_threads(1)\nfrom mmkit.dashboard import Dashboard\nd = Dashboard(ahead=0, batch=4)\nd",
+    "import torch; torch.set_num_threads(1)\nfrom mmkit.tuner import Dashboard\nd = Dashboard(initial_steps=0, batch_size=4)\nd",
     "d.runner.alive",
 ]
 ACTS = int(os.environ.get("MMKIT_MONKEY", 300))
@@ -28,8 +28,8 @@ class Face:
     def do(self, act):
         return self.root.locator(f'[data-do="{act}"]').first
 
-    def knob(self, name):
-        return self.root.locator(f'[data-knob="{name}"]').first
+    def hparam(self, name):
+        return self.root.locator(f'[data-hparam="{name}"]').first
 
     def told(self):
         return self.root.evaluate("e => ({...e.told(), runs: e.everyRun()})")
@@ -54,14 +54,14 @@ class Face:
         return self.until("t.step >= a", at + n)
 
     def start(self):
-        if self.told()["status"] != "running":
+        if self.told()["phase"] != "running":
             self.do("start").click()
-        return self.until('t.status == "running"')
+        return self.until('t.phase == "running"')
 
     def pause(self):
-        if self.told()["status"] == "running":
+        if self.told()["phase"] == "running":
             self.do("pause").click()
-        return self.until('t.status != "running"')
+        return self.until('t.phase != "running"')
 
     def drawn(self):
         return self.root.evaluate("""e => Object.fromEntries([...e.querySelectorAll('figure canvas')].filter(c => c.clientWidth).map(c => [c.closest('figure').dataset.panel,
@@ -88,7 +88,7 @@ def page(browser, lab):
         tab.goto(lab.write("dashboard", CELLS))
         lab.run_all(tab)
         tab.wait_for_selector(".mmkit-dash [data-panel=ce] canvas")
-        Face(tab).until('t.status == "ready"')
+        Face(tab).until('t.phase == "ready"')
         yield tab
         assert not tab.troubles, "\n".join(tab.troubles)
 
@@ -107,7 +107,7 @@ def test_opens_and_fits(page):
             c.evaluate("e => e.outerHTML")
         )
     assert (
-        f.root.locator("[data-knob]").count() == 18 + 2
+        f.root.locator("[data-hparam]").count() == 18 + 2
         and f.root.locator("[data-panel] canvas").count() >= 11
     )
     for c in f.root.locator("figure canvas").all():
@@ -148,7 +148,7 @@ def test_start_trains_and_the_pictures_follow(page):
 
 def test_a_dragged_slider_is_felt_at_the_next_step(page):
     f = Face(page)
-    box = f.knob("ce").bounding_box()
+    box = f.hparam("ce").bounding_box()
     before = f.told()
     y = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + box["width"] * 0.5, y)
@@ -156,8 +156,8 @@ def test_a_dragged_slider_is_felt_at_the_next_step(page):
     page.mouse.move(box["x"] + box["width"] * 0.7, y, steps=4)
     page.mouse.move(box["x"] + box["width"] * 0.9, y, steps=4)
     page.mouse.up()
-    now = f.until("t.knobs.ce > .8")
-    ce = now["knobs"]["ce"]
+    now = f.until("t.hparams.ce > .8")
+    ce = now["hparams"]["ce"]
     f.until("t.runs[t.active].marks.length > 0")
     mark = f.run()["marks"][-1]
     assert before["step"] <= mark["step"] and mark["says"].startswith("ce"), mark
@@ -169,25 +169,25 @@ def test_a_dragged_slider_is_felt_at_the_next_step(page):
         if s > mark["step"] and v
     ]
     assert after[0][0] == pytest.approx(ce, rel=0.02), "not at the first step after it"
-    last = float(f.knob("ce").evaluate("e => e.value"))
-    f.until("t.knobs.ce == a", last)
+    last = float(f.hparam("ce").evaluate("e => e.value"))
+    f.until("t.hparams.ce == a", last)
     assert (
-        f.knob("ce").evaluate('e => e.labels[0].querySelector("output").textContent')
+        f.hparam("ce").evaluate('e => e.labels[0].querySelector("output").textContent')
         == f"{last:.3g}"
     )
 
 
 def test_linked_weights_move_together(page):
     f = Face(page)
-    f.knob("linked").check()
-    f.until("t.knobs.linked")
-    f.knob("contrastive").fill("0.2")
-    k = f.until("Math.abs(t.knobs.contrastive - .2) < 1e-6")["knobs"]
+    f.hparam("weights_sum_to_one").check()
+    f.until("t.hparams.weights_sum_to_one")
+    f.hparam("contrastive").fill("0.2")
+    k = f.until("Math.abs(t.hparams.contrastive - .2) < 1e-6")["hparams"]
     assert k["contrastive"] + k["ce"] + k["mse"] == pytest.approx(1)
     page.wait_for_timeout(900)
-    assert float(f.knob("ce").input_value()) == pytest.approx(k["ce"], abs=0.026)
-    f.knob("linked").uncheck()
-    f.until("!t.knobs.linked")
+    assert float(f.hparam("ce").input_value()) == pytest.approx(k["ce"], abs=0.026)
+    f.hparam("weights_sum_to_one").uncheck()
+    f.until("!t.hparams.weights_sum_to_one")
 
 
 def test_pause_and_single_steps(page):
@@ -195,9 +195,9 @@ def test_pause_and_single_steps(page):
     f.pause()
     at = f.step()
     page.wait_for_timeout(400)
-    assert f.step() == at and f.told()["status"] == "paused"
+    assert f.step() == at and f.told()["phase"] == "paused"
     f.do("step").click()
-    f.until('t.step == a && t.status == "paused"', at + 1)
+    f.until('t.step == a && t.phase == "paused"', at + 1)
 
 
 def test_by_keyboard_alone(page):
@@ -211,17 +211,17 @@ def test_by_keyboard_alone(page):
     before = cells()
     f.do("start").focus()
     page.keyboard.press("Space")
-    f.until('t.status == "running"')
+    f.until('t.phase == "running"')
     page.keyboard.press("Enter")
-    f.until('t.status == "paused"')
-    f.knob("temperature").focus()
-    at = f.told()["knobs"]["temperature"]
+    f.until('t.phase == "paused"')
+    f.hparam("temperature").focus()
+    at = f.told()["hparams"]["temperature"]
     page.keyboard.press("ArrowRight")
-    f.until("t.knobs.temperature > a", at)
+    f.until("t.hparams.temperature > a", at)
     page.keyboard.press("ArrowLeft")
     assert "cosines" in f.root.locator(".mm-hint").inner_text()
     for place in (
-        f.knob("temperature"),
+        f.hparam("temperature"),
         f.do("start"),
         f.root.locator("[role=tab]").first,
         f.root.locator("[data-w]").first,
@@ -245,7 +245,7 @@ def test_by_keyboard_alone(page):
     for _ in range(60):
         seen.add(
             page.evaluate(
-                'document.activeElement.dataset.do || document.activeElement.dataset.knob || document.activeElement.getAttribute("role")'
+                'document.activeElement.dataset.do || document.activeElement.dataset.hparam || document.activeElement.getAttribute("role")'
             )
         )
         page.keyboard.press("Tab")
@@ -257,8 +257,8 @@ def test_by_keyboard_alone(page):
         "preset",
         "ce",
         "temperature",
-        "learned",
-        "batch",
+        "learn_temperature",
+        "batch_size",
         "tab",
         "switch",
         "option",
@@ -287,7 +287,7 @@ def test_fork_compare_switch_drop(page):
     at = f.step()
     f.do("fork").click()
     f.until('t.active == "B"')
-    f.knob("temperature").fill("120")
+    f.hparam("temperature").fill("120")
     f.start()
     f.trains(3)
     f.pause()
@@ -347,7 +347,7 @@ def test_presets_and_the_tour(page):
         "() => document.querySelector('[data-guess=\"1\"]').getAttribute('aria-pressed') == 'true'"
     )
     f.root.locator("select[data-do=preset]").select_option("MSE only")
-    k = f.until("t.knobs.mse == 1")["knobs"]
+    k = f.until("t.hparams.mse == 1")["hparams"]
     assert k["ce"] == k["contrastive"] == 0
     page.wait_for_function(
         "text => document.querySelector('.mm-sentence').textContent == text",
@@ -370,13 +370,13 @@ def test_presets_and_the_tour(page):
 def test_seed_and_rank_wait_for_a_reset(page):
     f = Face(page)
     f.root.locator("[data-group=start] summary").click()
-    f.knob("seed").fill("5")
+    f.hparam("seed").fill("5")
     page.wait_for_function(
         "() => document.querySelector('[data-do=reset]').dataset.staged == 'true'"
     )
-    assert f.told()["knobs"]["seed"] == 0
+    assert f.told()["hparams"]["seed"] == 0
     f.do("reset").click()
-    f.until("t.knobs.seed == 5")
+    f.until("t.hparams.seed == 5")
     page.wait_for_function(
         "() => document.querySelector('[data-do=reset]').dataset.staged == 'false'"
     )
@@ -436,10 +436,10 @@ def test_sweep_or_its_absence(page):
 
 def test_python_turns_the_page_and_a_refusal_is_said(page):
     f = Face(page)
-    kernel(page, "d.runner.set(batch=6)")
-    f.until("t.knobs.batch == 6")
-    page.wait_for_function("() => document.querySelector('[data-knob=batch]').value == '6'")
-    parts = f.root.locator("[data-knob=train]")
+    kernel(page, "d.runner.set(batch_size=6)")
+    f.until("t.hparams.batch_size == 6")
+    page.wait_for_function("() => document.querySelector('[data-hparam=batch_size]').value == '6'")
+    parts = f.root.locator("[data-hparam=train]")
     for p in parts.all():
         if p.is_checked():
             p.uncheck()
@@ -493,7 +493,7 @@ def test_monkey(page):
         if i % 10 == 9:
             page.wait_for_timeout(60)
         if i % 60 == 59:
-            assert f.told()["status"] in ("running", "paused", "ready"), (i, f.told()["reason"])
+            assert f.told()["phase"] in ("running", "paused", "ready"), (i, f.told()["reason"])
     shoot(page, "dashboard_lab_monkey")
     assert (
         f.root.locator(".mm-side").bounding_box()["width"] < 240
@@ -505,9 +505,9 @@ def test_monkey(page):
     )  # JupyterLab hears clicks in threads of their own: let the last of them arrive
     kernel(
         page,
-        "d.runner.reset(seed=0, rank=8); d.runner.set(train=('projector',), batch=4, linked=False, mismatch=0, shortcut=0, dark_benign=0, camera=0); d.runner.set(contrastive=.4, ce=.5, mse=.1)",
+        "d.runner.reset(seed=0, lora_rank=8); d.runner.set(train=('projector',), batch_size=4, weights_sum_to_one=False, mismatch=0, shortcut=0, dark_benign=0, camera=0); d.runner.set(contrastive=.4, ce=.5, mse=.1)",
     )
-    f.until('t.status != "running" && t.step == 0 && !t.busy && t.knobs.batch == 4')
+    f.until('t.phase != "running" && t.step == 0 && !t.busy && t.hparams.batch_size == 4')
     f.start()
     f.until("t.step >= 5")
     f.pause()
@@ -525,7 +525,7 @@ def test_a_crash_is_shown_and_the_kernel_lives_on(page):
     f = Face(page)
     kernel(page, "d.runner.state.step = lambda: 1/0")
     f.do("start").click()
-    f.until('t.status == "failed"')
+    f.until('t.phase == "failed"')
     page.wait_for_function(
         "() => document.querySelector('.mm-notice').textContent.includes('ZeroDivisionError')"
     )
@@ -537,11 +537,11 @@ def test_a_crash_is_shown_and_the_kernel_lives_on(page):
 def test_run_again_close_and_restart(page, lab):
     lab.run_all(page)
     f = Face(page)
-    f.until('t.status == "ready"')
+    f.until('t.phase == "ready"')
     assert page.locator(".mmkit-dash").count() == 1
     kernel(page, "old = d")
     lab.run_all(page)
-    f.until('t.status == "ready"')
+    f.until('t.phase == "ready"')
     assert (
         kernel(page, "print(old.runner.alive, d.runner.alive)") == "False True"
         and kernel(page, THREADS) == "1"
@@ -552,12 +552,12 @@ def test_run_again_close_and_restart(page, lab):
     page.wait_for_function("() => !document.querySelector('.mmkit-dash')")
     assert kernel(page, THREADS) == "0"
     lab.run_all(page)
-    f.until('t.status == "ready"')
+    f.until('t.phase == "ready"')
     f.do("end").click()
-    f.until('t.status == "stopped"')
+    f.until('t.phase == "stopped"')
     assert kernel(page, THREADS) == "0" and "ended" in f.root.locator(".mm-notice").inner_text()
     lab.run_all(page)
-    f.until('t.status == "ready"')
+    f.until('t.phase == "ready"')
     f.start()
     f.trains(1)
     page.evaluate(
@@ -574,24 +574,24 @@ def test_in_voila(voila, tab):
         voila.write(
             "dashboard",
             [
-                "import torch; torch.set_num_threads(1)\nfrom mmkit.dashboard import Dashboard\nDashboard()"
+                "import torch; torch.set_num_threads(1)\nfrom mmkit.tuner import Dashboard\nDashboard()"
             ],
         )
     )
     tab.wait_for_selector(".mmkit-dash [data-panel=ce] canvas")
     f = Face(tab)
-    f.until('t.status == "ready"')
+    f.until('t.phase == "ready"')
     assert f.root.bounding_box()["y"] + f.root.bounding_box()["height"] <= 720, (
         "does not fit in 1280×720"
     )
     f.start()
     f.until("t.step >= 12 && t.captions")
-    f.knob("ce").fill("0.8")
-    f.until("Math.abs(t.knobs.ce - .8) < 1e-9")
+    f.hparam("ce").fill("0.8")
+    f.until("Math.abs(t.hparams.ce - .8) < 1e-9")
     f.trains(10)
     f.do("fork").click()
     f.until('t.active == "B"')
-    f.knob("temperature").fill("140")
+    f.hparam("temperature").fill("140")
     f.trains(16)
     f.root.locator(".mm-caption").nth(0).locator("[data-ok=true]").first.click()
     f.until("t.attention")

@@ -1,4 +1,4 @@
-"The tuner without a screen: knobs, faults by dice, replays to the last bit, ways back, exports, and a thread that neither leaks nor takes the kernel with it."
+"The tuner without a screen: hyperparameters, planted faults, bit-identical replays, snapshots, exports, and the runner's thread."
 
 import copy
 import gc
@@ -18,11 +18,13 @@ from mmkit import data, models, training, tuner
 from mmkit.data.melanoma_pairs import load_melanoma_pairs
 from mmkit.models.parts import part_of
 from mmkit.tuner.export import changes_lost_in_fit, fit_arguments
+from mmkit.tuner.faulty_dataset import Variant
 from mmkit.tuner.hyperparameters import (
     HYPERPARAMETERS,
     LOSS_TERMS,
     PRESETS,
     apply_changes,
+    default_hparams,
     link_weights,
     validate_hparams,
 )
@@ -31,12 +33,12 @@ from mmkit.tuner.plots import compare_runs
 from mmkit.tuner.runner import Runner, stop_all_runners
 from mmkit.tuner.state import StepError, TunerState
 
-START = {k.name: k.start for k in HYPERPARAMETERS.values()}
-SMALL = dict(n=24, batch=2)
+START = default_hparams()
+SMALL = dict(num_records=24, batch_size=2)
 
 
-def lossy(s):
-    return [h["loss"] for h in s.history]
+def losses_of(state):
+    return [entry["loss"] for entry in state.history]
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +51,21 @@ def run(base):
     return base.restore("start").fork()
 
 
-def until(r, ready, seconds=120):
+def until(runner, is_ready, seconds=1200):
+    "The status when it is ready; the limit guards against a hang."
     end = time.monotonic() + seconds
-    while not ready(r.told()):
-        assert time.monotonic() < end, {
-            k: v for k, v in r.told().items() if k not in ("runs", "similarity", "captions")
-        }
+    while not is_ready(runner.status()):
+        large = ("runs", "similarity", "captions")
+        status = {key: value for key, value in runner.status().items() if key not in large}
+        assert time.monotonic() < end, status
         time.sleep(0.01)
-    return r.told()
+    return runner.status()
 
 
 @pytest.fixture
 def runner(run):
     r = Runner(run)
-    until(r, lambda t: t["status"] == "ready")
+    until(r, lambda t: t["phase"] == "ready")
     yield r
     r.stop()
     assert not r.alive
@@ -73,7 +76,7 @@ def runner(run):
 
 @given(st.lists(st.tuples(st.sampled_from(LOSS_TERMS), st.floats(0, 1)), min_size=1, max_size=8))
 def test_linked_weights_stay_on_the_simplex(moves):
-    knobs = apply_changes(START, dict(linked=True))
+    knobs = apply_changes(START, dict(weights_sum_to_one=True))
     for name, v in moves:
         knobs = apply_changes(knobs, {name: v})
         assert (
@@ -93,21 +96,21 @@ def test_every_knob_can_stand_where_it_says():
     for k in HYPERPARAMETERS.values():
         assert k.help and k.label
         if k.kind in ("share", "number", "count"):
-            for v in (k.low, k.high, k.start):
+            for v in (k.low, k.high, k.default):
                 assert validate_hparams({k.name: v})[k.name] == v
             for v in (k.low - 1, k.high + 1, math.nan, math.inf, None, "x"):
                 with pytest.raises(ValueError, match=k.name):
                     validate_hparams({k.name: v})
     for name, p in PRESETS.items():
         assert (
-            p.says.endswith(".")
-            and apply_changes(START, p.knobs)
-            and all(HYPERPARAMETERS[k].live for k in p.knobs)
+            p.description.endswith(".")
+            and apply_changes(START, p.hparams)
+            and all(HYPERPARAMETERS[k].live for k in p.hparams)
         ), name
 
 
 def test_turning_what_cannot_be_leaves_all_as_it_was(run):
-    before, marks = dict(run.knobs), list(run.changes)
+    before, marks = dict(run.hparams), list(run.changes)
     for wrong in (
         dict(ce=2),
         dict(ce=0.1, mse=-1),
@@ -116,11 +119,11 @@ def test_turning_what_cannot_be_leaves_all_as_it_was(run):
         dict(nonsense=1),
         dict(train="nose"),
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="from 0|every weight|fixed|no hyperparameter|no part"):
             run.set(**wrong)
-        assert run.knobs == before and run.changes == marks
-    with pytest.raises(ValueError, match=r"reset\(rank=4\)"):
-        run.set(rank=4)
+        assert run.hparams == before and run.changes == marks
+    with pytest.raises(ValueError, match=r"reset\(lora_rank=4\)"):
+        run.set(lora_rank=4)
 
 
 # ---- faults --------------------------------------------------------------------------------------------------------------
@@ -133,46 +136,48 @@ def test_turning_what_cannot_be_leaves_all_as_it_was(run):
 )
 @settings(max_examples=40)
 def test_a_smaller_share_is_part_of_a_larger(base, a, b, fault):
-    def where(share):
-        return {
-            p["row"]
-            for p in base.deck.pick(0, START | dict(batch=24) | {fault: share})
-            if (
-                p["words"] != p["row"]
-                if fault == "mismatch"
-                else p[dict(shortcut="notes", dark_benign="dark").get(fault, fault)]
-            )
-        }
+    has_fault = dict(
+        mismatch=lambda example: example.caption_row != example.row,
+        shortcut=lambda example: example.notes,
+        dark_benign=lambda example: example.dark_benign,
+        camera=lambda example: example.camera,
+    )[fault]
 
-    assert where(min(a, b)) <= where(max(a, b)) and where(0) == set() and where(1) == set(range(24))
+    def rows_with_fault(share):
+        plan = base.train_set.plan_batch(0, START | dict(batch_size=24) | {fault: share})
+        return {example.row for example in plan if has_fault(example)}
+
+    assert rows_with_fault(min(a, b)) <= rows_with_fault(max(a, b))
+    assert rows_with_fault(0) == set()
+    assert rows_with_fault(1) == set(range(24))
 
 
-def test_a_batch_knows_equal_captions_of_different_kinds(base):
-    mixed = START | dict(batch=24, shortcut=0.5, dark_benign=0.5, mismatch=0.5)
-    b = base.deck.batch(0, mixed)
-    said = [base.deck.rows(dark=p["dark"])[p["words"]]["caption"] for p in base.deck.pick(0, mixed)]
-    assert [x == y for x in said for y in said] == [
-        x == y for x in b["caption_id"].tolist() for y in b["caption_id"].tolist()
+def test_a_batch_knows_equal_captions_of_different_variants(base):
+    mixed = START | dict(batch_size=24, shortcut=0.5, dark_benign=0.5, mismatch=0.5)
+    ids = base.train_set.get_batch(0, mixed)["caption_id"].tolist()
+    variants = base.train_set.variants
+    captions = [
+        variants.dataset(Variant(dark_benign=example.dark_benign))[example.caption_row]["caption"]
+        for example in base.train_set.plan_batch(0, mixed)
     ]
-    assert (
-        len(
-            {
-                tuple(base.deck.records(d, c)["caption"])
-                for d in (False, True)
-                for c in (False, True)
-            }
-        )
-        == 1
-    )  # so that numbers of captions agree in all kinds
-    plain, notes = (base.deck.batch(0, START | dict(batch=24, shortcut=s)) for s in (0.0, 1.0))
-    assert notes["input_ids"].shape[1] > plain["input_ids"].shape[1] and torch.equal(
-        notes["features"], plain["features"]
+    assert [x == y for x in captions for y in captions] == [x == y for x in ids for y in ids]
+    all_captions = {
+        tuple(variants.records(dark_benign, camera)["caption"])
+        for dark_benign in (False, True)
+        for camera in (False, True)
+    }
+    assert len(all_captions) == 1, "captions are numbered alike in all variants"
+    plain, notes = (
+        base.train_set.get_batch(0, START | dict(batch_size=24, shortcut=share))
+        for share in (0.0, 1.0)
     )
+    assert notes["input_ids"].shape[1] > plain["input_ids"].shape[1]
+    assert torch.equal(notes["features"], plain["features"])
 
 
 def test_dark_and_camera_change_pictures_and_no_words(base):
     plain, dark, cam = (
-        base.deck.batch(0, START | dict(batch=8) | k)
+        base.train_set.get_batch(0, START | dict(batch_size=8) | k)
         for k in ({}, dict(dark_benign=1.0), dict(camera=1.0))
     )
     assert not torch.allclose(plain["features"], cam["features"]) and not torch.allclose(
@@ -186,15 +191,15 @@ def test_records_of_your_own():
     mine = [dict(r) for r in load_melanoma_pairs(24, seed=31, masks=False)]
     with pytest.raises(ValueError, match="0 records"):
         TunerState([], eval_dataset=mine)
-    with pytest.raises(ValueError, match="held=None"):
+    with pytest.raises(ValueError, match="eval_dataset=None"):
         TunerState(mine)
-    s = TunerState(mine[:16], eval_dataset=mine[16:], batch=2).step(2)
-    s.set(mismatch=1.0, hard=1)
+    s = TunerState(mine[:16], eval_dataset=mine[16:], batch_size=2).step(2)
+    s.set(mismatch=1.0, num_hard_negatives=1)
     s.step(2)
     with pytest.raises(ValueError, match="your own"):
         s.set(dark_benign=0.5)
     assert tuner.replay_log(
-        run_log(s), show_progress=False, records=mine[:16], held=mine[16:]
+        run_log(s), show_progress=False, records=mine[:16], eval_dataset=mine[16:]
     ).replayed["same"]
     assert "records = ..." in tuner.export_run(s, "script") and "records" in tuner.export_run(
         s, "fit"
@@ -216,18 +221,18 @@ def test_any_life_replays(run):
     turns = [
         dict(ce=0.2),
         dict(temperature=0.2),
-        dict(learned=True),
-        dict(learned=False),
+        dict(learn_temperature=True),
+        dict(learn_temperature=False),
         dict(train=("projector", "text")),
         dict(train=("projector",)),
-        dict(batch=3),
-        dict(batch=1),
-        dict(hard=1),
-        dict(hard=0),
+        dict(batch_size=3),
+        dict(batch_size=1),
+        dict(num_hard_negatives=1),
+        dict(num_hard_negatives=0),
         dict(mismatch=0.5),
         dict(shortcut=0.5),
         dict(projector=3e-3),
-        dict(linked=True),
+        dict(weights_sum_to_one=True),
         dict(contrastive=0.9),
         dict(train=("vision", "projector")),
         dict(camera=0.5),
@@ -253,8 +258,8 @@ def test_any_life_replays(run):
     again = tuner.replay_log(json.loads(json.dumps(run_log(s))), show_progress=False)
     assert (
         again.replayed["same"]
-        and lossy(again) == lossy(s)
-        and again.knobs == s.knobs
+        and losses_of(again) == losses_of(s)
+        and again.hparams == s.hparams
         and s.steps > 5
     )
     for a, b in zip(again.model.parameters(), s.model.parameters()):
@@ -262,8 +267,10 @@ def test_any_life_replays(run):
 
 
 def test_the_text_model_itself_and_the_tower():
-    s = TunerState(**SMALL, rank=0, train=("vision", "projector", "text"), text=1e-4).step(2)
-    assert not any("lora_" in n for n, _ in s.model.named_parameters()) and set(s.touched) == {
+    s = TunerState(**SMALL, lora_rank=0, train=("vision", "projector", "text"), text=1e-4).step(2)
+    assert not any("lora_" in n for n, _ in s.model.named_parameters()) and set(
+        s.trained_parts
+    ) == {
         "vision",
         "projector",
         "text",
@@ -272,7 +279,7 @@ def test_the_text_model_itself_and_the_tower():
     fresh = models.load()[0]
     for (n, a), b in zip(s.model.named_parameters(), fresh.parameters()):
         assert torch.equal(a, b), n
-    first = lossy(s.step(2))
+    first = losses_of(s.step(2))
     assert (
         tuner.replay_log(run_log(s), show_progress=False).replayed["same"] and len(set(first)) == 2
     )
@@ -284,8 +291,13 @@ def test_a_tower_that_has_moved_is_asked_again(run):
     run.step(2)
     run.set(train=("projector",))
     with torch.no_grad():
-        moved, stale = (run.deck.batch(run.drawn, run.knobs, pixels=p) for p in (True, False))
-        want, old = (training.compute_losses(run.model, b, run.weights()) for b in (moved, stale))
+        moved, stale = (
+            run.train_set.get_batch(run.examples_drawn, run.hparams, pixels=p)
+            for p in (True, False)
+        )
+        want, old = (
+            training.compute_losses(run.model, b, run.loss_weights()) for b in (moved, stale)
+        )
     run.step()
     got = run.history[-1]["raw"]
     assert (
@@ -293,10 +305,12 @@ def test_a_tower_that_has_moved_is_asked_again(run):
         and abs(float(old["ce"]) - float(want["ce"])) > 1e-3
     )
     assert run.fork().step().steps == 4 and not torch.allclose(
-        run.held.see(run, models.unwrap_model(run.model)), run.held.features
+        run.eval_set.image_features(run, models.unwrap_model(run.model)), run.eval_set.features
     )
     run.restore("start")
-    assert torch.equal(run.held.see(run, models.unwrap_model(run.model)), run.held.features)
+    assert torch.equal(
+        run.eval_set.image_features(run, models.unwrap_model(run.model)), run.eval_set.features
+    )
 
 
 def test_looking_is_free_and_parts_that_rest_rest(run):
@@ -306,7 +320,7 @@ def test_looking_is_free_and_parts_that_rest_rest(run):
         tuner.evaluate_run(run)
         run.step()
         other.step()
-    assert lossy(run) == lossy(other)
+    assert losses_of(run) == losses_of(other)
     moved = {part_of(n) for n, p in run.model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {"projector"}
 
@@ -314,24 +328,24 @@ def test_looking_is_free_and_parts_that_rest_rest(run):
 def test_fork_is_apart(run):
     run.step(2)
     other = run.fork("A")
-    here = lossy(run)
+    here = losses_of(run)
     other.set(ce=0.1)
     other.step(3)
     assert (
-        lossy(run) == here
+        losses_of(run) == here
         and other.parent == ["A", 2]
         and run.changes == []
-        and lossy(other)[:2] == here
+        and losses_of(other)[:2] == here
     )
     run.step(3)
     assert (
-        lossy(run)[2:] != lossy(other)[2:]
+        losses_of(run)[2:] != losses_of(other)[2:]
         and compare_runs({"A": run, "B": other}).columns[0] == "run"
     )
 
 
 def test_learned_temperature_learns_stays_and_comes_back(run):
-    run.set(learned=True, contrastive=1.0, ce=0.0, mse=0.0)
+    run.set(learn_temperature=True, contrastive=1.0, ce=0.0, mse=0.0)
     run.step(5)
     tau = run.history[-1]["temperature"]
     assert tau != 0.07
@@ -342,15 +356,15 @@ def test_learned_temperature_learns_stays_and_comes_back(run):
     run.step(2)
     run.restore("t")
     assert float(run.learned_temperature().detach()) == pytest.approx(
-        float(run.weights().current_temperature().detach())
+        float(run.loss_weights().current_temperature().detach())
     )
-    run.set(learned=False)
+    run.set(learn_temperature=False)
     assert (
-        run.knobs["temperature"] != 0.07
-        and run.weights().current_temperature() == run.knobs["temperature"]
+        run.hparams["temperature"] != 0.07
+        and run.loss_weights().current_temperature() == run.hparams["temperature"]
     )
     run.set(temperature=0.5)
-    assert run.weights().current_temperature() == 0.5
+    assert run.loss_weights().current_temperature() == 0.5
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------------
@@ -360,35 +374,34 @@ def test_a_step_that_cannot_be_taken_touches_nothing(run, monkeypatch):
     run.step(3)
     run.set(projector=0.5)
     run.step(1)
-    kept = [p.clone() for p in run.model.parameters()]
-    opt = copy.deepcopy(run.opt.state_dict()["state"])
-    real = training.compute_losses
-    monkeypatch.setattr(
-        "mmkit.training.steps.compute_losses",
-        lambda *a, **k: {n: v * math.nan for n, v in real(*a, **k).items()},
-    )
+    params = [param.clone() for param in run.model.parameters()]
+    before = copy.deepcopy(run.optimizer.state_dict()["state"])
+
+    def diverge(*args, **kwargs):
+        return {term: value * math.nan for term, value in compute_losses(*args, **kwargs).items()}
+
+    def refuse(*args, **kwargs):
+        raise ValueError("no token carries loss")
+
+    compute_losses = training.compute_losses
+    monkeypatch.setattr("mmkit.training.steps.compute_losses", diverge)
     with pytest.raises(StepError, match="step 5: the loss is nan"):
         run.step()
-    monkeypatch.setattr(
-        "mmkit.training.steps.compute_losses",
-        lambda *a, **k: (_ for _ in ()).throw(ValueError("no token carries loss")),
-    )
+    monkeypatch.setattr("mmkit.training.steps.compute_losses", refuse)
     with pytest.raises(StepError, match="step 5: no token"):
         run.step()
     monkeypatch.undo()
-    assert (
-        run.steps == 4
-        and all(torch.equal(a, b) for a, b in zip(kept, run.model.parameters()))
-        and run.recommended_snapshot().startswith("before projector")
-    )
-    now = run.opt.state_dict()["state"]
-    assert all(torch.equal(opt[k]["exp_avg"], now[k]["exp_avg"]) for k in opt)
-    run.deck.n = 0
+    assert run.steps == 4
+    assert all(torch.equal(p, q) for p, q in zip(params, run.model.parameters()))
+    assert run.recommended_snapshot().startswith("before projector")
+    now = run.optimizer.state_dict()["state"]
+    assert all(torch.equal(before[key]["exp_avg"], now[key]["exp_avg"]) for key in before)
+    run.train_set.num_records = 0
     with pytest.raises(StepError, match="the batch is empty"):
         run.step()
-    run.deck.n = 24
+    run.train_set.num_records = 24
     run.restore(run.recommended_snapshot())
-    assert run.steps == 3 and run.knobs["projector"] == HYPERPARAMETERS["projector"].start
+    assert run.steps == 3 and run.hparams["projector"] == HYPERPARAMETERS["projector"].default
 
 
 def test_automatic_snapshots_are_few_and_asked_for_ones_stay(run):
@@ -440,42 +453,35 @@ def test_exports_give_the_run_again(run):
     run.set(train=("projector", "text"), text=5e-4)
     run.step(2)
     space = {}
-    exec(
-        tuner.export_run(run, "cell").replace("tuner.replay(", "tuner.replay(bar=False, told="),
-        space,
-    )
+    cell = tuner.export_run(run, "cell")
+    exec(cell.replace("replay_log(log)", "replay_log(log, show_progress=False)"), space)
     assert space["state"].replayed["same"]
     space = {}
     exec(tuner.export_run(run, "script"), space)
-    assert space["history"] == lossy(run)
+    assert space["history"] == losses_of(run)
     space = {}
-    exec(
-        tuner.export_run(run, "fit")
-        .replace("training.fit(model", "training.fit(bar=False, model=model")
-        .replace("processor, deck.planted", "processor=processor, ds=deck.planted"),
-        space,
-    )
-    assert np.allclose(
-        space["run"].history["loss"], lossy(run), atol=1e-4
-    ) and not changes_lost_in_fit(run)
+    fit_source = tuner.export_run(run, "fit")
+    exec(fit_source.replace("    records,\n", "    records,\n    show_progress=False,\n"), space)
+    assert np.allclose(space["run"].history["loss"], losses_of(run), atol=1e-4)
+    assert not changes_lost_in_fit(run)
     assert json.loads(tuner.export_run(run, "json")) == json.loads(json.dumps(run_log(run)))
     with pytest.raises(ValueError, match="'script'"):
         tuner.export_run(run, "scrip")
 
 
 def test_fit_hears_of_faults_and_hard_negatives(run):
-    run.set(mismatch=0.5, hard=2, shortcut=0.5, contrastive=1.0, ce=1.0)
+    run.set(mismatch=0.5, num_hard_negatives=2, shortcut=0.5, contrastive=1.0, ce=1.0)
     run.step(4)
     asked = fit_arguments(run)
     m, p = models.load()
-    got = training.fit(m, p, asked.pop("ds"), show_progress=False, **asked)
-    assert np.allclose(got.history["loss"], lossy(run), atol=1e-4)
-    run.set(hard=0)
+    got = training.fit(m, p, asked.pop("records"), show_progress=False, **asked)
+    assert np.allclose(got.history["loss"], losses_of(run), atol=1e-4)
+    run.set(num_hard_negatives=0)
     run.step(2)
-    assert changes_lost_in_fit(run) == [
-        "hard"
-    ] and "cannot turn these on its way, so they stand as at the end: hard" in tuner.export_run(
-        run, "fit"
+    assert (
+        changes_lost_in_fit(run) == ["num_hard_negatives"]
+        and "cannot change these on its way, so they stand as at the end: num_hard_negatives"
+        in tuner.export_run(run, "fit")
     )
 
 
@@ -492,27 +498,27 @@ def test_the_thread_changes_no_bit(runner, base):
     t = until(runner, lambda t: t["step"] == 5)
     alone = base.restore("start").fork().step(3)
     alone.set(ce=0.2)
-    alone.set(**PRESETS["CE only"].knobs)
+    alone.set(**PRESETS["CE only"].hparams)
     alone.step(2)
-    assert lossy(runner.state) == lossy(alone) and t["knobs"] == {
-        k: list(v) if isinstance(v, tuple) else v for k, v in alone.knobs.items()
+    assert losses_of(runner.state) == losses_of(alone) and t["hparams"] == {
+        k: list(v) if isinstance(v, tuple) else v for k, v in alone.hparams.items()
     }
     json.dumps(t, allow_nan=False)
     assert t["captions"] and t["similarity"]["n"] == len(t["similarity"]["values"]) ** 0.5
 
 
-def test_orders(runner):
+def test_commands(runner):
     runner.start()
-    until(runner, lambda t: t["step"] > 2 and t["status"] == "running")
+    until(runner, lambda t: t["step"] > 2 and t["phase"] == "running")
     runner.pause()
-    at = until(runner, lambda t: t["status"] == "paused")["step"]
+    at = until(runner, lambda t: t["phase"] == "paused")["step"]
     time.sleep(0.3)
-    assert runner.told()["step"] == at
+    assert runner.status()["step"] == at
     runner.fork()
     t = until(runner, lambda t: t["active"] == "B")
     assert t["runs"]["B"]["parent"] == ["A", at]
     runner.step(1)
-    until(runner, lambda t: t["step"] == at + 1 and t["status"] == "paused")
+    until(runner, lambda t: t["step"] == at + 1 and t["phase"] == "paused")
     runner.replay()
     assert until(runner, lambda t: t["replay"])["replay"]["same"]
     runner.switch("A")
@@ -528,9 +534,9 @@ def test_orders(runner):
         until(runner, lambda t: says in t["reason"])
     for ce in (0.3, 0.6):
         runner.set(ce=ce)
-        until(runner, lambda t: t["knobs"]["ce"] == ce)  # each is heard, one after the other
+        until(runner, lambda t: t["hparams"]["ce"] == ce)  # each is heard, one after the other
     runner.step(30)
-    until(runner, lambda t: t["step"] >= at + 30 and t["status"] == "paused")
+    until(runner, lambda t: t["step"] >= at + 30 and t["phase"] == "paused")
     runner.replay()
     until(runner, lambda t: t["busy"].startswith("replaying"))
     runner.restore("start")
@@ -541,20 +547,20 @@ def test_orders(runner):
     at = 0  # a replay holds nothing up
     runner.snapshot("k")
     runner.step(2)
-    until(runner, lambda t: t["step"] == at + 2 and t["status"] == "paused")
+    until(runner, lambda t: t["step"] == at + 2 and t["phase"] == "paused")
     runner.restore("k")
     until(runner, lambda t: t["step"] == at)
     until(runner, lambda t: t["captions"])
-    runner.point(0, 2)
+    runner.request_attention(0, 2)
     a = until(runner, lambda t: t["attention"])["attention"]
     assert (
         (a["lesion"], a["word"]) == (0, 2)
         and len(a["values"]) == a["h"] * a["w"]
         and 0 <= sum(a["values"]) <= 1.001
     )
-    runner.reset(seed=3, rank=4)
-    t = until(runner, lambda t: t["status"] == "ready" and t["step"] == 0)
-    assert (t["knobs"]["seed"], t["knobs"]["rank"]) == (3, 4)
+    runner.reset(seed=3, lora_rank=4)
+    t = until(runner, lambda t: t["phase"] == "ready" and t["step"] == 0)
+    assert (t["hparams"]["seed"], t["hparams"]["lora_rank"]) == (3, 4)
     with pytest.raises(ValueError, match="'CE only'"):
         runner.preset("CE onli")
 
@@ -564,12 +570,12 @@ def test_bad_values_pause_with_a_way_back(runner):
     until(runner, lambda t: t["step"] > 1)
     with pytest.raises(ValueError, match="from 0 to 1"):
         runner.set(ce=9)
-    t = until(runner, lambda t: t["status"] == "paused")
-    assert "ce=9" in t["reason"] and t["way_back"] in runner.state.snapshots
+    t = until(runner, lambda t: t["phase"] == "paused")
+    assert "ce=9" in t["reason"] and t["restore_to"] in runner.state.snapshots
     runner.set(contrastive=0, ce=0, mse=0)
     assert "every weight" in until(runner, lambda t: "every weight" in t["reason"])["reason"]
     runner.start()
-    until(runner, lambda t: t["status"] == "running" and not t["reason"])
+    until(runner, lambda t: t["phase"] == "running" and not t["reason"])
 
 
 def test_a_lost_run_waits_and_goes_back(runner):
@@ -579,18 +585,18 @@ def test_a_lost_run_waits_and_goes_back(runner):
         runner.state.parts["projector"][0].fill_(math.nan)
     runner.start()
     t = until(runner, lambda t: t["reason"])
-    assert t["status"] == "paused" and "nan" in t["reason"] and t["step"] == 2
-    runner.restore(t["way_back"])
+    assert t["phase"] == "paused" and "nan" in t["reason"] and t["step"] == 2
+    runner.restore(t["restore_to"])
     runner.step(1)
-    until(runner, lambda t: t["step"] == 1 and t["status"] == "paused")
+    until(runner, lambda t: t["step"] == 1 and t["phase"] == "paused")
     assert math.isfinite(runner.state.history[-1]["loss"])
 
 
 def test_a_crash_is_told_and_the_kernel_lives(runner, monkeypatch):
     interval = sys.getswitchinterval()
-    monkeypatch.setattr(runner.state.deck, "batch", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(runner.state.train_set, "get_batch", lambda *a, **k: 1 / 0)
     runner.start()
-    t = until(runner, lambda t: t["status"] == "failed")
+    t = until(runner, lambda t: t["phase"] == "failed")
     runner.thread.join(10)
     assert (
         "ZeroDivisionError" in t["reason"]
@@ -601,13 +607,13 @@ def test_a_crash_is_told_and_the_kernel_lives(runner, monkeypatch):
         runner.start()
     runner.stop()
     runner.stop()
-    assert runner.status == "failed"
+    assert runner.phase == "failed"
 
 
 def test_no_thread_outlives_its_runner(run):
     here, interval = set(threading.enumerate()), sys.getswitchinterval()
     r = Runner(run)
-    until(r, lambda t: t["status"] == "ready")
+    until(r, lambda t: t["phase"] == "ready")
     assert sys.getswitchinterval() < interval
     thread = r.thread
     r.start()
@@ -620,45 +626,48 @@ def test_no_thread_outlives_its_runner(run):
         and sys.getswitchinterval() == pytest.approx(interval)
     )
     r = Runner(run.fork())
-    until(r, lambda t: t["status"] != "preparing")
+    until(r, lambda t: t["phase"] != "preparing")
     stop_all_runners()
-    assert not r.alive and r.told()["status"] == "stopped"
+    assert not r.alive and r.status()["phase"] == "stopped"
 
 
 def test_two_runners_put_the_switch_interval_back(run):
     was = sys.getswitchinterval()
     one, two = Runner(run), Runner(run.fork())
     for r in (one, two):
-        until(r, lambda t: t["status"] != "preparing")
+        until(r, lambda t: t["phase"] != "preparing")
     one.stop()
     assert sys.getswitchinterval() < was
     two.stop()
     assert sys.getswitchinterval() == pytest.approx(was)
 
 
-def test_orders_wait_in_a_bounded_queue(runner, monkeypatch):
-    held, real = threading.Event(), runner.state.deck.batch
-    monkeypatch.setattr(runner.state.deck, "batch", lambda *a, **k: held.wait(30) and real(*a, **k))
+def test_commands_wait_in_a_bounded_queue(runner, monkeypatch):
+    held, real = threading.Event(), runner.state.train_set.get_batch
+    monkeypatch.setattr(
+        runner.state.train_set, "get_batch", lambda *a, **k: held.wait(30) and real(*a, **k)
+    )
     runner.start()
     time.sleep(0.3)
     for k in range(200):
         runner.set(ce=k / 200)  # a slider overtakes itself …
     runner.fork()
     runner.set(ce=0.1)
-    runner.pause()  # … and no other order
-    with pytest.raises(RuntimeError, match="64 orders"):
+    runner.pause()  # … and no other command
+    with pytest.raises(RuntimeError, match="64 commands"):
         for _ in range(80):
             runner.snapshot("x")
-    with pytest.raises(RuntimeError, match="64 orders"):
+    with pytest.raises(RuntimeError, match="64 commands"):
         runner.set(ce=0.7)
     held.set()
     until(
-        runner, lambda t: t["active"] == "B" and t["status"] == "paused" and t["knobs"]["ce"] == 0.1
+        runner,
+        lambda t: t["active"] == "B" and t["phase"] == "paused" and t["hparams"]["ce"] == 0.1,
     )
-    assert runner.states["A"].knobs["ce"] == 199 / 200
-    until(runner, lambda t: runner.orders.empty())
+    assert runner.states["A"].hparams["ce"] == 199 / 200
+    until(runner, lambda t: runner.commands.empty())
     runner.set(ce=0.8)
-    until(runner, lambda t: t["knobs"]["ce"] == 0.8)
+    until(runner, lambda t: t["hparams"]["ce"] == 0.8)
 
 
 def test_four_runs_at_most(runner):

@@ -1,4 +1,4 @@
-// The face of mmkit.dashboard.Dashboard: draws what the kernel tells, sends what the learner does, and sets no trait itself.
+// The face of mmkit.tuner.Dashboard: draws what the kernel tells, sends what the learner does, and sets no trait itself.
 // All drawing is done here, so that the thread that trains is left alone.
 
 const own = {'data-lm-suppress-shortcuts': 'true'}   // on what can have the focus: else JupyterLab takes the keys (dd deletes the cell)
@@ -126,7 +126,7 @@ function bands(ctx, place, x, parts, look) {        // areas upon each other, ea
 // ---- the widget ---------------------------------------------------------------------------------------------------------------
 
 async function render({model, el}) {
-  const fixed = () => model.get('_fixed'), F = fixed(), P = F.palette, lut = bytes(F.lut)
+  const fixed = () => model.get('_constants'), F = fixed(), P = F.palette, lut = bytes(F.lut)
   const runColour = l => [P.blue, P.vermilion, P.green, P.purple][(l.charCodeAt(0) - 65) & 3], runDash = l => [[], [6, 4], [2, 3], [9, 3, 2, 3]][(l.charCodeAt(0) - 65) & 3]
   const TERMS = F.terms, PARTS = ['vision', 'projector', 'text'], BANDS = [P.sky, P.orange, P.yellow]
   let told = {}, tour = {}, hover = null, refused = null, read = null, heard = Date.now(), asked = null, look = {}, seen = true, view = 'live', chosen = null, drawn = {}
@@ -135,43 +135,43 @@ async function render({model, el}) {
 
   // -- acts
   const button = (act, text, help, f = () => say(act), more = {}) => { const b = make('button', {type: 'button', 'data-do': act, title: help, ...more}, text); b.addEventListener('click', f); return b }
-  const go = button('start', '▶ Start', 'Train on (or pause)', () => say(told.status === 'running' ? 'pause' : 'start'), {class: 'mm-go'})
+  const go = button('start', '▶ Start', 'Train on (or pause)', () => say(told.phase === 'running' ? 'pause' : 'start'), {class: 'mm-go'})
   const acts = {
-    step: button('step', 'Step', 'Train one step, then pause'), reset: button('reset', 'Reset', 'From the base again, with the seed and rank chosen at the bottom left', () => say('reset', {knobs: {...staged}})),
+    step: button('step', 'Step', 'Train one step, then pause'), reset: button('reset', 'Reset', 'From the base again, with the seed and rank chosen at the bottom left', () => say('reset', {hparams: {...staged}})),
     snapshot: button('snapshot', 'Snapshot', 'Keep this moment, to come back to'), fork: button('fork', 'Fork', 'Keep this run as it is, and go on with a copy beside it'),
     replay: button('replay', 'Replay', 'Train once more from the log, and compare every loss bit by bit'), end: button('end', 'End', 'Stop the thread and let its memory go')}
   const restore = make('select', {'data-do': 'restore', 'aria-label': 'restore a snapshot', title: 'Back to a snapshot'})
   restore.addEventListener('change', () => { if (restore.value) say('restore', {name: restore.value}); restore.value = '' })
   const state = make('span', {class: 'mm-state'}), count = make('span', {class: 'mm-count'}), rate = make('span', {class: 'mm-count'}), live = make('span', {class: 'mm-live', role: 'status'})
-  const notice = make('div', {class: 'mm-notice', role: 'alert', hidden: true}), noticeText = make('span'), wayBack = button('back', '', 'Restore it', () => say('restore', {name: told.way_back}))
+  const notice = make('div', {class: 'mm-notice', role: 'alert', hidden: true}), noticeText = make('span'), wayBack = button('back', '', 'Restore it', () => say('restore', {name: told.restore_to}))
   notice.append(noticeText, wayBack)
   const bar = make('div', {class: 'mm-bar'}, make('div', {class: 'mm-acts', role: 'toolbar', 'aria-label': 'run'}, go, acts.step, acts.reset, make('i'), acts.snapshot, restore, acts.fork, acts.replay, make('i'), acts.end),
     make('div', {class: 'mm-status'}, state, count, rate, live))
 
-  // -- knobs
+  // -- hyperparameters
   const touched = {}, staged = {}, waiting = {}, controls = [], hint = make('div', {class: 'mm-hint', id: `mm-hint-${Math.random().toString(36).slice(2)}`})
   const explain = k => put(hint, k ? k.help : '')
   function send(name, value) {                      // while a slider is dragged at most one message in 80 ms, the last one always
     touched[name] = Date.now(); const busy = name in waiting; waiting[name] = value
-    if (!busy) { say('set', {knobs: {[name]: value}}); waiting[name] = undefined; setTimeout(() => { const v = waiting[name]; delete waiting[name]; if (v !== undefined) send(name, v) }, 80) }
+    if (!busy) { say('set', {hparams: {[name]: value}}); waiting[name] = undefined; setTimeout(() => { const v = waiting[name]; delete waiting[name]; if (v !== undefined) send(name, v) }, 80) }
   }
   const near = (k, v) => { if (k.kind === 'count') return Math.round(v); const d = k.log ? Number(v.toPrecision(2)) : Math.round(v/k.step)*k.step; return clamp(Number(d.toPrecision(6)), k.low, k.high) }
   function control(k) {
     const change = v => { if (k.live) send(k.name, v); else { staged[k.name] = v; ask() } }
     const over = n => { for (const e of ['pointerenter', 'focusin']) n.addEventListener(e, () => explain(k)); n.addEventListener('pointerleave', () => explain(null)); return n }
     if (k.kind === 'switch') {
-      const box = make('input', {type: 'checkbox', 'data-knob': k.name, 'aria-describedby': hint.id}); box.addEventListener('change', () => { change(box.checked) })
+      const box = make('input', {type: 'checkbox', 'data-hparam': k.name, 'aria-describedby': hint.id}); box.addEventListener('change', () => { change(box.checked) })
       return {k, node: over(make('label', {class: 'mm-switch', title: k.help}, box, k.label)), draw: v => { box.checked = v }}
     }
     if (k.kind === 'parts') {
-      const boxes = PARTS.map(p => { const b = make('input', {type: 'checkbox', 'data-knob': k.name, 'data-part': p, 'aria-describedby': hint.id}); b.addEventListener('change', () => change(PARTS.filter((_, i) => boxes[i].checked))); return b })
+      const boxes = PARTS.map(p => { const b = make('input', {type: 'checkbox', 'data-hparam': k.name, 'data-part': p, 'aria-describedby': hint.id}); b.addEventListener('change', () => change(PARTS.filter((_, i) => boxes[i].checked))); return b })
       return {k, node: over(make('div', {class: 'mm-parts', role: 'group', 'aria-label': k.label, title: k.help}, ...boxes.map((b, i) => make('label', {}, b, PARTS[i])))), draw: v => boxes.forEach((b, i) => { b.checked = v.includes(PARTS[i]) })}
     }
     const grain = 200, to = v => k.log ? Math.round(grain*Math.log(v/k.low)/Math.log(k.high/k.low)) : v, from = x => near(k, k.log ? k.low*(k.high/k.low)**(x/grain) : Number(x))
-    const range = make('input', {type: 'range', min: k.log ? 0 : k.low, max: k.log ? grain : k.high, step: k.log ? 1 : k.step, 'data-knob': k.name, 'aria-describedby': hint.id}), out = make('output')
+    const range = make('input', {type: 'range', min: k.log ? 0 : k.low, max: k.log ? grain : k.high, step: k.log ? 1 : k.step, 'data-hparam': k.name, 'aria-describedby': hint.id}), out = make('output')
     const show = v => { put(out, k.kind === 'share' ? Number(v.toFixed(2)) : figure(v, k.log ? 2 : 4)); range.setAttribute('aria-valuetext', out.textContent); range.style.setProperty('--at', `${100*(range.value - range.min)/(range.max - range.min)}%`) }
     range.addEventListener('input', () => { const v = from(Number(range.value)); show(v); change(v) })
-    return {k, node: over(make('label', {class: 'mm-knob', title: k.help}, make('span', {}, k.label), range, out)), draw: v => { const x = String(to(v)); if (range.value !== x) range.value = x; show(v) }}
+    return {k, node: over(make('label', {class: 'mm-hparam', title: k.help}, make('span', {}, k.label), range, out)), draw: v => { const x = String(to(v)); if (range.value !== x) range.value = x; show(v) }}
   }
   const groups = {weights: 'Loss weights', temperature: 'Temperature', rates: 'Learning rates', training: 'Training', faults: 'Planted faults', start: 'At the next reset'}, notes = {}
   const preset = make('select', {'data-do': 'preset', 'aria-label': 'preset'}, make('option', {value: ''}, 'Choose a preset …'), ...F.presets.map(p => make('option', {value: p.name}, p.name))), sentence = make('p', {class: 'mm-sentence'})
@@ -179,7 +179,7 @@ async function render({model, el}) {
   preset.addEventListener('change', () => { if (preset.value) { taken = preset.value; say('preset', {name: preset.value}) } })
   const side = make('div', {class: 'mm-side', role: 'group', 'aria-label': 'controls'}, make('div', {class: 'mm-preset'}, preset, sentence))
   for (const [g, title] of Object.entries(groups)) {
-    const mine = F.knobs.filter(k => k.group === g).map(control); if (!mine.length) continue
+    const mine = F.hyperparameters.filter(k => k.group === g).map(control); if (!mine.length) continue
     controls.push(...mine)
     const heads = mine.filter(c => c.k.kind === 'switch').map(c => c.node), rest = mine.filter(c => c.k.kind !== 'switch').map(c => c.node)
     if (g === 'faults' || g === 'start') { notes[g] = make('span', {class: 'mm-note'}); side.append(make('details', {class: 'mm-group', 'data-group': g}, make('summary', {}, title, notes[g]), ...heads, ...rest)) }
@@ -197,15 +197,15 @@ async function render({model, el}) {
   const panels = {}
   for (const [name, title] of TERMS) panels[name] = panel(name, title, `The ${title} term. Line: as it is. Shaded: times its weight, which is what counts.`)
   panels.sum = panel('sum', 'weighted sum', 'Every term times its weight, upon each other: what is minimised.')
-  panels.similarity = panel('similarity', 'similarity', 'Cosine of every probe picture (row) with every probe caption (column). A white dot: the row’s best is its own caption; a cross: it is another one. Spread: how far the pictures’ vectors differ, 1 far apart, 0 all at one point.')
-  panels.r1 = panel('r1', 'R@1 over time', 'Share of probe pictures that find their own caption first. Dotted grey: chance.')
-  panels.gauge = panel('gauge', 'picture’s share', 'Of the right words that picture and prompt bring: the picture’s share. At 0 the prompt answers alone.')
+  panels.similarity = panel('similarity', 'similarity', 'Cosine of every probe image (row) with every probe caption (column). A white dot: the row’s best is its own caption; a cross: it is another one. Spread: how far the images’ vectors differ, 1 far apart, 0 all at one point.')
+  panels.r1 = panel('r1', 'R@1 over time', 'Share of probe images that find their own caption first. Dotted grey: chance.')
+  panels.modality = panel('modality', 'image’s share', 'Of the right words that image and prompt bring: the image’s share. At 0 the prompt answers alone.')
   panels.shares = panel('shares', 'gradient', 'Each part’s share of the gradient’s norm.')
   const grid = make('div', {class: 'mm-grid'}, ...Object.values(panels).map(p => p.node)), lesions = make('div', {class: 'mm-lesions'})
   const legend = make('div', {class: 'mm-legend'}), liveView = make('div', {role: 'tabpanel', 'data-view': 'live'}, grid, lesions, legend)
   // sweep
   const ternary = panel('ternary', 'recorded sweep', 'Every disc is a training run of its own, at the weights where it lies.'), which = make('div', {class: 'mm-which', role: 'radiogroup', 'aria-label': 'what is shown'}), readout = make('div', {class: 'mm-readout'})
-  const MEASURES = {macro_f1: 'macro-F1', r1: 'R@1', image_gain: 'right words from the picture'}, SETS = F.sweep?.slower ? ['points', 'slower'] : ['points']; let measure = 'macro_f1', set = 'points', point = null
+  const MEASURES = {macro_f1: 'macro-F1', r1: 'R@1', image_gain: 'right words from the image'}, SETS = F.sweep?.slower ? ['points', 'slower'] : ['points']; let measure = 'macro_f1', set = 'points', point = null
   const radios = Object.entries(MEASURES).map(([m, text]) => { const r = make('input', {type: 'radio', name: hint.id + '-measure', 'data-measure': m}); r.addEventListener('change', () => { measure = m; point = null; ask('sweep') }); which.append(make('label', {}, r, text)); return [m, r] })
   const sets = SETS.map(m => { const r = make('input', {type: 'radio', name: hint.id + '-set', 'data-set': m}); r.addEventListener('change', () => { set = m; point = null; ask('sweep') }); return [m, r] })
   if (sets.length > 1) which.append(make('hr'), ...sets.map(([m, r]) => make('label', {}, r, `learning rate ${figure(F.sweep.lr[m])}`)))
@@ -239,7 +239,7 @@ async function render({model, el}) {
     for (const [i, l] of sent.entries()) {
       const p = panel('lesion' + i, l.label, Object.entries(l.truth).map(([a, v]) => `${a}: ${v}`).join('\n')), list = make('div', {class: 'mm-caption', role: 'listbox', 'aria-label': `caption of lesion ${i + 1}`, 'aria-orientation': 'horizontal'})
       const card = {i, p, list, spans: [], bitmap: await createImageBitmap(new Blob([bytes(l.png)], {type: 'image/png'}))}
-      const choose = k => { if (!card.spans[k]) return; chosen = {lesion: i, word: k}; say('point', chosen); card.spans.forEach((s, j) => { s.tabIndex = j === k ? 0 : -1 }); card.spans[k].focus({preventScroll: true}) }
+      const choose = k => { if (!card.spans[k]) return; chosen = {lesion: i, word: k}; say('request_attention', chosen); card.spans.forEach((s, j) => { s.tabIndex = j === k ? 0 : -1 }); card.spans[k].focus({preventScroll: true}) }
       list.addEventListener('click', e => { const s = e.target.closest('[data-w]'); if (s) choose(Number(s.dataset.w)) })
       list.addEventListener('keydown', e => {
         const s = e.target.closest('[data-w]'); if (!s || e.ctrlKey || e.metaKey || e.altKey) return
@@ -263,7 +263,7 @@ async function render({model, el}) {
       mark(s, 'aria-selected', Boolean(chosen && chosen.lesion === card.i && chosen.word === k))
     })
     if (card.spans.length && !card.spans.some(s => s.tabIndex === 0)) card.spans[0].tabIndex = 0
-    put(card.p.value, item ? `${item.right} of ${item.of} right` : '')
+    put(card.p.value, item ? `${item.num_right} of ${item.num_claims} right` : '')
     if (!words.length) put(card.list, ''), card.spans = []
   }
   function lesion(card) {
@@ -275,11 +275,11 @@ async function render({model, el}) {
       a.values.forEach((v, k) => { const t = clamp(v/top, 0, 1), c = 3*Math.round(255*t); ctx.globalAlpha = .8*Math.sqrt(t); ctx.fillStyle = `rgb(${lut[c]},${lut[c + 1]},${lut[c + 2]})`; const x = k % a.w, y = Math.floor(k/a.w); ctx.fillRect(Math.floor(x*cw), Math.floor(y*ch), Math.ceil(cw), Math.ceil(ch)) })
       ctx.globalAlpha = 1
     }
-    card.p.canvas.setAttribute('aria-label', on ? `lesion ${card.i + 1}: where “${a.text.trim()}” looked, ${percent(a.values.reduce((x, y) => x + y, 0))} of its attention is on the picture` : `lesion ${card.i + 1}`)
+    card.p.canvas.setAttribute('aria-label', on ? `lesion ${card.i + 1}: where “${a.text.trim()}” looked, ${percent(a.values.reduce((x, y) => x + y, 0))} of its attention is on the image` : `lesion ${card.i + 1}`)
   }
 
   // -- curves
-  const others = () => model.get('_rest') || '{}'
+  const others = () => model.get('_other_runs') || '{}'
   let restText = null, rest = {}
   function everyRun() { const t = others(); if (t !== restText) { restText = t; rest = JSON.parse(t) } return {...rest, ...told.runs} }
   function sorted(all) { return Object.keys(all).sort((a, b) => (a === told.active) - (b === told.active)) }      // the active one last: on top
@@ -295,7 +295,7 @@ async function render({model, el}) {
     }
     marked(ctx, place, run?.marks ?? [], look); crossed(ctx, place, hover, look)
     const raw = run && at(run.step, run.raw[name], hover), times = run && at(run.step, run.weighted[name], hover)
-    put(p.value, raw == null ? (run?.step.length ? 'off' : '') : figure(raw)); put(p.more, raw == null ? '' : `× ${figure(raw ? times/raw : told.knobs[name])} = ${figure(times)}`)
+    put(p.value, raw == null ? (run?.step.length ? 'off' : '') : figure(raw)); put(p.more, raw == null ? '' : `× ${figure(raw ? times/raw : told.hparams[name])} = ${figure(times)}`)
     const first = run && run.raw[name].find(v => v != null)
     mark(p.canvas, 'aria-label', raw == null ? `${p.title}: not computed` : `${p.title}: from ${figure(first)} to ${figure(last(run.raw[name]))}; weighted ${figure(last(run.weighted[name]))}`)
   }
@@ -317,22 +317,22 @@ async function render({model, el}) {
   }
   function source(p, all) {
     const ctx = cleared(p); if (!ctx) return
-    const run = all[told.active], g = run.gauge, now = at(g.step, g.share, hover), bar = 12
+    const run = all[told.active], g = run.modality, now = at(g.step, g.image_share, hover), bar = 12
     const place = axes(ctx, p, look, width(all), [0, 1], percent, bar + 11), {box} = place
     ctx.fillStyle = look.line; ctx.fillRect(box.l, 0, box.r - box.l, bar)
     ctx.textBaseline = 'middle'; ctx.textAlign = 'left'
     if (now != null) { ctx.fillStyle = P.green; ctx.fillRect(box.l, 0, (box.r - box.l)*now, bar); ctx.fillStyle = look.ink; ctx.fillRect(box.l + (box.r - box.l)*now - 1.5, -1, 3, bar + 2) }
     const label = (t, x, align) => { ctx.textAlign = align; ctx.lineWidth = 2.5; ctx.strokeStyle = look.paper; ctx.globalAlpha = .8; ctx.strokeText(t, x, bar/2 + .5); ctx.globalAlpha = 1; ctx.fillStyle = look.ink; ctx.fillText(t, x, bar/2 + .5) }
-    label('picture', box.l + 4, 'left'); label('prompt', box.r - 4, 'right')
-    for (const l of sorted(all)) traced(ctx, place, all[l].gauge.step, all[l].gauge.share, {dots: all[l].gauge.step.length < 25, colour: runColour(l), dash: runDash(l), wide: l === told.active ? 1.9 : 1.4})
+    label('image', box.l + 4, 'left'); label('prompt', box.r - 4, 'right')
+    for (const l of sorted(all)) traced(ctx, place, all[l].modality.step, all[l].modality.image_share, {dots: all[l].modality.step.length < 25, colour: runColour(l), dash: runDash(l), wide: l === told.active ? 1.9 : 1.4})
     marked(ctx, place, run.marks, look); crossed(ctx, place, hover, look)
-    const i = at(g.step, g.image, hover), t = at(g.step, g.text, hover)
+    const i = at(g.step, g.image_gain, hover), t = at(g.step, g.text_gain, hover)
     put(p.value, now == null ? (g.step.length ? 'nothing yet' : '') : percent(now)); put(p.more, now == null ? '' : 'of right words')
-    mark(p.canvas, 'aria-label', now == null ? 'right words by source: none brought yet' : `the picture brings ${figure(i)} right words an answer, the prompt ${figure(t)}: the picture’s share is ${percent(now)}`)
+    mark(p.canvas, 'aria-label', now == null ? 'right words by source: none brought yet' : `the image brings ${figure(i)} right words an answer, the prompt ${figure(t)}: the image’s share is ${percent(now)}`)
   }
   function gradient(p, all) {
     const ctx = cleared(p); if (!ctx) return
-    const run = all[told.active], s = run.shares, place = axes(ctx, p, look, width(all), [0, 1], percent)
+    const run = all[told.active], s = run.gradient_shares, place = axes(ctx, p, look, width(all), [0, 1], percent)
     bands(ctx, place, s.step, PARTS.map((n, i) => ({y: s[n], colour: BANDS[i], name: n})), look)
     marked(ctx, place, run.marks, look); crossed(ctx, place, hover, look)
     const most = PARTS.map(n => [at(s.step, s[n], hover) ?? -1, n]).sort((a, b) => b[0] - a[0])[0]
@@ -354,8 +354,8 @@ async function render({model, el}) {
     }
     const bx = l + size + 8, ramp = ctx.createLinearGradient(0, size, 0, 0); for (let k = 0; k <= 5; k++) ramp.addColorStop(k/5, `rgb(${lut.slice(153*k, 153*k + 3)})`)
     ctx.fillStyle = ramp; ctx.fillRect(bx, 0, 7, size); ctx.fillStyle = look.quiet; ctx.textAlign = 'left'; ctx.textBaseline = 'top'; ctx.fillText(hi.toFixed(2), bx + 10, 0); ctx.textBaseline = 'bottom'; ctx.fillText(lo.toFixed(2), bx + 10, size)
-    ctx.textBaseline = 'alphabetic'; ctx.textAlign = 'center'; ctx.fillText('captions', l + size/2, p.h - 3); ctx.save(); ctx.translate(9, size/2); ctx.rotate(-Math.PI/2); ctx.fillText('pictures', 0, 0); ctx.restore()
-    put(p.value, `R@1 ${percent(s.r1)}${s.spread == null ? '' : ` · spread ${s.spread.toFixed(2)}`}`); mark(p.canvas, 'aria-label', `similarity of ${s.n} pictures with ${s.n} captions, cosines ${lo.toFixed(2)} to ${hi.toFixed(2)}; R@1 ${percent(s.r1)}, chance ${percent(1/s.n)}`)
+    ctx.textBaseline = 'alphabetic'; ctx.textAlign = 'center'; ctx.fillText('captions', l + size/2, p.h - 3); ctx.save(); ctx.translate(9, size/2); ctx.rotate(-Math.PI/2); ctx.fillText('images', 0, 0); ctx.restore()
+    put(p.value, `R@1 ${percent(s.r1)}${s.spread == null ? '' : ` · spread ${s.spread.toFixed(2)}`}`); mark(p.canvas, 'aria-label', `similarity of ${s.n} images with ${s.n} captions, cosines ${lo.toFixed(2)} to ${hi.toFixed(2)}; R@1 ${percent(s.r1)}, chance ${percent(1/s.n)}`)
   }
 
   // -- sweep
@@ -377,7 +377,7 @@ async function render({model, el}) {
     })
     ctx.fillStyle = look.ink; ctx.font = '600 12px system-ui, sans-serif'; ctx.textAlign = 'center'; ctx.textBaseline = 'alphabetic'
     TERMS.forEach(([, name], k) => ctx.fillText(`${name} alone`, clamp(corners[k][0], 56, W - 62), corners[k][1] + (k === 2 ? -r - 6 : r + 15)))
-    const here = told.knobs && share(told.knobs)
+    const here = told.hparams && share(told.hparams)
     if (here) {
       const [x, y] = place(here); for (const [c, w] of [['#fff', 5], [P.vermilion, 2.5]]) { ctx.strokeStyle = c; ctx.lineWidth = w; ctx.beginPath(); ctx.arc(x, y, r + 3, 0, 7); ctx.stroke() }
       const t = `run ${told.active} now`; ctx.textAlign = 'left'; ctx.lineWidth = 5; ctx.strokeStyle = look.paper; ctx.strokeText(t, x + r + 7, y + 4); ctx.fillStyle = P.vermilion; ctx.fillText(t, x + r + 7, y + 4)
@@ -420,23 +420,23 @@ async function render({model, el}) {
     wanted = false; if (!root.isConnected) return setTimeout(ask, 50)                // rendered before it is on the page
     if (!seen) return
     if (!look.ink) colours()
-    const t = model.get('_told') || '{}'; if (t !== toldText) { toldText = t; told = JSON.parse(t); pictures++; root.pictures = pictures }
-    status(); guide(); knobs()
+    const t = model.get('_status') || '{}'; if (t !== toldText) { toldText = t; told = JSON.parse(t); pictures++; root.pictures = pictures }
+    status(); guide(); drawControls()
     const run = told.runs?.[told.active]; if (!run) return
     const all = everyRun(), key = [told.active, told.step, hover, ...Object.entries(all).map(([l, r]) => [l, r.steps, r.marks.length])]
     if (changed('chips', Object.keys(all).map(l => [l, l === told.active]))) chips(all)
     for (const n of runs.querySelectorAll('small')) put(n, all[n.dataset.of]?.steps ?? '')
     if (view === 'live') {
-      if (changed('curves', key)) { for (const [n] of TERMS) term(panels[n], n, all); sum(panels.sum, all); retrieval(panels.r1, all); source(panels.gauge, all); gradient(panels.shares, all) }
+      if (changed('curves', key)) { for (const [n] of TERMS) term(panels[n], n, all); sum(panels.sum, all); retrieval(panels.r1, all); source(panels.modality, all); gradient(panels.shares, all) }
       if (changed('similarity', [told.active, told.similarity?.step, told.similarity?.r1])) similarity(panels.similarity)
       if (changed('captions', [told.active, told.captions?.step, chosen])) { cards.forEach((c, i) => caption(c, told.captions?.items[i])); captionsLine(run) }
       if (changed('attention', [told.attention?.step, told.attention?.lesion, told.attention?.word])) cards.forEach(lesion)
       if (changed('hovered', [hover, run.marks.length])) captionsLine(run)
-    } else if (view === 'sweep' && changed('sweep', [measure, set, point, told.knobs.contrastive, told.knobs.ce, told.knobs.mse, told.active])) { radios.forEach(([m, r]) => { r.checked = m === measure }); sets.forEach(([m, r]) => { r.checked = m === set }); simplex(ternary) }
+    } else if (view === 'sweep' && changed('sweep', [measure, set, point, told.hparams.contrastive, told.hparams.ce, told.hparams.mse, told.active])) { radios.forEach(([m, r]) => { r.checked = m === measure }); sets.forEach(([m, r]) => { r.checked = m === set }); simplex(ternary) }
     else if (view === 'export' && changed('remarks', told.remarks)) remarks.replaceChildren(...(told.remarks ?? []).map(r => make('li', {}, r)))
   }
   function captionsLine(run) {
-    const m = hover == null ? null : run.marks.filter(m => Math.abs(m.step - hover) <= width(everyRun())*.02 + 1), n = told.captions?.items.reduce((a, i) => [a[0] + i.right, a[1] + i.of], [0, 0])
+    const m = hover == null ? null : run.marks.filter(m => Math.abs(m.step - hover) <= width(everyRun())*.02 + 1), n = told.captions?.items.reduce((a, i) => [a[0] + i.num_right, a[1] + i.num_claims], [0, 0])
     legend.replaceChildren(...(m?.length ? [make('b', {}, `step ${m[0].step}: `), m.slice(-3).map(x => x.says).join('; ')] : hover != null ? [`values at step ${Math.round(hover)}`] :
       ['captions, generated now: ', make('b', {'data-ok': 'true'}, 'right'), ' ', make('b', {'data-ok': 'false'}, 'wrong'), n?.[1] ? ` · ${n[0]} of ${n[1]} claims right` : '', ' · choose a word to see where it looked']))
   }
@@ -452,23 +452,23 @@ async function render({model, el}) {
     }))
     if (held) runs.querySelector(`[data-run="${held}"]`)?.focus()
   }
-  function knobs() {
-    const k = told.knobs; if (!k) return
+  function drawControls() {
+    const k = told.hparams; if (!k) return
     for (const c of controls) {
       const n = c.k.name; if (!(n in k)) continue
       if (!c.k.live) c.draw(staged[n] ?? k[n]); else if (Date.now() - (touched[n] ?? 0) > 700) c.draw(k[n])
     }
-    const faults = F.knobs.filter(x => x.group === 'faults' && k[x.name] > 0); if (notes.faults) put(notes.faults, faults.length ? faults.map(x => `${x.label} ${percent(k[x.name])}`).join(', ') : 'none')
-    const soon = F.knobs.filter(x => !x.live); for (const x of soon) if (staged[x.name] === k[x.name]) delete staged[x.name]
+    const faults = F.hyperparameters.filter(x => x.group === 'faults' && k[x.name] > 0); if (notes.faults) put(notes.faults, faults.length ? faults.map(x => `${x.label} ${percent(k[x.name])}`).join(', ') : 'none')
+    const soon = F.hyperparameters.filter(x => !x.live); for (const x of soon) if (staged[x.name] === k[x.name]) delete staged[x.name]
     if (notes.start) put(notes.start, soon.map(x => `${x.label} ${staged[x.name] ?? k[x.name]}`).join(', ')); mark(acts.reset, 'data-staged', Boolean(Object.keys(staged).length))
-    const alike = (a, b) => typeof a === 'number' ? Math.abs(a - b) < 1e-9 : JSON.stringify(a) === JSON.stringify(b), fits = p => p && Object.entries(p.knobs).every(([n, v]) => alike(v, k[n]))
-    const now = fits(F.presets.find(p => p.name === taken)) ? taken : [...F.presets].sort((a, b) => Object.keys(b.knobs).length - Object.keys(a.knobs).length).find(fits)?.name ?? ''
+    const alike = (a, b) => typeof a === 'number' ? Math.abs(a - b) < 1e-9 : JSON.stringify(a) === JSON.stringify(b), fits = p => p && Object.entries(p.hparams).every(([n, v]) => alike(v, k[n]))
+    const now = fits(F.presets.find(p => p.name === taken)) ? taken : [...F.presets].sort((a, b) => Object.keys(b.hparams).length - Object.keys(a.hparams).length).find(fits)?.name ?? ''
     if (document.activeElement !== preset || now) preset.value = now
     put(sentence, F.presets.find(p => p.name === now)?.says ?? 'Move a slider, or choose a preset: it takes effect at the next step.')
   }
   const SAYS = {ready: 'ready', preparing: 'preparing', running: 'running', paused: 'paused', stopped: 'ended', failed: 'failed'}
   function status() {
-    const s = told.status ?? 'preparing', silent = (s === 'running' && Date.now() - heard > 8000) || (asked && Date.now() - asked > 8000), over = s === 'stopped' || s === 'failed'
+    const s = told.phase ?? 'preparing', silent = (s === 'running' && Date.now() - heard > 8000) || (asked && Date.now() - asked > 8000), over = s === 'stopped' || s === 'failed'
     mark(root, 'data-status', s); put(state, told.busy && !over ? told.busy : SAYS[s] ?? s); put(count, told.step == null ? '' : `step ${told.step}`); put(rate, s === 'running' && told.rate ? `${told.rate.toFixed(1)} steps/s` : '')
     put(go, s === 'running' ? '❚❚ Pause' : '▶ Start'); mark(go, 'data-do', s === 'running' ? 'pause' : 'start'); go.disabled = over
     for (const [n, b] of Object.entries(acts)) b.disabled = over || (n === 'step' && s === 'running')
@@ -477,7 +477,7 @@ async function render({model, el}) {
     if (document.activeElement !== restore && changed('snapshots', names)) restore.replaceChildren(make('option', {value: ''}, names.length ? 'Restore …' : 'No snapshot'), ...names.map(n => make('option', {value: n}, n)))
     const r = told.replay, lines = [refused, told.reason, over && s === 'stopped' ? 'The run has ended and its thread with it. Run the cell again for a new one.' : '', silent ? 'No word from the kernel for some seconds. If it was restarted, run the cell again.' : '', r && !refused && read !== JSON.stringify(r) ? `Replay: ${r.says}` : ''].filter(Boolean)
     notice.hidden = !lines.length; put(noticeText, lines.join(' ')); mark(notice, 'data-kind', s === 'failed' || refused ? 'bad' : told.reason || silent ? 'warn' : r && !r.same ? 'bad' : s === 'stopped' ? 'warn' : 'good')
-    wayBack.hidden = !(told.way_back && told.reason) || over; put(wayBack, `Back to ${told.way_back}`)
+    wayBack.hidden = !(told.restore_to && told.reason) || over; put(wayBack, `Back to ${told.restore_to}`)
     put(live, `${SAYS[s]}${told.reason ? ': ' + told.reason : ''}`)
   }
 
@@ -502,13 +502,13 @@ async function render({model, el}) {
     }
     ask()
   }
-  model.on('change:_told', onTold); model.on('change:_fixed', onFixed); model.on('change:_tour', onTour); model.on('change:_rest', onRest); model.on('msg:custom', onMessage)
+  model.on('change:_status', onTold); model.on('change:_constants', onFixed); model.on('change:_tour', onTour); model.on('change:_other_runs', onRest); model.on('msg:custom', onMessage)
   const pulse = setInterval(() => { if (seen) ask() }, 2000)
   root.told = () => told; root.everyRun = everyRun                                  // for tests, and for the curious
   colours(); await lay(); shown()
   return () => {
     clearInterval(pulse); size.disconnect(); sight.disconnect(); theme.disconnect()
-    model.off('change:_told', onTold); model.off('change:_fixed', onFixed); model.off('change:_tour', onTour); model.off('change:_rest', onRest); model.off('msg:custom', onMessage)
+    model.off('change:_status', onTold); model.off('change:_constants', onFixed); model.off('change:_tour', onTour); model.off('change:_other_runs', onRest); model.off('msg:custom', onMessage)
   }
 }
 

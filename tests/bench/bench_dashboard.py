@@ -28,12 +28,11 @@ LAB = (
 )
 SETUP = """
 import time
-from mmkit.tuner import Runner
-from mmkit.dashboard import Dashboard
+from mmkit.tuner import Dashboard, Runner
 def steps(r, seconds, warm=3.):
     "Steps a second once it is warm."
     r.start(); end = time.monotonic() + 60
-    while r.told()['step'] < 5 and time.monotonic() < end: time.sleep(.05)
+    while r.status()['step'] < 5 and time.monotonic() < end: time.sleep(.05)
     time.sleep(warm); a, at = r.state.steps, time.perf_counter(); time.sleep(seconds); return (r.state.steps - a)/(time.perf_counter() - at)
 def plain(seconds):
     "The run alone: no thread, nobody looks."
@@ -93,7 +92,7 @@ def main():
                 got["headless"].append(float(kernel(tab, f"print(headless({SECONDS}))")))
                 lab.run_all(tab)
                 tab.wait_for_function(
-                    "() => document.querySelector('.mmkit-dash')?.told().status == 'ready'"
+                    "() => document.querySelector('.mmkit-dash')?.told().phase == 'ready'"
                 )
                 tab.locator(".mmkit-dash").scroll_into_view_if_needed()
                 tab.locator(".mm-go").click()
