@@ -22,7 +22,7 @@ from ..models.parts import get_trainable_parameters, unwrap_model
 from ..models.quantization import disable_cpu_repack
 from ..training.cache import cache_features
 from ..training.fast_gemma3 import fast_gemma3_forward
-from ..training.steps import compute_losses
+from ..training.steps import training_step
 from .eval_set import EvalSet
 from .faulty_dataset import FaultyDataset
 from mmkit.tuner.hyperparameters import (
