@@ -276,6 +276,33 @@ def _sample_patient(seed, patient, params):
     )
 
 # %% ../../nbs/library/lesions/lesion.ipynb #8901278f
+def _goes_with_melanoma(label, draw, share):
+    "Whether a property is present that in this share of lesions goes with melanoma."
+    return (draw < share) == (label == "melanoma")
+
+
+def _is_body_dark(params, label, fault_draws):
+    if params.dark_benign is None:
+        return fault_draws[1] < 0.4
+    return not _goes_with_melanoma(label, fault_draws[1], params.dark_benign)
+
+
+def _planted_fields(params, index, label, fault_draws):
+    "Site, notes and camera where a correlation with the label is asked for."
+    planted = {}
+    if params.site_label is not None:
+        is_foot = _goes_with_melanoma(label, fault_draws[2], params.site_label)
+        planted["site"] = "foot" if is_foot else SITES[index % 6]
+    if params.notes_label is not None:
+        has_changed = _goes_with_melanoma(label, fault_draws[3], params.notes_label)
+        planted["notes"] = HISTORY_NOTES[0 if has_changed else 1]
+    if params.camera_label is not None:
+        *others, last = params.cameras
+        is_last = _goes_with_melanoma(label, fault_draws[4], params.camera_label)
+        planted["camera"] = last if is_last else others[index % len(others)]
+    return planted
+
+
 def sample_lesion(
     seed: int,  # the world's seed
     index: int,  # which lesion, 0 or more
@@ -288,8 +315,7 @@ def sample_lesion(
     rng = np.random.default_rng((seed, 2, index))
     is_melanoma = bool(rng.random() < params.prevalence)
     fault_draws = rng.random(5)
-    site = _choose(rng, SITES)
-    note = _choose(rng, HISTORY_NOTES)
+    lesion_fields = dict(site=_choose(rng, SITES), notes=_choose(rng, HISTORY_NOTES))
     diameter_mm = float(rng.uniform(5.5, 10.5))
     direction = rng.uniform(-1, 1, 2)
     findings = _sample_findings_of_class(rng, is_melanoma, params.difficulty)
@@ -298,21 +324,8 @@ def sample_lesion(
     flipped = "benign" if is_melanoma else "melanoma"
     label = flipped if fault_draws[0] < params.label_noise else rule_label
 
-    def goes_with_melanoma(draw, share):
-        return (fault_draws[draw] < share) == (label == "melanoma")
-
-    if params.dark_benign is None:
-        dark_body = fault_draws[1] < 0.4
-    else:
-        dark_body = not goes_with_melanoma(1, params.dark_benign)
-    if params.site_label is not None:
-        site = "foot" if goes_with_melanoma(2, params.site_label) else SITES[index % 6]
-    if params.notes_label is not None:
-        note = HISTORY_NOTES[0 if goes_with_melanoma(3, params.notes_label) else 1]
-    if params.camera_label is not None:
-        *others, last = params.cameras
-        use_last = goes_with_melanoma(4, params.camera_label)
-        patient_fields["camera"] = last if use_last else others[index % len(others)]
+    dark_body = _is_body_dark(params, label, fault_draws)
+    planted = _planted_fields(params, index, label, fault_draws)
 
     # An asymmetric lesion reaches further from its centre, and must not be cut by the frame.
     reach = 1.15 if findings.A == 0 else 1.4
@@ -328,12 +341,10 @@ def sample_lesion(
         regression=findings.regression,
         diameter_mm=round(diameter_mm, 1),
         centre=tuple(round(float(offset), 3) for offset in direction * slack),
-        site=site,
         patient_id=f"P{seed}-{patient}",
         lesion_id=f"L{seed}-{index}",
         rule_label=rule_label,
         label=label,
-        notes=note,
-        **patient_fields,
+        **patient_fields | lesion_fields | planted,
         **findings.structures,
     )
