@@ -446,7 +446,7 @@ def test_two_encoders_find_captions(loaded, ds, cache):
     assert np.mean([a == b for a, b in zip(said, bank["caption"])]) > 0.7 and set(
         retrieve_captions(late, *loaded, ds, bank)
     ) <= set(bank["caption"])
-    assert LateFusion(loaded[0].config).see(torch.randn(2, 36, 128)).shape == (2, 128)
+    assert LateFusion(loaded[0].config).encode_image(torch.randn(2, 36, 128)).shape == (2, 128)
 
 
 def test_a_line_sees_what_is_linear():

@@ -88,7 +88,8 @@ def _rule_by_data_size(num_pairs):
 def advise_by_data_size(
     num_pairs: int,  # that you have
 ) -> str:  # a few sentences
-    "What the articles' rule says of so many pairs, and what C23 measured at the nearest size; nothing is said beyond the largest."
+    """What the articles' rule says of so many pairs, and what C23 measured at the nearest size;
+    nothing is said beyond the largest."""
     claim = load_claim("C23")
     curves = get_scaling_curves(claim, "macro-F1")
     sizes = list(curves["LoRA"])
@@ -153,7 +154,8 @@ def compare_methods(
     expect_drift: bool = False,  # will the images change: camera, light, patients?
     **options,  # of `plan_training`
 ) -> Table:  # method, memory, hours, bytes for each task, measured quality, for and against
-    "Every method on this GPU, with what speaks for it and against it; nothing is ranked that was not measured."
+    """Every method on this GPU, with what speaks for it and against it; nothing is ranked that was
+    not measured."""
     defaults = dict(memory_efficient_loss=True, gradient_checkpointing=True, sequence_length=600)
     options = defaults | options
     learned, retained = load_claim("C15"), load_claim("C17")

@@ -125,7 +125,9 @@ def _qwen2_vl_config(
     )
 
 # %% ../../nbs/library/planner/architectures.ipynb #d91b850f
-MODEL_CONFIGS = {  # name -> what makes its configuration; dimensions as in transformers' conversion scripts and the config.json of the Hub's repositories
+# name -> what makes its configuration; dimensions as in transformers' conversion scripts and the
+# config.json of the Hub's repositories
+MODEL_CONFIGS = {
     "Qwen2-VL 2B": lambda: _qwen2_vl_config(1536, 8960, 12, 2, 151_936, True),
     "Qwen2-VL 7B": lambda: _qwen2_vl_config(3584, 18_944, 28, 4, 152_064, False),
     "Gemma 3 4B": lambda: _gemma3_config(2560, 10_240, 8, 4, 34),
@@ -144,7 +146,8 @@ def resolve_config(
     if isinstance(model, str):
         if model not in MODEL_CONFIGS:
             raise ValueError(
-                f"no shape is called {model!r}.{did_you_mean(model, MODEL_CONFIGS)} Or give a transformers configuration."
+                f"no shape is called {model!r}.{did_you_mean(model, MODEL_CONFIGS)} "
+                "Or give a transformers configuration."
             )
         return MODEL_CONFIGS[model]()
     config = (
@@ -152,7 +155,8 @@ def resolve_config(
     )
     if getattr(config, "vision_config", None) is None:
         raise ValueError(
-            f"{type(config).__name__} has no vision_config: the planner plans vision-language models."
+            f"{type(config).__name__} has no vision_config: the planner plans vision-language "
+            "models."
         )
     return config
 
@@ -227,7 +231,8 @@ def layer_stacks(model) -> list:  # of ModuleLists, in the order of `kinds`
 def get_image_seq_length(
     config, image_size: int = None
 ) -> int:  # places of the sequence that one picture takes
-    "How many tokens a picture has among the words; `image` is its side in pixels, for models that take any size."
+    """How many tokens a picture has among the words; `image` is its side in pixels, for models that
+    take any size."""
     v = config.vision_config
     if config.model_type == "mllama":
         return 0  # seen through cross-attention

@@ -37,7 +37,8 @@ def measure_peak_memory(
 ) -> int:  # bytes at the highest moment, beyond those held before
     """The peak of what torch's allocator gave out.
 
-    On the CPU, as torch's profiler reports every allocation; on a GPU, `torch.cuda.max_memory_allocated`."""
+    On the CPU, as torch's profiler reports every allocation; on a GPU, by
+    `torch.cuda.max_memory_allocated`."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -73,7 +74,7 @@ FLOP_FORMULAS = {
 
 # %% ../../nbs/library/planner/memory.ipynb #11cdea62
 class MemoryTracker(TorchDispatchMode):
-    """While on: the bytes of every tensor made since that is still alive, and the FLOPs of matrix products.
+    """While on: the bytes of every tensor made since and still alive, and the FLOPs of products.
 
     `end_segment` closes a stretch of operations and appends it to `segments`."""
 

@@ -17,7 +17,7 @@ from .architectures import init_empty_model, resolve_config
 
 # %% ../../nbs/library/planner/methods.ipynb #1d926aa0
 TRAINING_METHODS = ("head", "projector", "lora", "qlora", "adapters", "full")
-# of the weights; with 'bf16' and 'mixed', autocast computes in bf16; adapters are fp32, as peft makes them
+# of the weights; with 'bf16' and 'mixed', autocast computes in bf16; adapters are fp32 (peft's way)
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, mixed=torch.float32)
 
 # %% ../../nbs/library/planner/methods.ipynb #627490e2
@@ -148,7 +148,7 @@ OPTIMIZER_STATE_BYTES = dict(
 def count_static_memory(
     module: torch.nn.Module,  # of `build_meta_model`, or a layer of it
     optimizer: str = "adamw",  # of `OPTIMIZER_STATE_BYTES`
-) -> Counter:  # numbers: parameters, trained; bytes: weights, quantization_constants, adapters, gradients, optimizer
+) -> Counter:  # parameters and trained (numbers); the other kinds in bytes
     "What lies in memory from the first step to the last."
     count = Counter()
     for name, parameter in module.named_parameters():

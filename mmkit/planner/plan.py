@@ -30,8 +30,8 @@ from mmkit.planner.methods import (
 from .trace import TraceOptions, trace_step
 
 # %% ../../nbs/library/planner/plan.ipynb #d3a17c93
-# name -> (bytes, dense bf16 FLOP/s), as NVIDIA's data sheets and architecture papers print them; half of
-# the figure "with sparsity" where only that is printed
+# name -> (bytes, dense bf16 FLOP/s), as NVIDIA's data sheets and architecture papers print them;
+# half of the figure "with sparsity" where only that is printed
 GPUS = {
     "RTX 3090": (24e9, 71e12),
     "RTX 4090": (24e9, 165e12),
@@ -57,7 +57,8 @@ def resolve_gpu(
 # %% ../../nbs/library/planner/plan.ipynb #737befc4
 @dataclass(frozen=True)
 class PlanAssumptions:
-    "What a plan cannot know and you may state; `plan_training` takes each field as a keyword argument."
+    """What a plan cannot know and you may state; `plan_training` takes each field as a keyword
+    argument."""
 
     mfu: float = 0.3  # model FLOPs utilisation: the share of the GPU's peak that is reached
     price_per_gpu_hour: float = 2.0  # in any currency
@@ -148,7 +149,8 @@ def kv_cache_bytes(
     sequence_length: int,
     precision: str = "bf16",
 ) -> int:
-    "Keys and values of every layer while answers are generated; sliding layers keep their window, cross-attention the image."
+    """Keys and values of every layer while answers are generated; sliding layers keep their window,
+    cross-attention the image."""
     text, vision = config.get_text_config(), config.vision_config
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     value_bytes = 4 if precision == "fp32" else 2
@@ -204,7 +206,8 @@ def _trace(config, optimizer, options):
 
 # %% ../../nbs/library/planner/plan.ipynb #89010204
 def _split_peak(trace, accumulates):
-    "(activations, gradients, logits) in bytes at the worst moment; gradients that wait from an earlier pass are not counted."
+    """(activations, gradients, logits) in bytes at the worst moment; gradients that wait from an
+    earlier pass are not counted."""
     starts, peaks = memory_levels(trace.segments)
     worst = max(range(len(peaks)), key=peaks.__getitem__)
     names = [segment["name"] for segment in trace.segments]
@@ -229,7 +232,8 @@ def _split_peak(trace, accumulates):
 
 # %% ../../nbs/library/planner/plan.ipynb #e4ea8364
 def _gathered_bytes(trace, num_gpus):
-    "FSDP: the layer in use and the next one whole, what belongs to no layer, and a layer's gradients before they are scattered."
+    """FSDP: the layer in use and the next one whole, what belongs to no layer, and a layer's
+    gradients before they are scattered."""
 
     def whole(count):
         return count["weights"] + count["quantization_constants"] + count["adapters"]
@@ -269,7 +273,7 @@ def _check_settings(config, settings, options):
 # %% ../../nbs/library/planner/plan.ipynb #39db8f55
 def plan_training(
     model,  # a name in `MODEL_CONFIGS`, a transformers configuration, or a model
-    method: str = "lora",  # 'head', 'projector', 'lora', 'qlora', 'adapters', 'full'; or 'generate': only answer
+    method: str = "lora",  # of `TRAINING_METHODS`; or 'generate': only answer
     batch_size: int = 1,  # sequences a pass on each GPU
     sequence_length: int = 512,  # tokens in each, the image's included
     gpu="RTX 4090",  # a name in `GPUS`, or (bytes, FLOP/s)

@@ -163,7 +163,8 @@ class _TiledLossAllocation(torch.autograd.Function):
 # %% ../../nbs/library/planner/trace.ipynb #b12eb16a
 @contextlib.contextmanager
 def _segment_hooks(model, tracker):
-    "Inside, a segment ends before each layer, after each stack, and on the way back at each layer's output."
+    """Inside, a segment ends before each layer, after each stack, and on the way back at each
+    layer's output."""
     is_active, handles = [True], []
 
     def before_layer(stack, layer):
@@ -209,7 +210,8 @@ def _compute_loss(model, config, hidden_states, options):
 
 # %% ../../nbs/library/planner/trace.ipynb #2645b47f
 def _run_decoder(model, config, image_tokens, options):
-    "The text model's last hidden states (B, T, W), or fewer positions with an `AnswerOnlyDecoderLayer`."
+    """The text model's last hidden states (B, T, W), or fewer positions with an
+    `AnswerOnlyDecoderLayer`."""
     batch_size, length = options.batch_size, options.sequence_length
     decoder = unwrap_model(model).get_decoder()
     hidden = decoder.embed_tokens(torch.empty(batch_size, length, dtype=torch.long))
@@ -324,7 +326,8 @@ def trace_step(
 
 # %% ../../nbs/library/planner/trace.ipynb #dedc074e
 def _layer_of_segment(name, short_stacks):
-    "(direction, stack, layer) of the layer whose pass the segment of this name is; None for others."
+    """(direction, stack, layer) of the layer whose pass the segment of this name is; None for
+    others."""
     if name[0] == "in":  # ends before this layer: the pass of the layer before
         return "forward", name[1], name[2] - 1
     if name[0] == "out":
@@ -358,7 +361,8 @@ def extrapolate_layers(
             middle[direction, stack, short_stacks[stack][index]] = segment
 
     def left_bytes(stack, kind):
-        "What such a layer leaves until its stack's end: outputs that are collected, autocast's copies."
+        """What such a layer leaves until its stack's end: outputs that are collected, autocast's
+        copies."""
         forward = middle["forward", stack, kind]["net"]
         backward = middle.get(("back", stack, kind))
         if backward is None:

@@ -54,7 +54,8 @@ def _iter_image_bytes(records):
 
 # %% ../../nbs/library/training/cache.ipynb #6c8754cc
 def _fingerprint(kind, module, settings, chunks):
-    "40 hexadecimal digits from a module's weights, the settings, the versions, and each chunk of data."
+    """40 hexadecimal digits from a module's weights, the settings, the versions, and each chunk of
+    data."""
     digest = hashlib.sha256(kind.encode())
     for name, weight in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -70,7 +71,8 @@ def _fingerprint(kind, module, settings, chunks):
 
 # %% ../../nbs/library/training/cache.ipynb #4f33196f
 def features_key(model, processor, records) -> str:  # 40 hexadecimal digits
-    "A fingerprint of all that the pooled patches depend on: vision encoder, pooling, image processor, images and their order."
+    """A fingerprint of all that the pooled patches depend on: vision encoder, pooling, image
+    processor, images and their order."""
     unwrapped = unwrap_model(model)
     projector = unwrapped.model.multi_modal_projector
     num_tokens = (projector.patches_per_image // projector.avg_pool.kernel_size) ** 2
@@ -85,7 +87,8 @@ def features_key(model, processor, records) -> str:  # 40 hexadecimal digits
 
 # %% ../../nbs/library/training/cache.ipynb #ccc1dd59
 def captions_key(model, processor, captions: list) -> str:  # 40 hexadecimal digits
-    "A fingerprint of all that the caption embeddings depend on: text model, and the captions' token ids in their order."
+    """A fingerprint of all that the caption embeddings depend on: text model, and the captions'
+    token ids in their order."""
     unwrapped = unwrap_model(model)
     settings = [unwrapped.config.get_text_config().to_dict()]
     token_ids = processor.tokenizer(list(captions)).input_ids
@@ -94,7 +97,8 @@ def captions_key(model, processor, captions: list) -> str:  # 40 hexadecimal dig
 
 # %% ../../nbs/library/training/cache.ipynb #2a4ab143
 class FeatureCache:
-    "Features of every record, read from disk as they are needed: `cache[rows]`. While this object lives, its file is not evicted."
+    """Features of every record, read from disk as they are needed: `cache[rows]`. While this object
+    lives, its file is not evicted."""
 
     def __init__(
         self,
@@ -142,7 +146,8 @@ def evict_features(
     cache_dir,  # the folder
     cache_size_limit: float = 4e9,  # bytes that its files may take together
 ):
-    "Remove the least recently used features, except those in use, and what a killed process left half-written a day ago."
+    """Remove the least recently used features, except those in use, and what a killed process left
+    half-written a day ago."""
     cache_dir = Path(cache_dir)
     for unfinished in cache_dir.glob("*.part"):
         with contextlib.suppress(FileNotFoundError):  # another process may clean up as well
@@ -185,7 +190,8 @@ def cache_features(
     show_progress: bool = True,
     cache_size_limit: float = 4e9,  # bytes; older files are removed, but none that is in use
 ) -> FeatureCache:  # (N, P, D)
-    "The pooled patches of every image: read from disk when all is as it was, else computed and kept."
+    """The pooled patches of every image: read from disk when all is as it was, else computed and
+    kept."""
     unwrapped = unwrap_model(model)
     images = records.select_columns(["image"]) if hasattr(records, "select_columns") else records
 

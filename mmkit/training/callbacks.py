@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 def warmup_cosine(
     budget_spent: float,  # 0–1
     warmup_ratio: float = 0.05,  # share of the budget in which the factor rises
-    first_step: float = 0.01,  # the first step's share of the budget, so that it does not train at 0
+    first_step: float = 0.01,  # the first step's share: it does not train at rate 0
 ) -> float:  # 0–1
     "The learning rate's factor: linear warm-up, then half a cosine down to 0."
     warmup = min(1.0, (budget_spent + first_step) / max(warmup_ratio, first_step))
@@ -27,7 +27,8 @@ def warmup_cosine(
 
 # %% ../../nbs/library/training/callbacks.ipynb #ff921914
 class BudgetCallback(TrainerCallback):
-    "Ends the run when its budget is spent, gives the learning rate's factor, and moves the progress bar."
+    """Ends the run when its budget is spent, gives the learning rate's factor, and moves the
+    progress bar."""
 
     def __init__(
         self,
@@ -36,8 +37,7 @@ class BudgetCallback(TrainerCallback):
         warmup_ratio: float = 0.05,  # share of the budget in which the learning rate rises
         progress_bar=None,
         loss_log: list = None,  # of the Trainer: the bar shows its last loss
-        lr_schedule: Callable
-        | dict = None,  # share of the budget -> factor, or {part: such a function}; None: `warmup_cosine`
+        lr_schedule=None,  # share -> factor, or {part: such a function}; None: `warmup_cosine`
     ):
         self.max_seconds, self.max_steps = max_seconds, max_steps
         self.warmup_ratio, self.lr_schedule = warmup_ratio, lr_schedule
@@ -128,7 +128,8 @@ def misranked_pairs(
 
 # %% ../../nbs/library/training/callbacks.ipynb #71caae84
 class LossSpikeCallback(TrainerCallback):
-    "Warns when the contrastive loss leaps out of its recent past, and lists the batch's worst pairs in `spikes`."
+    """Warns when the contrastive loss leaps out of its recent past, and lists the batch's worst
+    pairs in `spikes`."""
 
     def __init__(
         self,
@@ -144,7 +145,8 @@ class LossSpikeCallback(TrainerCallback):
         self.temperature, self.in_spike = None, False
 
     def limit(self) -> float:  # infinite while the past is too short
-        "What a normal batch stays below: median + threshold · spread of the recent past (spread: 1.4826 MAD, at least 3% of the median)."
+        """What a normal batch stays below: median + threshold · spread of the recent past (spread:
+        1.4826 MAD, at least 3% of the median)."""
         recent = np.array(self.past[-self.window :])
         if len(recent) < self.min_history:
             return math.inf

@@ -89,7 +89,8 @@ def load_run_state(
     folder,
     signature: dict,  # of the run that wants to go on
 ) -> dict:  # the state
-    "The state in `run.json`; a ValueError lists what differs where the checkpoint is another run's."
+    """The state in `run.json`; a ValueError lists what differs where the checkpoint is another
+    run's."""
     saved = json.loads((Path(folder) / RUN_STATE_FILE).read_text())
     theirs = saved.get("signature", {})
     differences = [

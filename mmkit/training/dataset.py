@@ -35,14 +35,15 @@ def select_text_columns(
 
 # %% ../../nbs/library/training/dataset.ipynb #06bef3ea
 class TokenizedDataset(torch.utils.data.Dataset):
-    "Records tokenised once, with cached features or with their images; `collate_fn` makes a batch of some."
+    """Records tokenised once, with cached features or with their images; `collate_fn` makes a batch
+    of some."""
 
     def __init__(
         self,
         records,  # with `caption`; `negatives` of a record: K wrong captions, its hard negatives
         collator,  # a `chat.Collator`
         features=None,  # (N, P, D), or a `FeatureCache`: instead of images
-        text_embeds=None,  # (N, W), or a `FeatureCache`: instead of embedding the captions at every step
+        text_embeds=None,  # (N, W), or a `FeatureCache`: of the captions
     ):
         self.records, self.collator = records, collator
         self.features, self.text_embeds = features, text_embeds
@@ -50,7 +51,9 @@ class TokenizedDataset(torch.utils.data.Dataset):
         captions = [text.get("caption") for text in self.text]
         self.examples = [
             dict(tokens, row=row, caption=caption)
-            for row, (tokens, caption) in enumerate(zip(collator.tokenize_records(self.text), captions))
+            for row, (tokens, caption) in enumerate(
+                zip(collator.tokenize_records(self.text), captions)
+            )
         ]
         if captions and all(captions):
             self._tokenize_captions(captions)
@@ -93,7 +96,8 @@ class TokenizedDataset(torch.utils.data.Dataset):
         self,
         examples: list,  # of this data set, or of another one with the same collator
     ) -> dict:  # what `compute_losses` takes, and `row`: their indices (B,)
-        "`chat.Collator`'s batch, with captions, hard negatives and caption embeddings where there are any."
+        """`chat.Collator`'s batch, with captions, hard negatives and caption embeddings where there
+        are any."""
         batch = self.collator(examples)
         batch["row"] = torch.tensor([example["row"] for example in examples])
         first = examples[0]
@@ -125,7 +129,8 @@ def build_dataset(
     use_feature_cache: bool,
     cache_options: dict,  # cache_dir, show_progress, cache_size_limit
 ) -> TokenizedDataset:  # or None
-    "The data set that `fit` trains on, with cached outputs of the frozen parts where that is wanted."
+    """The data set that `fit` trains on, with cached outputs of the frozen parts where that is
+    wanted."""
     if records is None:
         return None
     features = text_embeds = None

@@ -15,7 +15,8 @@ from ..models.parts import unwrap_model
 
 # %% ../../nbs/library/training/fast_gemma3.ipynb #f049927c
 class _FrozenRMSNorm(torch.autograd.Function):
-    "x / rms(x) · weight in float32 with a frozen weight; written by hand, since autograd would keep and multiply twice as much."
+    """x / rms(x) · weight in float32 with a frozen weight; written by hand, since autograd would
+    keep and multiply twice as much."""
 
     @staticmethod
     def forward(ctx, x, weight, eps):
@@ -44,7 +45,8 @@ class FastRMSNorm(Gemma3RMSNorm):
 
 # %% ../../nbs/library/training/fast_gemma3.ipynb #a2ea0667
 class AnswerOnlyDecoderLayer(Gemma3DecoderLayer):
-    "Gemma 3's decoder layer whose MLP sees the positions from `answer_from` on: after the last attention no other position matters to the loss."
+    """Gemma 3's decoder layer whose MLP sees the positions from `answer_from` on: after the last
+    attention no other position matters to the loss."""
 
     def forward(self, hidden_states, *args, answer_from: int = 0, **kwargs):
         attended, _ = self.self_attn(self.input_layernorm(hidden_states), *args, **kwargs)
@@ -58,7 +60,8 @@ class AnswerOnlyDecoderLayer(Gemma3DecoderLayer):
 def fast_gemma3_forward(
     model,  # any; only Gemma 3's own layers change
 ):
-    "Inside, Gemma 3's norms are `FastRMSNorm` and its last decoder layer is an `AnswerOnlyDecoderLayer`; parameters, names and hooks stay."
+    """Inside, Gemma 3's norms are `FastRMSNorm` and its last decoder layer is an
+    `AnswerOnlyDecoderLayer`; parameters, names and hooks stay."""
     unwrapped = unwrap_model(model)
     last_layer = unwrapped.get_decoder().layers[-1]
     changed = [(m, FastRMSNorm) for m in unwrapped.modules() if type(m) is Gemma3RMSNorm]
@@ -79,7 +82,8 @@ def build_attention_masks(
     batch: dict,  # attention_mask (B, T); token_type_ids (B, T), 1 on image tokens
     sliding_window: int = None,  # how far back the sliding layers attend; None: all the way
 ) -> dict:  # kind of layer -> (B, 1, T, T), True where the row's token attends to the column's
-    "Gemma 3's attention masks (causal on text, both ways within an image, none on padding), which transformers would build more slowly at every step."
+    """Gemma 3's attention masks (causal on text, both ways within an image, none on padding), which
+    transformers would build more slowly at every step."""
     not_padding = batch["attention_mask"].bool()[:, None]  # (B, 1, T)
     is_image = batch["token_type_ids"].bool()  # (B, T)
     positions = torch.arange(is_image.shape[1], device=is_image.device)

@@ -39,16 +39,16 @@ DEFAULT_LEARNING_RATES = dict(vision=2e-4, projector=1e-2, text=2e-3)
 # %% ../../nbs/library/training/fitting.ipynb #b15cd76f
 @dataclass
 class FitConfig:
-    "Options of `fit` that are seldom changed. What is no field here goes to transformers' `TrainingArguments`."
+    """Options of `fit` that are seldom changed. What is no field here goes to transformers'
+    `TrainingArguments`."""
 
     num_train_epochs: float = None  # budget in epochs, in place of `max_seconds` or `max_steps`
     batch_size: int = 16  # examples a step and process
     seed: int = 0
     # learning rate
     warmup_ratio: float = 0.05  # share of the budget in which the learning rate rises
-    lr_schedule: Callable | dict = (
-        None  # share of the budget -> factor of the learning rate, or {part: such a function}; None: linear warm-up, cosine decay
-    )
+    # share of the budget -> factor, or {part: such a function}; None: linear warm-up, cosine decay
+    lr_schedule: Callable | dict = None
     # texts
     prompt: str = PROMPT  # what every record without a prompt of its own is asked
     include_notes: bool = False  # put the patient's notes before the prompt?
@@ -322,20 +322,17 @@ def fit(
     model,  # of the Gemma 3 family
     processor,
     records,  # with images and captions
-    train=(
-        "projector",
-    ),  # parts that train: 'vision', 'projector', 'text' (through its LoRA, where it has one); or {share of the budget: parts}
+    train="projector",  # parts: 'vision', 'projector', 'text' (its LoRA where there is one); or a schedule {share: parts}
     max_seconds: float = None,  # budget by the clock (60 where none is given) …
     max_steps: int = None,  # … or in steps; or `num_train_epochs=`
     learning_rate: float | dict = None,  # peak, or {part: peak}; None: `DEFAULT_LEARNING_RATES`
-    loss_weights: LossWeights
-    | Callable = None,  # or a function: share of the budget -> LossWeights; None: cross-entropy on answers alone
-    lora: int
-    | dict = None,  # a rank, or arguments of `add_lora`: put LoRA on the text model (or another part) first
-    eval_dataset=None,  # held-out records: every term is measured on them, each `eval_steps` and at the end
-    **options,  # fields of `FitConfig` (`batch_size`, `seed`, `output_dir`, …), and any of transformers' TrainingArguments
+    loss_weights=None,  # a `LossWeights`, or share -> LossWeights; None: answer cross-entropy alone
+    lora=None,  # a rank, or arguments of `add_lora`: add LoRA (to the text model) first
+    eval_dataset=None,  # held-out records, evaluated each `eval_steps` and at the end
+    **options,  # fields of `FitConfig`, and of transformers' `TrainingArguments`
 ) -> TrainOutput:
-    "Train the named parts within a budget of seconds, steps or epochs; the model ends in evaluation mode."
+    """Train the named parts within a budget of seconds, steps or epochs; the model ends in
+    evaluation mode."""
     if not len(records):
         raise ValueError("there are 0 records to train on; was everything set aside while loading?")
     model_type = unwrap_model(model).config.model_type

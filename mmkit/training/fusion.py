@@ -20,7 +20,8 @@ from .dataset import epoch_permutation
 
 # %% ../../nbs/library/training/fusion.ipynb #d24045bc
 class LateFusion(nn.Module):
-    "An image vector and a caption vector in one space: two small encoders behind the frozen vision encoder and the frozen text model."
+    """An image vector and a caption vector in one space: two small encoders behind the frozen
+    vision encoder and the frozen text model."""
 
     def __init__(
         self,

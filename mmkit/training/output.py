@@ -21,7 +21,8 @@ class TrainOutput:
     "A finished run: the model, and what happened at every step."
 
     model: torch.nn.Module
-    history: dict  # 'step', 'seconds', 'lr', 'loss' and each unweighted term -> array, one entry a step (nan where a term was not computed)
+    # 'step', 'seconds', 'lr', 'loss', each unweighted term -> array over steps (nan: not computed)
+    history: dict
     seconds: float  # of the loop alone
     num_examples: int  # examples seen, repetitions counted
     loss_weights: dict = field(default_factory=dict)  # term -> its weight at every step
@@ -136,7 +137,8 @@ def collect_output(
     batch_size: int,
     model: torch.nn.Module,
 ) -> TrainOutput:
-    "What the trainer and its callbacks logged, one entry a step. A callback's dict `history` (step -> {name: value}) is joined to it."
+    """What the trainer and its callbacks logged, one entry a step. A callback's dict `history`
+    (step -> {name: value}) is joined to it."""
     budget = trainer.budget
     num_steps = len(budget.times)
     log = [entry for entry in trainer.loss_log if entry["step"] <= num_steps]

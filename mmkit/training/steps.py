@@ -78,7 +78,7 @@ def _embed_negatives(model, batch, batch_size):
 # %% ../../nbs/library/training/steps.ipynb #982da23b
 def compute_losses(
     model,
-    batch: dict,  # of `TokenizedDataset.collate_fn`, or of a `Collator` (`include_captions=True` for contrastive and mse)
+    batch: dict,  # of `TokenizedDataset.collate_fn`, or of `Collator(include_captions=True)`
     loss_weights: LossWeights,  # a term of weight 0 is not computed
     num_items_in_batch: int = None,  # answer tokens to divide `ce` by; None: those of this batch
     embeds_out: dict = None,  # receives `image_embeds` and `text_embeds` (B, W), detached
@@ -115,7 +115,8 @@ def run_in_forward(
     model,  # wrapped by DDP or FSDP, or not
     fn: Callable,  # without arguments
 ):  # what `fn` returns
-    "Call `fn` inside the forward pass of a DDP or FSDP wrapper, where gradients are synchronised; without a wrapper, just call it."
+    """Call `fn` inside the forward pass of a DDP or FSDP wrapper, where gradients are synchronised;
+    without a wrapper, just call it."""
     if not hasattr(model, "module") and not isinstance(model, FSDPModule):
         return fn()
     unwrapped = unwrap_model(model)
@@ -151,17 +152,18 @@ def training_step(
     model,  # in training mode; wrapped by peft, DDP or FSDP, or not
     batch: dict,  # as for `compute_losses`, on the model's device
     loss_weights: LossWeights,
-    optimizer: torch.optim.Optimizer = None,  # None: gradients are added up, and the caller updates the weights (as transformers' Trainer does)
+    optimizer: torch.optim.Optimizer = None,  # None: only add up gradients; the caller updates
     lr_scheduler=None,  # a torch scheduler, stepped after the optimizer
     max_grad_norm: float = 1.0,  # the model's gradients are clipped to this norm before the update
     num_items_in_batch: int = None,  # answer tokens to divide `ce` by; None: those of this batch
-    forward_context: Callable = contextlib.nullcontext,  # makes the context of the forward pass, such as autocast
-    backward: Callable = torch.Tensor.backward,  # is given the loss; `accelerator.backward` scales it
+    forward_context: Callable = contextlib.nullcontext,  # of the forward pass: autocast
+    backward: Callable = torch.Tensor.backward,  # is given the loss
     on_gradients: Callable = None,  # is called without arguments between backward pass and clipping
 ) -> StepOutput:
     """One training step: losses, backward pass, clipping, optimizer, schedule.
 
-    With an optimizer, a loss that is not finite raises `NonFiniteLossError` before anything has changed."""
+    With an optimizer, a loss that is not finite raises `NonFiniteLossError` before anything changes.
+    Without one, gradients are only added up: transformers' Trainer clips and updates by itself."""
     embeds = {}
 
     def compute():

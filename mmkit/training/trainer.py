@@ -29,12 +29,13 @@ from .steps import compute_losses, run_in_forward, training_step
 
 # %% ../../nbs/library/training/trainer.ipynb #355e5218
 class AlignmentTrainer(Trainer):
-    "transformers' Trainer with `training_step`; `loss_log` keeps every term and weight of every batch."
+    """transformers' Trainer with `training_step`; `loss_log` keeps every term and weight of every
+    batch."""
 
     def __init__(
         self,
         *args,
-        loss_weights=None,  # a `LossWeights`, read anew at every step, or a function: share of the budget -> LossWeights; None: cross-entropy on answers alone
+        loss_weights=None,  # a `LossWeights` (read at every step), or share -> LossWeights; None: ce
         budget: BudgetCallback = None,
         spike_callback: LossSpikeCallback = None,
         **kwargs,  # of transformers' Trainer
@@ -141,7 +142,8 @@ class AlignmentTrainer(Trainer):
     # checkpoints
 
     def trained_parameters(self) -> dict:
-        "Name -> parameter of all that trains at some time of the run, which is what a checkpoint must hold."
+        """Name -> parameter of all that trains at some time of the run, which is what a checkpoint
+        must hold."""
         parameters = {
             name: parameter
             for name, parameter in unwrap_model(self.model).named_parameters()
