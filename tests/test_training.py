@@ -327,7 +327,7 @@ def test_budgets(ds, base, tmp_path, monkeypatch, capfd):
     for bad, say in (
         (dict(max_seconds=1, max_steps=2), "one of"),
         (dict(max_steps=0), "more than 0"),
-        (dict(train=(), max_steps=1), "nothing would learn"),
+        (dict(train=(), max_steps=1), "nothing would train"),
         (dict(train="projectr", max_steps=1), "projector"),
     ):
         with pytest.raises(ValueError, match=say):

@@ -9,7 +9,6 @@ __all__ = ['warmup_cosine', 'BudgetCallback', 'UnfreezeCallback', 'misranked_pai
 import math
 import time
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import torch

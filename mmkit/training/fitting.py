@@ -322,7 +322,7 @@ def fit(
     model,  # of the Gemma 3 family
     processor,
     records,  # with images and captions
-    train="projector",  # parts: 'vision', 'projector', 'text' (its LoRA where there is one); or a schedule {share: parts}
+    train="projector",  # parts, of 'vision', 'projector', 'text'; or {share of the budget: parts}
     max_seconds: float = None,  # budget by the clock (60 where none is given) …
     max_steps: int = None,  # … or in steps; or `num_train_epochs=`
     learning_rate: float | dict = None,  # peak, or {part: peak}; None: `DEFAULT_LEARNING_RATES`

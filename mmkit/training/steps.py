@@ -162,7 +162,7 @@ def training_step(
 ) -> StepOutput:
     """One training step: losses, backward pass, clipping, optimizer, schedule.
 
-    With an optimizer, a loss that is not finite raises `NonFiniteLossError` before anything changes.
+    With an optimizer, a loss that is not finite raises `NonFiniteLossError` before any change.
     Without one, gradients are only added up: transformers' Trainer clips and updates by itself."""
     embeds = {}
 

@@ -35,7 +35,7 @@ class AlignmentTrainer(Trainer):
     def __init__(
         self,
         *args,
-        loss_weights=None,  # a `LossWeights` (read at every step), or share -> LossWeights; None: ce
+        loss_weights=None,  # a `LossWeights`, or share -> LossWeights; None: ce
         budget: BudgetCallback = None,
         spike_callback: LossSpikeCallback = None,
         **kwargs,  # of transformers' Trainer
