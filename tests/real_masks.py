@@ -66,7 +66,7 @@ def maps_of_words(tuned, randomized, processor, image):
     if not chosen:
         return {}
     return {
-        method + suffix: attributions.flat(method)[chosen].mean(0)
+        method + suffix: attributions.mean_maps(method)[chosen].mean(0)
         for suffix, attributions in (("", own), (", weights shuffled", control))
         for method in attributions.maps
     }

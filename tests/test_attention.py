@@ -75,7 +75,7 @@ def test_weights_are_eagers_and_nothing_changes(family):
         assert torch.equal(before, outputs(m, b))
     assert len(seen) == len(find_attention_modules(m))
     assert all(mod.config is c for (_, mod), c in zip(find_attention_modules(m), kept)) and all(
-        not hasattr(c, "watcher") for c in kept
+        not hasattr(c, "recorder") for c in kept
     )
     eager, hooks = {}, []
     m.set_attn_implementation("eager")
@@ -212,7 +212,7 @@ def test_every_method_on_every_family(family, name):
     got = explain.ATTRIBUTION_METHODS[name](m, b, at)
     s = ImageTokenLayout(m, b)
     assert (
-        got.shape[-2:] in (s.tokens, s.patches)
+        got.shape[-2:] in (s.token_grid, s.patch_grid)
         and got.shape[-3] == (1 if at is None else 2)
         and torch.isfinite(got).all()
         and (got >= 0).all()
@@ -285,7 +285,7 @@ def test_relevancy_through_the_tower_is_the_full_matrix_product():
     for y_ in range(4):
         for x_ in range(4):
             pool[2 * (y_ // 2) + x_ // 2, 4 * y_ + x_] = 0.25
-    want = product("text")[at[0]][ImageTokenLayout(m, b).at] @ pool @ product("vision")
+    want = product("text")[at[0]][ImageTokenLayout(m, b).image_positions] @ pool @ product("vision")
     torch.testing.assert_close(
         explain.compute_relevancy(m, b, at[:1])[0], want.view(4, 4), atol=1e-7, rtol=1e-4
     )
@@ -361,11 +361,11 @@ def test_tiles_stand_where_they_were_cut():
         img[8 * y : 8 * y + 8, 8 * x : 8 * x + 8] = 255
         b = chat.encode_example(p, img, "What is it?", "a lesion")
         s = ImageTokenLayout(m, b)
-        assert s.tiles == (2, 2) and s.tokens == (8, 8)
+        assert s.tile_grid == (2, 2) and s.token_grid == (8, 8)
         tile, inner = 2 * (y // 4) + x // 4, 1 + 4 * (y % 4) + x % 4
         v = torch.zeros(4, 17)
         v[tile, inner] = 1
-        assert divmod(int(s.grid(v.flatten()).argmax()), 8) == (y, x)
+        assert divmod(int(s.to_grid(v.flatten()).argmax()), 8) == (y, x)
         keep = torch.zeros(1, 8, 8)
         keep[0, y, x] = 1
         light, shown = b["pixel_values"].max(), mask_patches(s, b["pixel_values"], keep)
@@ -390,8 +390,8 @@ def test_refusals():
         Image.new("RGB", (8, 8)), [" a"], [False], {"rollout": np.ones((1, 2, 2))}
     )
     for f, said in (
-        (lambda: seen.flat("rolout"), "'rollout'"),
-        (lambda: seen.at("veil"), "'veil'"),
+        (lambda: seen.mean_maps("rolout"), "'rollout'"),
+        (lambda: seen.find_words("veil"), "'veil'"),
         (lambda: explain.plot_filmstrip(seen, "rollout"), "no words"),
         (lambda: plot_head_grid(seen, 0), "no raw attention"),
         (
@@ -421,31 +421,33 @@ def test_look_at_every_family_that_speaks(family, drawn):
         assert (
             len(x) == len(seen.words)
             and x.ndim == (5 if n == "attention" else 3)
-            and np.isfinite(seen.flat(n)[-2]).all()
+            and np.isfinite(seen.mean_maps(n)[-2]).all()
         )
     assert (
         seen.truth
         and all(v.any() for v in seen.truth.values())
-        and set(seen.truth) == set(seen.names)
+        and set(seen.truth) == set(seen.structure_names)
     )
     own = attribute_words(
         m, p, drawn[0]["image"], methods=("attention",), only="answer", max_new_tokens=3
     )
     assert any(own.in_answer) and not own.truth
     assert all(
-        np.isnan(own.flat("attention")[k]).all() for k, on in enumerate(own.in_answer) if not on
+        np.isnan(own.mean_maps("attention")[k]).all()
+        for k, on in enumerate(own.in_answer)
+        if not on
     )
 
 
 def test_words_name_their_own_masks(shipped, drawn):
     for r in drawn:
-        seen, t = attribute_words(*shipped, r, r["caption"], (), "named"), rerender(r)
-        for k, name in seen.names.items():
+        seen, t = attribute_words(*shipped, r, r["caption"], (), "structures"), rerender(r)
+        for k, name in seen.structure_names.items():
             want = t.structure_masks.get(name, t.mask)
             assert (seen.truth[k] == want).all()
             if name in ("dots", "globules", "streaks"):
                 assert seen.words[k].strip(" .,") == name
-        assert {n for n in seen.names.values() if n in t.structure_masks} <= {
+        assert {n for n in seen.structure_names.values() if n in t.structure_masks} <= {
             n for n, m in t.structure_masks.items() if m.any()
         }
 
@@ -460,7 +462,7 @@ def test_looks_maps_are_the_methods(shipped, drawn):
         if k != "labels"
     }
     groups = join_tokens_to_words(p, b["input_ids"][0])[0]
-    k = seen.at("shows", "is", "has", "with")[0]
+    k = seen.find_words("shows", "is", "has", "with")[0]
     want = explain.compute_relevancy(m, b, [t - 1 for t in groups[k]]).mean(0)
     np.testing.assert_allclose(seen.maps["relevancy"][k], want, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(
@@ -548,7 +550,8 @@ def test_shuffled_weights_are_the_same_numbers_elsewhere():
 
 def test_pointing_scores_each_structure_once(shipped, drawn):
     looks = [
-        attribute_words(*shipped, r, r["caption"], ("attention",), "named") for r in list(drawn)[:6]
+        attribute_words(*shipped, r, r["caption"], ("attention",), "structures")
+        for r in list(drawn)[:6]
     ]
     for s in looks:
         s.maps["truth"] = np.stack(
@@ -556,7 +559,9 @@ def test_pointing_scores_each_structure_once(shipped, drawn):
         )
     rows = explain.evaluate_pointing(looks, "truth")
     assert rows and all(r["hit"] == 1 and r["auc"] == 1 and r["iou"] == 1 for r in rows)
-    want = sum(len({n for n in s.names.values() if n in lesions.STRUCTURES}) for s in looks)
+    want = sum(
+        len({n for n in s.structure_names.values() if n in lesions.STRUCTURES}) for s in looks
+    )
     assert len(rows) == len(explain.evaluate_pointing(looks, "centre")) == len(
         explain.evaluate_pointing(looks, "random")
     ) == want and explain.evaluate_pointing(looks, "random", 1) == explain.evaluate_pointing(
@@ -669,5 +674,5 @@ def test_supervision_moves_the_gaze_and_only_with_its_weight(drawn):
         and np.mean(with_gaze["gaze"][-3:]) < np.mean(plain["gaze"][-3:]) - 0.01
     )
     assert not m.training and all(
-        "watcher" not in vars(mod.config) for _, mod in find_attention_modules(m)
+        "recorder" not in vars(mod.config) for _, mod in find_attention_modules(m)
     )

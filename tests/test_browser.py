@@ -11,28 +11,64 @@ import json, numpy as np
 from types import SimpleNamespace
 from PIL import Image
 from ipywidgets import Button, Label, VBox
-from mmkit.viewer import TokenViewer, full, inside, overlay, shown
-WORDS = ['Describe', ' the', ' lesion', '.', ' A', ' dark', ' network', ' with', ' <b>streaks</b>', ' and', '\\n', ' a', ' veil', '.', ' Clinical', ' impression', ':', ' melanoma', '.']
+from mmkit.explain.viewer import TokenViewer, energy_inside_mask, render_overlay
+from mmkit.explain.viewer_state import get_vmax, select_map
+
+WORDS = [
+    'Describe', ' the', ' lesion', '.', ' A', ' dark', ' network', ' with', ' <b>streaks</b>', ' and',
+    '\\n', ' a', ' veil', '.', ' Clinical', ' impression', ':', ' melanoma', '.',
+]
+SETTINGS = [
+    'word', 'method', 'layer', 'head', 'opacity', 'scale', 'smooth', 'outline', 'held'
+]
+
 def panel(label, seed, layers=3, heads=4, grid=6):
     rng, n = np.random.default_rng(seed), len(WORDS)
-    y, x = np.mgrid[:96, :96]/95
-    skin = np.stack([.88 - .1*y, .70 - .1*x, .62 + 0*x], -1); spot = ((x - .5)**2 + (y - .45)**2 < .08)[..., None]
-    picture = Image.fromarray((255*np.where(spot, [.45, .3, .25], skin)).astype('uint8'))
-    maps = {'raw': rng.random((n, layers, heads, grid, grid))**6, 'rollout': rng.random((n, grid + 2, grid + 1))**4/50, 'relevancy': rng.random((n, 2, 1, grid, grid))**3}
-    maps['raw'][3], maps['rollout'][3], maps['raw'][5, 1, 2] = 0, np.nan, np.nan     # no heat at all; no number; no number in one head
-    truth = {6: (x < .5) & (y < .4), 12: (x > .6) & (y > .5)}
-    return SimpleNamespace(label=label, image=picture, words=WORDS, answered=[False]*4 + [True]*(n - 4), maps=maps, truth=truth)
+    y, x = np.mgrid[:96, :96] / 95
+    skin = np.stack([0.88 - 0.1 * y, 0.70 - 0.1 * x, 0.62 + 0 * x], -1)
+    spot = ((x - 0.5) ** 2 + (y - 0.45) ** 2 < 0.08)[..., None]
+    pixels = 255 * np.where(spot, [0.45, 0.3, 0.25], skin)
+    maps = {
+        'raw': rng.random((n, layers, heads, grid, grid)) ** 6,
+        'rollout': rng.random((n, grid + 2, grid + 1)) ** 4 / 50,
+        'relevancy': rng.random((n, 2, 1, grid, grid)) ** 3,
+    }
+    maps['raw'][3] = 0  # no heat at all
+    maps['rollout'][3] = np.nan  # no number
+    maps['raw'][5, 1, 2] = np.nan  # no number in one head
+    truth = {6: (x < 0.5) & (y < 0.4), 12: (x > 0.6) & (y > 0.5)}
+    return SimpleNamespace(
+        label=label,
+        image=Image.fromarray(pixels.astype('uint8')),
+        words=WORDS,
+        in_answer=[False] * 4 + [True] * (n - 4),
+        maps=maps,
+        truth=truth,
+    )
+
 def told(v):
     "What Python has: the state, its maps, and the overlay's pixels."
-    s = {k: getattr(v, k) for k in ('word', 'method', 'layer', 'head', 'opacity', 'scale', 'smooth', 'outline', 'held')}
-    maps = [shown(l, v) for l in v.looks]
-    return json.dumps(dict(s, maps=[None if m is None else m.ravel().round(7).tolist() for m in maps], full=[full(l, v) for l in v.looks], inside=[inside(l, v) for l in v.looks],
-                           pixels=[np.asarray(overlay(l, v))[24::48, 24::48].reshape(-1, 3).tolist() for l in v.looks]))
+    models = v.attributions_list
+    maps = [select_map(one, v) for one in models]
+    overlays = [np.asarray(render_overlay(one, v)) for one in models]
+    return json.dumps(dict(
+        {name: getattr(v, name) for name in SETTINGS},
+        maps=[None if m is None else m.ravel().round(7).tolist() for m in maps],
+        full=[get_vmax(one, v) for one in models],
+        inside=[energy_inside_mask(one, v) for one in models],
+        pixels=[pixels[24::48, 24::48].reshape(-1, 3).tolist() for pixels in overlays],
+    ))
+
 def followed(v, name):
     "The viewer under a name, and a line of text that says what Python has."
-    line = Label(told(v)); line.add_class(name + '-told'); line.add_class('told'); box = VBox([v]); box.add_class(name)
-    v.observe(lambda _: setattr(line, 'value', told(v)), ['word', 'method', 'layer', 'head', 'opacity', 'scale', 'smooth', 'outline', 'held'])
+    line = Label(told(v))
+    line.add_class(name + '-told')
+    line.add_class('told')
+    box = VBox([v])
+    box.add_class(name)
+    v.observe(lambda _: setattr(line, 'value', told(v)), SETTINGS)
     return VBox([box, line])
+
 one, two = panel('base', 0), panel('tuned', 1)
 """
 CELLS = [

@@ -32,7 +32,6 @@ from mmkit.explain.known_tasks import (
     shortcut_records,
     train_on_known_task,
 )
-from mmkit.explain.layout import ImageTokenLayout
 from mmkit.explain.monitor import ModalityMonitor, mismatched_partners
 from mmkit.explain.scoring import choice_logprobs, pair_score, score_answer_tokens
 from mmkit.explain.shapley import (
@@ -132,14 +131,14 @@ def test_measures_order_the_tasks_of_known_truth(told, measure):
 
 def test_only_emap_sees_xor(told):
     acc = {k: {a: np.mean([r[a] for _, r in got]) for a in got[0][1]} for k, got in told.items()}
-    assert all(a["own"] > 0.97 for a in acc.values())
+    assert all(a["original"] > 0.97 for a in acc.values())
     assert abs(acc["XOR"]["EMAP"] - 0.5) < 0.12 and all(
         acc[k]["EMAP"] > 0.95 for k in ("text only", "image only", "redundant")
     )
-    assert max(acc["XOR"]["another's picture"], acc["XOR"]["another's words"]) < 0.6
+    assert max(acc["XOR"]["shuffled image"], acc["XOR"]["shuffled text"]) < 0.6
 
     def lost(k):
-        return 2 * acc[k]["own"] - acc[k]["another's picture"] - acc[k]["another's words"]
+        return 2 * acc[k]["original"] - acc[k]["shuffled image"] - acc[k]["shuffled text"]
 
     assert lost("redundant") < 0.6 < 0.85 < lost("XOR"), (
         "what tells redundant from XOR: little is lost twice, or everything twice"
@@ -316,7 +315,7 @@ def test_every_measure_on_every_family(family):
     assert (
         0 <= s.image_share <= 1
         and s.image_share + s.text_share == 1
-        and len(s.words) == len(s.text) > 0
+        and len(s.words) == len(s.text_values) > 0
     )
     np.testing.assert_allclose(
         np.diag(explain.score_all_pairs(lambda x: pair_score(m, x), b)), own, atol=1e-4
@@ -358,7 +357,7 @@ def test_mm_shap_is_exact_where_it_can_be_enumerated(all_made, f):
         explain.mm_shap(m, b, p, grid_size=2, n_permutations=300),
     )
     assert (
-        np.abs(np.concatenate([s.text, s.picture.ravel()]) - exact).max()
+        np.abs(np.concatenate([s.text_values, s.image_values.ravel()]) - exact).max()
         < 0.1 * np.abs(exact).max()
     )
 
@@ -504,7 +503,7 @@ def test_a_watched_run_is_the_same_run(base, cache, quantize):
             and eye.history[3][f"{name} share, vision"] == 0
         )
     assert (
-        eye.before is None
+        eye.previous_parameters is None
         and "nan" not in str(run.table())
         and not [k for k in run.model.modules() if k._forward_hooks]
     )
@@ -523,8 +522,8 @@ def test_looking_leaves_modes_and_dice_alone(base):
     modes = [m.training for m in model.modules()]
     rng = torch.get_rng_state()
     with torch.random.fork_rng():
-        a = probe.look(model)
-    b = probe.look(model)
+        a = probe.measure(model)
+    b = probe.measure(model)
     assert modes == [m.training for m in model.modules()] and torch.equal(
         rng, torch.get_rng_state()
     )
@@ -555,7 +554,7 @@ def test_a_look_is_what_four_passes_say(base):
     model, processor = base
     rs = shortcut_records(6, 0.9, seed=9)
     probe = ModalityMonitor(processor, rs, prompt=YESNO_PROMPT, notes=True, min_gain=0.0)
-    got = probe.look(model)
+    got = probe.measure(model)
     other, strange = mismatched_partners([r["answer"] for r in rs], 2)
 
     def v(image, text):  # by the plain way: records and pixels
@@ -600,43 +599,37 @@ def test_strangers_answer_otherwise_where_they_can():
 def test_the_alarm(base, cache):
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        run, (eye,) = watched(base, dict(floor=0.999, least=-1e9, stop=True), steps=9)
+        run, (eye,) = watched(
+            base, dict(min_image_share=0.999, min_gain=-1e9, stop_training=True), steps=9
+        )
     said = [str(w.message) for w in heard if "image's share" in str(w.message)]
     low = [s for s, t in eye.history.items() if t["image share"] < 0.999]
     assert (
-        (len(said) == 1 and "answers from the text" in said[0] and eye.alarmed == run.steps)
-        if len(low) >= 2 and eye.below >= 2
+        (len(said) == 1 and "answers from the text" in said[0] and eye.alarmed_at == run.steps)
+        if len(low) >= 2 and eye.num_below >= 2
         else not said
     )
 
 
-def test_the_alarm_waits_and_rings_once():
-    class Fixed:
-        def __init__(self):
-            self.proportions = iter([0.1, 0.5, 0.1, 0.1, 0.1])
+def test_the_alarm_waits_and_rings_once(base):
+    class FixedMonitor:
+        image_shares = iter([0.1, 0.5, 0.1, 0.1, 0.1])
 
-        def look(self, m):
-            return {"image share": next(self.proportions), "image gain": 0.1, "text gain": 0.9}
+        def measure(self, model):
+            return {"image share": next(self.image_shares), "image gain": 0.1, "text gain": 0.9}
 
-    eye = explain.DominanceCallback.__new__(explain.DominanceCallback)
-    eye.probe, eye.every, eye.floor, eye.patience, eye.stop, eye.history, eye.below, eye.alarmed = (
-        Fixed(),
-        1,
-        0.2,
-        2,
-        True,
-        {},
-        0,
-        None,
+    records = shortcut_records(4, 0.9, seed=9)
+    eye = explain.DominanceCallback(
+        base[1], records, eval_steps=1, min_image_share=0.2, stop_training=True
     )
-    eye.pulled = eye.on_slider_change = {}
+    eye.monitor = FixedMonitor()
     control = type("C", (), dict(should_training_stop=False))()
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         for step in range(1, 6):
             eye.on_step_end(None, type("S", (), dict(global_step=step)), control)
             assert control.should_training_stop == (step >= 4)
-    assert len(heard) == 1 and eye.alarmed == 4 and "below 20%" in str(heard[0].message)
+    assert len(heard) == 1 and eye.alarmed_at == 4 and "below 20%" in str(heard[0].message)
 
 
 # --- a clinic
@@ -683,7 +676,7 @@ def test_refusals(all_made):
         explain.emap(np.zeros((1, 1)))
     with pytest.raises(ValueError, match="no labels"):
         pair_score(m, {k: v for k, v in b.items() if k != "labels"})
-    with pytest.raises(ValueError, match="every=0"):
+    with pytest.raises(ValueError, match="eval_steps=0"):
         explain.DominanceCallback(p, [], eval_steps=0)
     with pytest.raises(ValueError, match="between 0 and 1"):
         explain.DominanceCallback(p, [], min_image_share=20)
@@ -707,7 +700,7 @@ def test_attention_mass_is_what_the_words_leave_over(family):
         picture_inputs(family, torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))),
     )
     at = [b["input_ids"].shape[1] - 2]
-    got, left, s = image_attention_share(m, b, at), [], ImageTokenLayout(m, b)
+    got, left = image_attention_share(m, b, at), []
 
     def see(name, w):
         if "qformer" in name:

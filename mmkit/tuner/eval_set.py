@@ -176,7 +176,7 @@ class EvalSet:
         with eval_mode(state.model) as model:
             features = self.image_features(state, model)[: len(monitor.records)]
             monitor.features = features.to(model.device, model.dtype)
-        measured = monitor.look(state.model)
+        measured = monitor.measure(state.model)
         image_share = measured["image share"]
         return dict(
             step=state.steps,

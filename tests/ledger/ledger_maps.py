@@ -70,7 +70,7 @@ def one(seed, small, weight):
         "captions|gaze": float(np.mean(told["gaze"][-20:])),
     }
     kinds = ("attention", "relevancy") if small else FAST if weight else (*FAST, SLOW)
-    looks = [attribute_words(model, processor, r, r["caption"], kinds, "named") for r in test]
+    looks = [attribute_words(model, processor, r, r["caption"], kinds, "structures") for r in test]
     for m in kinds:
         out |= {f"{NAMES[m]}|{k}": v for k, v in mapped(looks, m).items()}
     if not weight:
@@ -78,7 +78,7 @@ def one(seed, small, weight):
             out |= {f"{m}|{k}": v for k, v in mapped(looks, m).items()}
         blank = explain.randomize_weights(model, seed)
         none = [
-            attribute_words(blank, processor, r, r["caption"], ("attention", "relevancy"), "named")
+            attribute_words(blank, processor, r, r["caption"], ("attention", "relevancy"), "structures")
             for r in test
         ]
         for m, arm in zip(("attention", "relevancy"), SHUFFLED):

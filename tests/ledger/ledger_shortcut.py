@@ -172,7 +172,7 @@ def run_of(seed, small, agree, words, cure, steps):
             folder=folder,
         )
         look = explain.DominanceCallback(
-            processor, probe, eval_steps=steps, prompt=YESNO_PROMPT, notes=True, least=0.0
+            processor, probe, eval_steps=steps, prompt=YESNO_PROMPT, notes=True, min_gain=0.0
         )
         if cure == "note dropout":
             rng = np.random.default_rng((seed, 5))
@@ -190,10 +190,10 @@ def run_of(seed, small, agree, words, cure, steps):
             look = Balance(
                 processor,
                 probe,
-                every=5 if steps > 5 else 1,
+                eval_steps=5 if steps > 5 else 1,
                 prompt=YESNO_PROMPT,
                 notes=True,
-                least=0.0,
+                min_gain=0.0,
                 by=cure.partition(" ")[2],
             )
         if cure == "image first":
@@ -205,7 +205,7 @@ def run_of(seed, small, agree, words, cure, steps):
         run = training.fit(
             model, processor, train, **how, max_steps=steps - first, callbacks=[look]
         )
-        last = look.probe.look(run.model)
+        last = look.monitor.measure(run.model)
         return scores(run.model, processor, test, same, folder) | {
             "training loss": float(run.smoothed(window=10)[-1]),
             "image gain, words": last["image gain"],

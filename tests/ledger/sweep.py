@@ -44,7 +44,7 @@ def worth(model, processor, seed, small):
     held = held_of(seed, small)
     said, look = (
         evaluate.generate(model, processor, held, show_progress=False),
-        ModalityMonitor(processor, held.select(range(min(PROBED, len(held))))).look(model),
+        ModalityMonitor(processor, held.select(range(min(PROBED, len(held))))).measure(model),
     )
     return dict(
         macro_f1=evaluate.score_captions(held, said, n_resamples=1).macro_f1.value,
