@@ -472,7 +472,7 @@ def watched(base, eye, seed=0, steps=7, **kw):
         processor,
         shortcut_records(16, 0.9, seed=8),
         train=("projector",),
-        lora=dict(rank=2, dropout=0.2),
+        lora=dict(rank=2, lora_dropout=0.2),
         max_steps=steps,
         batch_size=4,
         prompt=YESNO_PROMPT,

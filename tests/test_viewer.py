@@ -212,7 +212,7 @@ def test_overlay_pixels():
     assert (px[0, 0] == (200, 150, 120)).all() and np.abs(
         px[0, -1] - (0.5 * np.array((200, 150, 120)) + 0.5 * VIRIDIS[255])
     ).max() <= 1
-    s.smoothed = True
+    s.smooth = True
     row = np.asarray(render_overlay(l, s))[0].astype(int)
     assert len(np.unique(row, axis=0)) > 50
     with_outline = look()
@@ -403,7 +403,7 @@ def test_a_person_gets_the_widget_and_a_program_the_still(monkeypatch):
     v = TokenViewer(look())
     assert v.comm is None and set(v._repr_mimebundle_()) == {"text/plain", "text/html"}
     monkeypatch.setattr(
-        "mmkit.core.runtime.get_notebook_kernel",
+        "mmkit.core.sliders.get_notebook_kernel",
         lambda: SimpleNamespace(shell=SimpleNamespace(user_ns={})),
     )
     monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5.13")

@@ -25,21 +25,21 @@ def job():
         for k, t in enumerate(describe_tokens(processor, batch["input_ids"][0]))
         if t.role == "answer"
     ]
-    return attention, model, batch, at
+    return model, batch, at
 
 
 def relevancy(tower):
-    attention, model, batch, at = job()
+    model, batch, at = job()
 
     def timed(**kw):
         began = time.perf_counter()
-        attention.relevancy(model, batch, at, tower=tower, **kw)
+        explain.compute_relevancy(model, batch, at, include_vision=tower, **kw)
         return time.perf_counter() - began
 
     def whole():  # one forward and one backward pass a word: what ten plain lines do
         began = time.perf_counter()
         for k in at:
-            attention.relevancy(model, batch, [k], tower=tower, batched=False)
+            explain.compute_relevancy(model, batch, [k], include_vision=tower, batched=False)
         return time.perf_counter() - began
 
     timed()
