@@ -159,8 +159,8 @@ def _peak_of_word(context, image, structure, answer, method):
         only="answer",
         prompt=QUESTION_TEMPLATES[structure][0].format(subject="lesion"),
     )
-    last_word = words.at(answer.split()[-1].strip("."))[-1]
-    return _peak(words.flat(method)[last_word])
+    last_word = words.find_words(answer.split()[-1].strip("."))[-1]
+    return _peak(words.mean_maps(method)[last_word])
 
 
 def evaluate_pointing_game(
