@@ -1,4 +1,6 @@
-"Builds the package from settings.ini; the shipped base model under mmkit/assets travels inside the wheel."
+"""Builds the package from settings.ini; the shipped base model under mmkit/assets travels inside
+the wheel.
+"""
 
 from configparser import ConfigParser
 from pathlib import Path

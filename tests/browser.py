@@ -65,7 +65,9 @@ def browser():
 
 @contextlib.contextmanager
 def watched_tab(browser, **kw):
-    "A page that remembers what went wrong in it, `.troubles`, and reaches nothing but this machine."
+    """A page that remembers what went wrong in it, `.troubles`, and reaches nothing but this
+    machine.
+    """
     context = browser.new_context(
         viewport=dict(width=1280, height=720), reduced_motion="reduce", **kw
     )
@@ -114,7 +116,7 @@ def shoot(tab, name, **kw):
     tab.screenshot(path=SHOTS / f"{name}.png", animations="disabled", **kw)
 
 
-# ---- servers ----------------------------------------------------------------------------------------------------------
+# ---- servers
 
 
 def _dies_with_us():
@@ -123,7 +125,9 @@ def _dies_with_us():
 
 
 class Server:
-    "A Jupyter server in a folder of its own, with a home of its own; `with` ends it and every process that it started."
+    """A Jupyter server in a folder of its own, with a home of its own; `with` ends it and every
+    process that it started.
+    """
 
     def __init__(self, folder, *command, ready, path):
         self.folder, self.home, self.path, self.log = (
@@ -209,14 +213,18 @@ class Server:
         return self.base + self.path.format(name=name)
 
     def run_all(self, tab):
-        "Run the notebook that is open in JupyterLab; returns when every cell is done. (Voilà runs it by itself.)"
+        """Run the notebook that is open in JupyterLab; returns when every cell is done. (Voilà
+        runs it by itself.)
+        """
         tab.wait_for_selector(".jp-Notebook .jp-Cell")
         tab.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.context?.isReady")
         tab.evaluate(
-            "async () => { const p = jupyterapp.shell.currentWidget; await p.context.ready; await p.sessionContext.ready; await jupyterapp.commands.execute('notebook:run-all-cells') }"
+            "async () => { const p = jupyterapp.shell.currentWidget; await p.context.ready; await"
+            " p.sessionContext.ready; await jupyterapp.commands.execute('notebook:run-all-cells') }"
         )
         failed = tab.locator(
-            '.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"], .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]'
+            '.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"],'
+            ' .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]'
         )
         assert not failed.count(), failed.first.inner_text()
 

@@ -96,7 +96,9 @@ def semicolons(name, code):
 
 
 def local_names(function):
-    "Names that a function binds itself: parameters, assignments, loops; not those of inner functions."
+    """Names that a function binds itself: parameters, assignments, loops; not those of inner
+    functions.
+    """
     found = {a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg)} - {"self", "cls"}
     stack = list(function.body)
     while stack:
@@ -164,7 +166,9 @@ def find_circles(graph):
 
 
 def structure(modules):
-    "Circles, imports upwards, private names that cross modules, and the names of the packages' faces."
+    """Circles, imports upwards, private names that cross modules, and the names of the packages'
+    faces.
+    """
     graph = import_graph(modules)
     own = {n: t for n, t in graph.items() if "." in n or n == "tour"}
     upward, private = [], []

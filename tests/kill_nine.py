@@ -58,7 +58,9 @@ def finish(command):
 
 
 def one_round(folder, dice) -> bool:  # the same weights and losses, bit by bit?
-    "Start a run, kill it once a random number of steps is on disk (in the middle of a save, perhaps), go on, compare with folder/whole.pt."
+    """Start a run, kill it once a random number of steps is on disk (in the middle of a save,
+    perhaps), go on, compare with folder/whole.pt.
+    """
     out = Path(tempfile.mkdtemp(dir=folder))
     command = call(folder, out, "pieces.pt")
     while True:

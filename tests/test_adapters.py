@@ -1,4 +1,6 @@
-"Adapters: parity with peft and bitsandbytes, nothing at the start, kept and brought back, merged with a look; and every wrong use refused."
+"""Adapters: parity with peft and bitsandbytes, nothing at the start, kept and brought back, merged
+with a look; and every wrong use refused.
+"""
 
 import copy
 
@@ -77,10 +79,10 @@ def test_a_bottleneck_is_where_the_papers_put_it(base, batch):
     for beside in (False, True):
         m = stirred(models.add_bottleneck_adapters(copy.deepcopy(base[0]), 5, beside), ".up.")
         block, seen = m.model.language_model.layers[1], {}
-        block.mlp.register_forward_pre_hook(lambda l, a: seen.update(x=a[0]))
-        block.mlp.down_proj.register_forward_hook(lambda l, a, o: seen.update(y=o))
+        block.mlp.register_forward_pre_hook(lambda item, a: seen.update(x=a[0]))
+        block.mlp.down_proj.register_forward_hook(lambda item, a, o: seen.update(y=o))
         block.post_feedforward_layernorm.register_forward_pre_hook(
-            lambda l, a: seen.update(out=a[0])
+            lambda item, a: seen.update(out=a[0])
         )
         logits(m, batch)
         torch.testing.assert_close(

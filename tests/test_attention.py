@@ -1,4 +1,6 @@
-"Attention seen without changing the model, maps by five methods on every family, their scores, and the term that teaches the gaze."
+"""Attention seen without changing the model, maps by five methods on every family, their scores,
+and the term that teaches the gaze.
+"""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -68,7 +70,9 @@ def shipped():
 # --- watching
 @pytest.mark.parametrize("family", ALL)
 def test_weights_are_eagers_and_nothing_changes(family):
-    "What is seen is what transformers' eager setting hands out, module by module; outputs are the same bits, also when the weights carry gradients they agree."
+    """What is seen is what transformers' eager setting hands out, module by module; outputs are
+    the same bits, also when the weights carry gradients they agree.
+    """
     m, b, _ = case(family)
     before, seen, kept = outputs(m, b), {}, [mod.config for _, mod in find_attention_modules(m)]
     with record_attention(m, lambda n, w: seen.setdefault(n, w()), ("text", "projector", "vision")):
@@ -264,7 +268,9 @@ def test_batched_gradients_are_those_of_one_word_at_a_time(family, tower):
 
 
 def test_relevancy_through_the_tower_is_the_full_matrix_product():
-    "Against Chefer's own order of things: whole matrices from the first layer up, the tower's, the pooling's, the text's."
+    """Against Chefer's own order of things: whole matrices from the first layer up, the tower's,
+    the pooling's, the text's.
+    """
     m, b, at = case("gemma3")
     tables = []
     with record_attention(
@@ -340,7 +346,9 @@ def test_hiding_a_patch_hides_its_pixels_and_occlusion_is_the_fall(family):
 
 
 def test_tiles_stand_where_they_were_cut():
-    "Four tiles of Llama 3.2 Vision: a bright corner of the picture, cut by its own processor, is found again in its corner of the grid."
+    """Four tiles of Llama 3.2 Vision: a bright corner of the picture, cut by its own processor, is
+    found again in its corner of the grid.
+    """
     m, p = (
         models.tiny_random_model("mllama", vocab_size=1024),
         tiny_processor("mllama", max_image_tiles=4),
@@ -408,7 +416,9 @@ def test_refusals():
 # --- look
 @pytest.mark.parametrize("family", list(FAMILY_SPECIAL_TOKENS))
 def test_look_at_every_family_that_speaks(family, drawn):
-    "One call, from a record to words, maps and truth; words are the text; the model's own answer where none is given."
+    """One call, from a record to words, maps and truth; words are the text; the model's own answer
+    where none is given.
+    """
     m, p = models.tiny_random_model(family, vocab_size=1024), tiny_processor(family)
     seen = attribute_words(m, p, drawn[0], drawn[0]["caption"], tuple(explain.ATTRIBUTION_METHODS))
     assert "".join(w for w, on in zip(seen.words, seen.in_answer) if on).strip() == drawn[0][
@@ -474,7 +484,9 @@ def test_looks_maps_are_the_methods(shipped, drawn):
 
 
 def test_lora_and_four_bits(drawn):
-    "peft's wrapping changes nothing at its start; a quantised model takes one backward pass a word."
+    """peft's wrapping changes nothing at its start; a quantised model takes one backward pass a
+    word.
+    """
     m, p = models.load()
     r = drawn[2]
     b = {

@@ -1,4 +1,6 @@
-"The token viewer in a real Chromium: in JupyterLab and in Voilà, by mouse and by keyboard, against Python's own arithmetic."
+"""The token viewer in a real Chromium: in JupyterLab and in Voilà, by mouse and by keyboard,
+against Python's own arithmetic.
+"""
 
 import json
 
@@ -75,7 +77,10 @@ CELLS = [
     PANELS,
     "a = TokenViewer(one, word=1); followed(a, 'alone')",
     "b = TokenViewer(one, two, word=6, layer=1); followed(b, 'both')",
-    "button = Button(description='set'); button.add_class('setter')\nbutton.on_click(lambda _: (setattr(b, 'word', 12), setattr(b, 'scale', 'word')))\nbutton",
+    (
+        "button = Button(description='set'); button.add_class('setter')\nbutton.on_click(lambda _:"
+        " (setattr(b, 'word', 12), setattr(b, 'scale', 'word')))\nbutton"
+    ),
     "TokenViewer(two, word=2)",
 ]
 
@@ -103,22 +108,27 @@ class Viewer:
     def python(self, **want):
         "What Python says, once its state is what is wanted."
         self.tab.wait_for_function(
-            "([name, want]) => { const e = document.querySelector(`.${name}-told`); if (!e) return false; const s = JSON.parse(e.textContent); "
-            "return Object.entries(want).every(([k, v]) => s[k] === v) }",
+            "([name, want]) => { const e = document.querySelector(`.${name}-told`); if (!e) return"
+            " false; const s = JSON.parse(e.textContent); return Object.entries(want).every(([k,"
+            " v]) => s[k] === v) }",
             arg=[self.name, want],
         )
         return json.loads(self.tab.locator(f".{self.name}-told").inner_text())
 
     def face(self):
         "What the page shows: maps, scales, pixels."
-        return self.root.evaluate("""e => ({maps: e.look().map(l => l.map && Array.from(l.map)), full: e.look().map(l => l.top), said: [...e.querySelectorAll('.mmkit-said')].map(s => s.textContent),
+        return self.root.evaluate(
+            """e => ({maps: e.look().map(l => l.map && Array.from(l.map)), full: e.look().map(l => l.top), said: [...e.querySelectorAll('.mmkit-said')].map(s => s.textContent),
             pixels: [...e.querySelectorAll('canvas')].map(c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, out = [];
-                for (let y = 24; y < c.height; y += 48) for (let x = 24; x < c.width; x += 48) out.push([...d.slice(4*(y*c.width + x), 4*(y*c.width + x) + 3)]); return out })})""")
+                for (let y = 24; y < c.height; y += 48) for (let x = 24; x < c.width; x += 48) out.push([...d.slice(4*(y*c.width + x), 4*(y*c.width + x) + 3)]); return out })})"""
+        )
 
     def agrees(self, **want):
-        "Page and Python have the same maps (to the byte that each value was sent in), the same scale, the same pixels."
+        """Page and Python have the same maps (to the byte that each value was sent in), the same
+        scale, the same pixels.
+        """
         py, js = self.python(**want), self.face()
-        for a, b, top in zip(py["maps"], js["maps"], py["full"]):
+        for a, b, _top in zip(py["maps"], js["maps"], py["full"]):
             assert (a is None) == (b is None), (want, py["maps"], js["maps"])
             if a:
                 np.testing.assert_allclose(a, b, atol=max(a) / 50 + 1e-6)
@@ -137,7 +147,8 @@ def page(browser, lab):
         for name in ("alone", "both"):
             tab.wait_for_selector(f".{name} .mmkit-viewer canvas")
         tab.evaluate(
-            "() => document.querySelectorAll('.told').forEach(e => e.style.cssText = 'font-size:1px;max-height:4px;overflow:hidden')"
+            "() => document.querySelectorAll('.told').forEach(e => e.style.cssText ="
+            " 'font-size:1px;max-height:4px;overflow:hidden')"
         )
         yield tab
         assert not tab.troubles, "\n".join(tab.troubles)
@@ -172,8 +183,10 @@ def test_page_and_python_agree(page):
     v.control("method").select_option('"raw"')
     v.control("layer").select_option("2")
     v.agrees(layer=2)
-    known = v.root.evaluate("""e => { const m = e.querySelector('[data-name=method]'); m.value = '"relevancy"'; m.dispatchEvent(new Event('change'))
-        return [e.look()[0].map !== null, e.querySelector('[data-name=layer]').value] }""")
+    known = v.root.evaluate(
+        """e => { const m = e.querySelector('[data-name=method]'); m.value = '"relevancy"'; m.dispatchEvent(new Event('change'))
+        return [e.look()[0].map !== null, e.querySelector('[data-name=layer]').value] }"""
+    )
     assert known == [True, '"mean"']
     v.agrees(
         method="relevancy", layer="mean"
@@ -241,7 +254,8 @@ def test_by_keyboard_alone(page):
     assert v.focused() == "1"  # one stop for all words: the chosen one
     assert v.root.locator('[role=option][tabindex="0"]').count() == 1
     ring = page.evaluate(
-        "() => { const s = getComputedStyle(document.activeElement); return [s.outlineStyle, parseFloat(s.outlineWidth)] }"
+        "() => { const s = getComputedStyle(document.activeElement); return [s.outlineStyle,"
+        " parseFloat(s.outlineWidth)] }"
     )
     assert ring[0] == "solid" and ring[1] >= 2
     for key, word in (

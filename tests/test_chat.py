@@ -1,4 +1,6 @@
-"The answer, and only the answer, carries loss, in every family; what would train silently wrong is refused; the X-ray shows what the model gets."
+"""The answer, and only the answer, carries loss, in every family; what would train silently wrong
+is refused; the X-ray shows what the model gets.
+"""
 
 import re
 
@@ -34,7 +36,10 @@ from mmkit.chat.validation import find_batch_errors, validate_batch
 from mmkit.chat.xray import layout_token_boxes, xray_batch
 from mmkit.core.runtime import get_assets_dir
 
-CAPTION = "This lesion shows asymmetry in two axes, an irregular border and four colours, on light skin. Clinical impression: melanoma."
+CAPTION = (
+    "This lesion shows asymmetry in two axes, an irregular border and four colours, on light skin."
+    " Clinical impression: melanoma."
+)
 FAMILIES = ("gemma3", "mllama", "llava", "qwen2_vl")
 SIZE = (48, 64)
 
@@ -69,7 +74,7 @@ def record(k, **kw):
 
 
 def said(p, labels):
-    return p.tokenizer.decode([int(l) for l in labels if l != -100])
+    return p.tokenizer.decode([int(label) for label in labels if label != -100])
 
 
 def user(*parts):
@@ -118,21 +123,28 @@ def test_turn_formats_are_the_published_ones(families):
     def text(f, t=talk, **kw):
         return families[f].apply_chat_template(t, **kw)
 
-    assert text("mllama") == (
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
-        "<|image|>What is it?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA mole.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
+    assert (
+        text("mllama") == "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe"
+        " brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+        "<|image|>What is it?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA"
+        " mole.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\nYes.<|eot_id|>"
     )
     assert (
         text("llava")
-        == "Be brief. USER: <image>\nWhat is it? ASSISTANT: A mole.</s>USER: Sure? ASSISTANT: Yes.</s>"
+        == "Be brief. USER: <image>\nWhat is it? ASSISTANT: A mole.</s>USER: Sure? ASSISTANT:"
+        " Yes.</s>"
     )
-    assert text("qwen2_vl") == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is it?<|im_end|>\n"
-        "<|im_start|>assistant\nA mole.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
+    assert (
+        text("qwen2_vl") == "<|im_start|>system\nBe"
+        " brief.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is"
+        " it?<|im_end|>\n"
+        "<|im_start|>assistant\nA"
+        " mole.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
     )
-    assert text("gemma3") == (
-        "<bos><start_of_turn>user\nBe brief.\n\n<start_of_image>What is it?<end_of_turn>\n<start_of_turn>model\nA mole.<end_of_turn>\n"
+    assert (
+        text("gemma3") == "<bos><start_of_turn>user\nBe brief.\n\n<start_of_image>What is"
+        " it?<end_of_turn>\n<start_of_turn>model\nA mole.<end_of_turn>\n"
         "<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\nYes.<end_of_turn>\n"
     )
     asked = [user(None, "Hi")]
@@ -213,7 +225,7 @@ def test_only_the_answer_carries_loss(any_processor, answer):
         ids, labels = row["input_ids"], row["labels"]
         assert ids == theirs(p, talk, [picture(size=SIZE[::-1])])["input_ids"][0]
         assert said(p, labels).strip() == answer.strip() + g.end
-        on = [l != -100 for l in labels]
+        on = [label != -100 for label in labels]
         lo, hi = on.index(True), len(on) - on[::-1].index(True)
         assert all(on[lo:hi]) and labels[lo:hi] == ids[lo:hi]  # one stretch, unshifted
         text = [b"".join(token_bytes(p.tokenizer, part)).decode() for part in (ids[:lo], ids[hi:])]
@@ -244,7 +256,7 @@ def test_every_answer_of_a_talk_carries_loss(any_processor):
         f"melanoma{end}benign{end}No:melanoma.{end}".split()
     )
     assert [t.role == "answer" for t in describe_tokens(p, row["input_ids"])] == [
-        l != -100 for l in row["labels"]
+        label != -100 for label in row["labels"]
     ]
     got = group_token_spans(p, row["input_ids"], row["labels"])
     assert [s.role for s in got if s.role in ("prompt", "answer")] == [
@@ -278,7 +290,9 @@ def test_any_text_is_masked_or_refused(prompt, answer, family):
         assert "control token" in str(e)
         return
     assert (
-        b"".join(token_bytes(p.tokenizer, [l for l in row["labels"] if l != -100])).decode().strip()
+        b"".join(token_bytes(p.tokenizer, [label for label in row["labels"] if label != -100]))
+        .decode()
+        .strip()
         == (answer.strip() + turn_delimiters(p).end).strip()
     )
 
@@ -307,7 +321,7 @@ def test_roles_and_labels_agree_on_any_talk(turns, brief, family):
     ]
     row = tokenize_conversations(p, [talk], [[SIZE] * sum(n for *_, n in turns)])[0]
     row_tokens = describe_tokens(p, row["input_ids"])
-    assert [t.role == "answer" for t in row_tokens] == [l != -100 for l in row["labels"]]
+    assert [t.role == "answer" for t in row_tokens] == [label != -100 for label in row["labels"]]
     assert max(t.picture for t in row_tokens) + 1 == sum(n for *_, n in turns)
     prompts = [s.text.strip() for s in group_token_spans(p, row["input_ids"]) if s.role == "prompt"]
     assert "".join("".join(prompts).split()) == "".join(
@@ -374,7 +388,11 @@ def test_templates_that_lose_words_are_refused(processor):
     import copy
 
     p = copy.copy(processor)
-    p.chat_template = "{% for m in messages %}{{ '<start_of_turn>' + m.role }}{% for c in m.content %}{% if c.type == 'text' and m.role != 'system' %}{{ c.text.lower() }}{% endif %}{% endfor %}<end_of_turn>{% endfor %}"
+    p.chat_template = (
+        "{% for m in messages %}{{ '<start_of_turn>' + m.role }}{% for c in m.content %}{% if"
+        " c.type == 'text' and m.role != 'system' %}{{ c.text.lower() }}{% endif %}{% endfor"
+        " %}<end_of_turn>{% endfor %}"
+    )
     with pytest.raises(ValueError, match="leaves out, repeats or rewrites"):
         tokenize_conversations(p, [[system("Be."), *build_messages("a", "b", num_images=0)]])
     with pytest.raises(ValueError, match="leaves out, repeats or rewrites"):
@@ -390,13 +408,17 @@ def test_a_template_that_ends_answers_with_nothing(families):
     import copy
 
     p = copy.copy(families["llava"])  # LLaVA 1.5's template on the hub has no </s>
-    p.chat_template = "{% for m in messages %}{{ m.role.upper() + ': ' }}{% for c in m.content %}{{ '<image>\n' if c.type == 'image' else c.text + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    p.chat_template = (
+        "{% for m in messages %}{{ m.role.upper() + ': ' }}{% for c in m.content %}{{ '<image>\n'"
+        " if c.type == 'image' else c.text + ' ' }}{% endfor %}{% endfor %}{% if"
+        " add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
     assert turn_delimiters(p).end == "" and turn_delimiters(p).user.strip() == "USER:"
     talk = [user(None, "Is it?"), model("melanoma"), user("Sure?"), model("Yes.")]
     row = tokenize_conversations(p, [talk], [[SIZE]])[0]
     assert "".join(said(p, row["labels"]).split()) == "melanomaYes." and [
         t.role == "answer" for t in describe_tokens(p, row["input_ids"])
-    ] == [l != -100 for l in row["labels"]]
+    ] == [label != -100 for label in row["labels"]]
 
 
 def test_padding_that_is_spelled_as_the_end_of_an_answer():
@@ -600,7 +622,9 @@ def test_spans_cover_the_row(processor):
 
 
 def test_grids_are_where_pixels_go(families):
-    "A bright block moves to another place of the picture: only the image tokens of its grid cell may change."
+    """A bright block moves to another place of the picture: only the image tokens of its grid cell
+    may change.
+    """
     p, m = families["qwen2_vl"], models.tiny_random_model("qwen2_vl", vocab_size=1024)
     a = np.zeros((32, 64, 3), np.uint8)
     a[16:32, 32:48] = 255  # cell (1, 2) of 2 × 4
@@ -811,7 +835,10 @@ LINES = dict(
     gemma3="<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n{}<end_of_turn>\n{}",
     llava="USER: {} ASSISTANT: {}</s>{}",
     mllama="<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>{}",
-    qwen2_vl="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n{}",
+    qwen2_vl=(
+        "<|im_start|>system\nYou are a helpful"
+        " assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n{}"
+    ),
 )
 
 

@@ -1,4 +1,6 @@
-"The dashboard without a browser: its tour, its messages, its static page, and the end of its thread."
+"""The dashboard without a browser: its tour, its messages, its static page, and the end of its
+thread.
+"""
 
 import copy
 import io
@@ -86,7 +88,7 @@ def made_up_status(
         rate=9.0,
         seconds=1.0,
         hparams=default_hparams() | hparams,
-        runs={l: run(l) for l in label_runs},
+        runs={one_label: run(one_label) for one_label in label_runs},
         similarity=dict(step=step, n=2, values=[1.0, 0.0, 0.5, 0.2], r1=0.5),
         captions=dict(step=step, items=[dict(words=words, num_right=1, num_claims=2)]),
         attention=None,
@@ -143,7 +145,7 @@ def dash(monkeypatch):
     d.close()
 
 
-# ---- the tour -------------------------------------------------------------------------------------------------------------
+# ---- the tour
 
 READY = [
     dict(contrastive=0.0, ce=0.0, mse=1.0),
@@ -278,7 +280,7 @@ def test_acts_of_the_tour():
     assert not t.is_open
 
 
-# ---- the widget -----------------------------------------------------------------------------------------------------------
+# ---- the widget
 
 
 @pytest.mark.parametrize(
@@ -390,7 +392,7 @@ def test_hearing_costs_next_to_nothing(dash):
     assert (time.thread_time() - began) / 20 < 0.02
 
 
-# ---- the still ------------------------------------------------------------------------------------------------------------
+# ---- the still
 
 
 class Seen(HTMLParser):
@@ -488,7 +490,7 @@ def test_where_steps_are_counted_from():
     )
 
 
-# ---- the real one -----------------------------------------------------------------------------------------------------------
+# ---- the real one
 
 
 def tuners():
@@ -505,7 +507,7 @@ def test_unattended_it_trains_a_little_and_ends_its_thread():
     )
 
 
-# ---- the page ---------------------------------------------------------------------------------------------------------------
+# ---- the page
 
 
 def test_a_free_port_is_free():

@@ -1,4 +1,6 @@
-"The dashboard in a real Chromium: in JupyterLab and in Voilà, by mouse and by keyboard, with the real tuner behind it; and a monkey."
+"""The dashboard in a real Chromium: in JupyterLab and in Voilà, by mouse and by keyboard, with the
+real tuner behind it; and a monkey.
+"""
 
 import json
 import os
@@ -13,7 +15,10 @@ from conftest import ROOT
 from mmkit import tuner
 
 CELLS = [
-    "import torch; torch.set_num_threads(1)\nfrom mmkit.tuner import Dashboard\nd = Dashboard(initial_steps=0, batch_size=4)\nd",
+    (
+        "import torch; torch.set_num_threads(1)\nfrom mmkit.tuner import Dashboard\nd ="
+        " Dashboard(initial_steps=0, batch_size=4)\nd"
+    ),
     "d.runner.alive",
 ]
 ACTS = int(os.environ.get("MMKIT_MONKEY", 300))
@@ -40,7 +45,8 @@ class Face:
 
     def until(self, what, arg=None, timeout=None):  # what: JavaScript of t (told) and a (arg)
         self.tab.wait_for_function(
-            f'a => {{ const e = document.querySelector(".mmkit-dash"), t = e?.told(); return t && ({what}) }}',
+            'a => { const e = document.querySelector(".mmkit-dash"), t = e?.told(); return t &&'
+            f" ({what}) }}",
             arg=arg,
             timeout=timeout,
         )
@@ -64,8 +70,10 @@ class Face:
         return self.until('t.phase != "running"')
 
     def drawn(self):
-        return self.root.evaluate("""e => Object.fromEntries([...e.querySelectorAll('figure canvas')].filter(c => c.clientWidth).map(c => [c.closest('figure').dataset.panel,
-        new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size]))""")
+        return self.root.evaluate(
+            """e => Object.fromEntries([...e.querySelectorAll('figure canvas')].filter(c => c.clientWidth).map(c => [c.closest('figure').dataset.panel,
+        new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size]))"""
+        )
 
 
 def kernel(tab, code):
@@ -232,7 +240,8 @@ def test_by_keyboard_alone(page):
             page.keyboard.press(key)  # JupyterLab's own keys: a cell below, to Markdown, delete
     assert cells() == before and f.root.is_visible()
     ring = page.evaluate(
-        "() => { const s = getComputedStyle(document.activeElement); return [s.outlineStyle, parseFloat(s.outlineWidth)] }"
+        "() => { const s = getComputedStyle(document.activeElement); return [s.outlineStyle,"
+        " parseFloat(s.outlineWidth)] }"
     )
     assert ring[0] == "solid" and ring[1] >= 2
     f.root.locator("[role=tab]").first.focus()
@@ -245,7 +254,8 @@ def test_by_keyboard_alone(page):
     for _ in range(60):
         seen.add(
             page.evaluate(
-                'document.activeElement.dataset.do || document.activeElement.dataset.hparam || document.activeElement.getAttribute("role")'
+                "document.activeElement.dataset.do || document.activeElement.dataset.hparam ||"
+                ' document.activeElement.getAttribute("role")'
             )
         )
         page.keyboard.press("Tab")
@@ -272,7 +282,8 @@ def test_a_word_shows_where_it_looked(page):
     a = t["attention"]
     assert len(a["values"]) == a["h"] * a["w"]
     page.wait_for_function(
-        "() => document.querySelector('[data-panel=lesion1] canvas').getAttribute('aria-label').includes('looked')"
+        "() => document.querySelector('[data-panel=lesion1]"
+        " canvas').getAttribute('aria-label').includes('looked')"
     )
     page.keyboard.press("ArrowRight")
     f.until("t.attention.word == 3")
@@ -450,7 +461,7 @@ def test_python_turns_the_page_and_a_refusal_is_said(page):
     page.wait_for_function("() => document.querySelector('[data-part=projector]').checked")
 
 
-# ---- the monkey -------------------------------------------------------------------------------------------------------------
+# ---- the monkey
 
 ACT = """([kind, u, v]) => { const e = document.querySelector('.mmkit-dash'), all = s => [...e.querySelectorAll(s)].filter(x => !x.disabled && x.getClientRects().length), pick = l => l[Math.floor(u*l.length)]
   if (kind === 'button') pick(all('button:not([data-do=end]):not([data-do=copy])'))?.click()
@@ -505,7 +516,9 @@ def test_monkey(page):
     )  # JupyterLab hears clicks in threads of their own: let the last of them arrive
     kernel(
         page,
-        "d.runner.reset(seed=0, lora_rank=8); d.runner.set(train=('projector',), batch_size=4, weights_sum_to_one=False, mismatch=0, shortcut=0, dark_benign=0, camera=0); d.runner.set(contrastive=.4, ce=.5, mse=.1)",
+        "d.runner.reset(seed=0, lora_rank=8); d.runner.set(train=('projector',), batch_size=4,"
+        " weights_sum_to_one=False, mismatch=0, shortcut=0, dark_benign=0, camera=0);"
+        " d.runner.set(contrastive=.4, ce=.5, mse=.1)",
     )
     f.until('t.phase != "running" && t.step == 0 && !t.busy && t.hparams.batch_size == 4')
     f.start()
@@ -518,7 +531,7 @@ def test_monkey(page):
     )
 
 
-# ---- ends -------------------------------------------------------------------------------------------------------------------
+# ---- ends
 
 
 def test_a_crash_is_shown_and_the_kernel_lives_on(page):
@@ -561,10 +574,12 @@ def test_run_again_close_and_restart(page, lab):
     f.start()
     f.trains(1)
     page.evaluate(
-        "async () => { await jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart() }"
+        "async () => { await"
+        " jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart() }"
     )
     page.wait_for_function(
-        "() => document.querySelector('.mm-notice')?.textContent.includes('No word from the kernel') || !document.querySelector('.mmkit-dash')"
+        "() => document.querySelector('.mm-notice')?.textContent.includes('No word from the"
+        " kernel') || !document.querySelector('.mmkit-dash')"
     )
     assert kernel(page, THREADS) == "0"
 
@@ -574,7 +589,8 @@ def test_in_voila(voila, tab):
         voila.write(
             "dashboard",
             [
-                "import torch; torch.set_num_threads(1)\nfrom mmkit.tuner import Dashboard\nDashboard()"
+                "import torch; torch.set_num_threads(1)\nfrom mmkit.tuner import"
+                " Dashboard\nDashboard()"
             ],
         )
     )

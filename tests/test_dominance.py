@@ -1,4 +1,6 @@
-"The measures agree with their definitions, order the tasks of known truth, work on every family, and leave no trace."
+"""The measures agree with their definitions, order the tasks of known truth, work on every family,
+and leave no trace.
+"""
 
 import math
 import warnings
@@ -363,7 +365,7 @@ def test_mm_shap_is_exact_where_it_can_be_enumerated(all_made, f):
 
 
 def test_hidden_regions_are_where_they_should_be(all_made):
-    for f, (m, b, p) in all_made.items():
+    for f, (_m, b, _p) in all_made.items():
         one = select_example(b, 0)
         hidden = np.zeros((1, 2, 2), bool)
         hidden[0, 0, 1] = True
@@ -692,7 +694,9 @@ def test_refusals(all_made):
 
 @pytest.mark.parametrize("family", ["gemma3", "llava", "qwen2_vl", "blip2", "mllama"])
 def test_attention_mass_is_what_the_words_leave_over(family):
-    "Against every other token of the row; Llama's cross-attention has only the picture, less its class token."
+    """Against every other token of the row; Llama's cross-attention has only the picture, less its
+    class token.
+    """
     from test_models import picture_inputs
 
     m, b = (

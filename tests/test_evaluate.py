@@ -202,7 +202,9 @@ def test_intervals_resample_patients_not_lesions():
 
 
 def test_paired_difference_resamples_the_same_patients():
-    "No gain over oneself; a gain over chance; and a narrower interval than the two alone would give."
+    """No gain over oneself; a gain over chance; and a narrower interval than the two alone would
+    give.
+    """
     rows, said = records(150)
     a, b = (
         evaluate.score_captions(rows, said, n_resamples=200),

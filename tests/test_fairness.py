@@ -1,4 +1,6 @@
-"Group scores agree with scikit-learn, gaps with their definition; the control finds what was planted and leaves chance alone; what cannot be said is said; cards hold the report's numbers."
+"""Group scores agree with scikit-learn, gaps with their definition; the control finds what was
+planted and leaves chance alone; what cannot be said is said; cards hold the report's numbers.
+"""
 
 import json
 import math
@@ -138,7 +140,7 @@ def test_captions_agree_with_evaluate():
     r = np.random.default_rng(0)
 
     def pick():
-        return {a: str(r.choice(l)) for a, l in ATTRIBUTE_LEVELS.items()}
+        return {a: str(r.choice(level)) for a, level in ATTRIBUTE_LEVELS.items()}
 
     truth = [pick() for _ in range(160)]
     said = [
@@ -388,7 +390,7 @@ def test_pairs_of_the_world(cache):
     ds = load_melanoma_pairs(60, seed=5, size=32, masks=False)
     got = audit.compute_group_metrics(
         ds,
-        [0.9 if l == "melanoma" else 0.2 for l in ds["label"]],
+        [0.9 if label == "melanoma" else 0.2 for label in ds["label"]],
         by="camera",
         n_resamples=20,
         min_patients=1,

@@ -1,4 +1,6 @@
-"Notebooks as they are committed: outputs kept, nothing of one machine in them, exercises with check and solution."
+"""Notebooks as they are committed: outputs kept, nothing of one machine in them, exercises with
+check and solution.
+"""
 
 import copy
 import re

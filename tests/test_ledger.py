@@ -1,4 +1,6 @@
-"The claims' files say how they were come by, and their verdicts follow from their rows; the experiments run."
+"""The claims' files say how they were come by, and their verdicts follow from their rows; the
+experiments run.
+"""
 
 import importlib.util
 import json

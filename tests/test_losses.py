@@ -162,7 +162,9 @@ def test_contrastive_losses_refuse(call, words):
 
 # --- what the matrix would be, without the matrix
 def open_clip(a, b, scale):
-    "open_clip's ClipLoss as it defines it: two matrices of logits, two cross-entropies, their mean."
+    """open_clip's ClipLoss as it defines it: two matrices of logits, two cross-entropies, their
+    mean.
+    """
     A, B = F.normalize(a, dim=1), F.normalize(b, dim=1)
     y = torch.arange(len(A))
     per_image, per_text = scale * A @ B.T, scale * B @ A.T
@@ -392,7 +394,9 @@ def _two(rank, port, out, x):
 
 
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
-    "gloo, under DDP: the loss and every gradient are those of one process that holds the whole batch."
+    """gloo, under DDP: the loss and every gradient are those of one process that holds the whole
+    batch.
+    """
     import socket
 
     import torch.multiprocessing as mp

@@ -73,7 +73,11 @@ def wrapped(model):
 
 
 def step_inputs(batch):
-    return {k: v for k, v in batch.items() if k not in ("caption_input_ids", "caption_attention_mask", "caption_id")}
+    return {
+        k: v
+        for k, v in batch.items()
+        if k not in ("caption_input_ids", "caption_attention_mask", "caption_id")
+    }
 
 
 def on(model):
@@ -111,8 +115,11 @@ def test_loads_with_plain_transformers_and_no_torchvision():
     import sys
 
     code = (
-        f"import sys, warnings; warnings.simplefilter('error'); sys.modules['torchvision'] = None\nfrom transformers import AutoModelForImageTextToText as M, AutoProcessor as P\n"
-        f"m = M.from_pretrained({str(BASE_MODEL_DIR)!r}); p = P.from_pretrained({str(BASE_MODEL_DIR)!r})\nassert not [k for k in sys.modules if k.startswith('mmkit')]\nprint(type(p.image_processor).__name__)"
+        "import sys, warnings; warnings.simplefilter('error'); sys.modules['torchvision'] ="
+        " None\nfrom transformers import AutoModelForImageTextToText as M, AutoProcessor as P\nm ="
+        f" M.from_pretrained({str(BASE_MODEL_DIR)!r}); p ="
+        f" P.from_pretrained({str(BASE_MODEL_DIR)!r})\nassert not [k for k in sys.modules if"
+        " k.startswith('mmkit')]\nprint(type(p.image_processor).__name__)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert out.returncode == 0 and "Pil" in out.stdout, out.stderr[-500:]
@@ -315,7 +322,10 @@ def test_what_trains_counts(model):
     assert rows["all"]["weight_bytes"] == 4 * sum(p.numel() for p in model.parameters()) and rows[
         "all"
     ]["training_bytes"] == 12 * (d * w + d)
-    assert abs(sum(rows[p]["share"] for p in PARTS) - 1) < 1e-9 and rows["text"]["trainable_share"] == 0
+    assert (
+        abs(sum(rows[p]["share"] for p in PARTS) - 1) < 1e-9
+        and rows["text"]["trainable_share"] == 0
+    )
     import matplotlib.pyplot as plt
 
     assert len(plot_parameter_summary(model).patches) == 6
@@ -427,7 +437,9 @@ def picture_inputs(
 
 @pytest.mark.parametrize("family", list(TINY_CONFIGS))
 def test_tiny_families_see(family):
-    "A swapped picture moves the logits from the start; every parameter has its part; the same seed gives the same weights."
+    """A swapped picture moves the logits from the start; every parameter has its part; the same
+    seed gives the same weights.
+    """
     m, again, other = (
         models.tiny_random_model(family),
         models.tiny_random_model(family),
@@ -880,7 +892,9 @@ def test_stages_switch_and_restore(model):
 
 
 def test_stages_see_what_others_switched(model):
-    "The optimiser's groups are made after the plan, and switch everything on: the next call puts it right."
+    """The optimiser's groups are made after the plan, and switch everything on: the next call puts
+    it right.
+    """
     s = UnfreezeSchedule(model, PLAN)
     with s:
         groups = build_param_groups(model, dict.fromkeys(s.names, 1e-3))

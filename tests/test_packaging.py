@@ -17,7 +17,7 @@ from conftest import ROOT
 SOURCES = ["settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 PIP = [sys.executable, "-m", "pip"]
 STACK = (
-    "bitsandbytes datasets ipywidgets jupyterlab matplotlib nbdev peft torch transformers".split()
+    ["bitsandbytes", "datasets", "ipywidgets", "jupyterlab", "matplotlib", "nbdev", "peft", "torch", "transformers"]
 )
 
 

@@ -44,9 +44,11 @@ def config_of(family, layers=None, towers=None, width=64, vocab=128):
             t.cross_attention_layers = list(range(1, layers, 3))
         if getattr(t, "layer_types", None):
             t.layer_types = [
-                ("sliding_attention", "full_attention")[i % 3 == 2]
-                if family == "gemma3"
-                else "full_attention"
+                (
+                    ("sliding_attention", "full_attention")[i % 3 == 2]
+                    if family == "gemma3"
+                    else "full_attention"
+                )
                 for i in range(layers)
             ]
     if towers:
@@ -453,7 +455,7 @@ def test_cache_is_that_of_a_real_answer(family):
     with torch.no_grad():
         kept = m(inputs_embeds=torch.randn(2, 9, 64), use_cache=True).past_key_values
     assert kv_cache_bytes(models.tiny_random_model(family).config, 2, 9, "fp32") == sum(
-        l.keys.nbytes + l.values.nbytes for l in kept.layers
+        layer.keys.nbytes + layer.values.nbytes for layer in kept.layers
     )
 
 

@@ -1,4 +1,6 @@
-"Connectors: parity with transformers' own, the contract, and that a model with another connector trains, speaks and is saved like any other."
+"""Connectors: parity with transformers' own, the contract, and that a model with another connector
+trains, speaks and is saved like any other.
+"""
 
 import copy
 import json
@@ -192,19 +194,19 @@ def test_qformer_is_blip2s(config, patches, layers):
         for p in theirs.parameters():
             p.normal_(0, 0.1)
         put(ours.norm, theirs.layernorm)
-        for b, l in zip(ours.blocks, theirs.encoder.layer):
+        for b, layer in zip(ours.blocks, theirs.encoder.layer):
             for mine, their, norm in (
-                (b.own, l.attention, b.norm_own),
-                (b.across, l.crossattention, b.norm_across),
+                (b.own, layer.attention, b.norm_own),
+                (b.across, layer.crossattention, b.norm_across),
             ):
                 a = their.attention
                 mine.in_proj_weight.copy_(torch.cat([a.query.weight, a.key.weight, a.value.weight]))
                 mine.in_proj_bias.copy_(torch.cat([a.query.bias, a.key.bias, a.value.bias]))
                 put(mine.out_proj, their.output.dense)
                 put(norm, their.output.LayerNorm)
-            put(b.mlp[0], l.intermediate_query.dense)
-            put(b.mlp[2], l.output_query.dense)
-            put(b.norm_mlp, l.output_query.LayerNorm)
+            put(b.mlp[0], layer.intermediate_query.dense)
+            put(b.mlp[2], layer.output_query.dense)
+            put(b.norm_mlp, layer.output_query.LayerNorm)
         want = theirs(
             query_embeds=ours.query_tokens.expand(3, -1, -1), encoder_hidden_states=patches
         ).last_hidden_state

@@ -1,4 +1,6 @@
-"The review widget in a real Chromium: in JupyterLab and in Voilà, by keyboard and by mouse; what is decided is in the file."
+"""The review widget in a real Chromium: in JupyterLab and in Voilà, by keyboard and by mouse; what
+is decided is in the file.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"The chapters' dials in a real Chromium, in JupyterLab and in Voilà: by keyboard and by mouse, the picture follows and does not flicker."
+"""The chapters' dials in a real Chromium, in JupyterLab and in Voilà: by keyboard and by mouse,
+the picture follows and does not flicker.
+"""
 
 import base64
 import io
@@ -23,7 +25,9 @@ def cells(chapter, *parts):
 
 
 def watched(cell, name):
-    "The chapter's cell, with a name for its dial and a line of text that says what Python has and how often it was drawn."
+    """The chapter's cell, with a name for its dial and a line of text that says what Python has
+    and how often it was drawn.
+    """
     before, at, after = cell.rpartition("turn(")
     return f"{before}{name} = {at}{after}\nfollow({name}, {name!r})"
 
@@ -85,15 +89,18 @@ class Dial:
     def wait(self, js, arg=None):
         "What Python says, once `js`, of that as `s` and of `arg` as `a`, is true."
         self.tab.wait_for_function(
-            f"([name, a]) => {{ const e = document.querySelector(`.${{name}}-told`); if (!e || !e.textContent) return false; const s = JSON.parse(e.textContent); return {js} }}",
+            "([name, a]) => { const e = document.querySelector(`.${name}-told`); if (!e ||"
+            f" !e.textContent) return false; const s = JSON.parse(e.textContent); return {js} }}",
             arg=[self.name, arg],
         )
         return self.told()
 
     def picture(self):
         return self.root.locator("img").first.evaluate(
-            'async e => { for (let k = 0; k < 100; k++) try { await e.decode(); break } catch { await new Promise(requestAnimationFrame) } const c = document.createElement("canvas"); c.width = e.naturalWidth; c.height = e.naturalHeight; '
-            'c.getContext("2d").drawImage(e, 0, 0); return c.toDataURL() }'
+            "async e => { for (let k = 0; k < 100; k++) try { await e.decode(); break } catch {"
+            " await new Promise(requestAnimationFrame) } const c ="
+            ' document.createElement("canvas"); c.width = e.naturalWidth; c.height ='
+            ' e.naturalHeight; c.getContext("2d").drawImage(e, 0, 0); return c.toDataURL() }'
         )
 
     def pixels(self):
@@ -224,7 +231,8 @@ def test_keys_stay_in_the_dial(page):
     assert cells() == before
     assert (
         page.evaluate(
-            'document.activeElement.getAttribute("aria-label") + document.activeElement.getAttribute("aria-valuenow")'
+            'document.activeElement.getAttribute("aria-label") +'
+            ' document.activeElement.getAttribute("aria-valuenow")'
         )
         == "how many11.0"
     )

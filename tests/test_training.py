@@ -1,4 +1,6 @@
-"The training engine: parity with a loop by hand, a cache that cannot lie, and only what was named moves."
+"""The training engine: parity with a loop by hand, a cache that cannot lie, and only what was
+named moves.
+"""
 
 import contextlib
 import math
@@ -55,7 +57,9 @@ def moved(model, before):
 
 
 def test_trainer_is_the_loop_by_hand(ds, base):
-    "Three terms, one seed: a plain loop and `fit` give the same losses to 1e-5, over an epoch's end."
+    """Three terms, one seed: a plain loop and `fit` give the same losses to 1e-5, over an epoch's
+    end.
+    """
     w, steps, lr = losses.LossWeights(contrastive=0.4, ce=0.5, mse=0.1), 5, 1e-3
     run = training.fit(
         *base,
@@ -140,7 +144,9 @@ def test_cached_is_uncached_and_the_tower_rests(ds, base):
 
 
 def test_stale_features_are_never_read(ds, base, tmp_path):
-    "Weights, images, their order, or the processor: change one, and the features are computed anew, and rightly."
+    """Weights, images, their order, or the processor: change one, and the features are computed
+    anew, and rightly.
+    """
     model, processor = base
     keys = [
         features_key(model, processor, d)
@@ -208,7 +214,9 @@ def test_an_interrupted_write_leaves_nothing(ds, base, tmp_path, monkeypatch):
 
 
 def test_only_named_parts_move(ds, base):
-    "The projector alone; then LoRA on the text side beside it; what was frozen is bit-identical and flags come back."
+    """The projector alone; then LoRA on the text side beside it; what was frozen is bit-identical
+    and flags come back.
+    """
     model, processor = base
     flags, before = [p.requires_grad for p in model.parameters()], weights_of(model)
     training.fit(model, processor, ds, max_steps=2, batch_size=8, show_progress=False)
@@ -291,7 +299,9 @@ def test_terms_without_weight_cost_nothing(ds, base, monkeypatch):
 
 @pytest.mark.alone
 def test_budgets(ds, base, tmp_path, monkeypatch, capfd):
-    "Seconds, steps and epochs end a run; the rate rises and ends near 0; nothing is left on disk or said aloud."
+    """Seconds, steps and epochs end a run; the rate rises and ends near 0; nothing is left on disk
+    or said aloud.
+    """
     model, processor = base
     monkeypatch.chdir(tmp_path)
     start = time.perf_counter()
@@ -337,7 +347,9 @@ def test_budgets(ds, base, tmp_path, monkeypatch, capfd):
 
 
 def test_same_seed_same_run(ds):
-    "Steps, not seconds, make a run repeatable: the same seed gives the same losses, another seed others."
+    """Steps, not seconds, make a run repeatable: the same seed gives the same losses, another seed
+    others.
+    """
 
     def run(seed):
         return training.fit(
@@ -376,7 +388,9 @@ def test_clock():
 
 
 def test_pieces_of_a_batch_train_as_the_batch(ds):
-    "Gradient accumulation: two pieces of four are one batch of eight, in loss and in weights, however long the answers are."
+    """Gradient accumulation: two pieces of four are one batch of eight, in loss and in weights,
+    however long the answers are.
+    """
     one, two = models.load("base"), models.load("base")
     a = training.fit(
         *one, ds, max_steps=3, batch_size=8, learning_rate=1e-3, seed=2, show_progress=False
@@ -398,7 +412,9 @@ def test_pieces_of_a_batch_train_as_the_batch(ds):
 
 
 def test_a_frozen_text_model_in_a_hurry_says_the_same(ds, base):
-    "Inside `fast_gemma3_forward`, loss and gradients are those of transformers' own layers; afterwards the model is as it was."
+    """Inside `fast_gemma3_forward`, loss and gradients are those of transformers' own layers;
+    afterwards the model is as it was.
+    """
     model, processor = base
     rows = training.TokenizedDataset(
         ds,
@@ -460,7 +476,9 @@ CONTRAST = losses.LossWeights(contrastive=1, ce=0)
 
 
 def test_captions_of_a_frozen_text_model_are_read_once(ds, base, monkeypatch):
-    "Cached embeddings give the losses of live ones; the key follows text model and captions; a text model that learns is not cached."
+    """Cached embeddings give the losses of live ones; the key follows text model and captions; a
+    text model that learns is not cached.
+    """
     model, processor = base
     w = losses.LossWeights(contrastive=0.6, ce=0.2, mse=0.2)
     live = training.fit(
@@ -597,7 +615,9 @@ def test_two_processes_share_a_folder(home, ds, tmp_path):
 
 
 def test_what_a_spike_is():
-    "A leap above median and spread of the recent past, not a slow rise, not noise; too little past says nothing; a new temperature starts anew."
+    """A leap above median and spread of the recent past, not a slow rise, not noise; too little
+    past says nothing; a new temperature starts anew.
+    """
     rng, s = np.random.default_rng(0), LossSpikeCallback()
     assert s.limit() == math.inf
     s.past = list(2 + 0.1 * rng.standard_normal(40))
@@ -620,7 +640,9 @@ def mismatched(ds, rows):
 
 
 def test_a_mismatched_batch_is_named_and_ends_the_run(home, base):
-    "A batch of strangers' captions spikes when it comes up, its rows are named, and the run ends if asked; spread over the batches they do not."
+    """A batch of strangers' captions spikes when it comes up, its rows are named, and the run ends
+    if asked; spread over the batches they do not.
+    """
     ds = load_melanoma_pairs(n=128, seed=5, masks=False)
     rows = epoch_permutation(128, 0, 13)[48:64].tolist()  # step 13·8 + 4
     kw = dict(loss_weights=CONTRAST, max_steps=112, show_progress=False)
@@ -642,7 +664,9 @@ def test_a_mismatched_batch_is_named_and_ends_the_run(home, base):
 
 
 def test_stages(ds, base, tmp_path):
-    "Parts train when their turn comes, and a run that was stopped in a later stage goes on there, bit by bit."
+    """Parts train when their turn comes, and a run that was stopped in a later stage goes on
+    there, bit by bit.
+    """
     model, processor = base
     seen, plan = [], {0: "projector", 0.5: "text"}
 
@@ -696,7 +720,9 @@ def test_stages(ds, base, tmp_path):
 
 
 def test_weights_that_change(ds, base):
-    "A function of the share, or a Weights object turned from outside: each step trains on the weights of its moment, and the history says which."
+    """A function of the share, or a Weights object turned from outside: each step trains on the
+    weights of its moment, and the history says which.
+    """
     model, processor = base
     run = training.fit(
         model,
@@ -735,7 +761,9 @@ def test_weights_that_change(ds, base):
 
 
 def test_held_out_pairs(ds, base, home):
-    "Every term on held-out pairs, averaged over counted tokens; looking does not change the run, dropout and all."
+    """Every term on held-out pairs, averaged over counted tokens; looking does not change the run,
+    dropout and all.
+    """
     model, processor = base
     w = losses.LossWeights(contrastive=0.3, ce=0.6, mse=0.1)
     held = load_melanoma_pairs(n=12, seed=9, masks=False)
@@ -788,13 +816,15 @@ def test_held_out_pairs(ds, base, home):
         for c in (False, True)
     )
     for k in live:
-        np.testing.assert_allclose(
-            live[k], cached[k], rtol=1e-4
-        ) if k != "seconds" else None  # held-out captions, not those that train
+        (
+            np.testing.assert_allclose(live[k], cached[k], rtol=1e-4) if k != "seconds" else None
+        )  # held-out captions, not those that train
 
 
 def test_loggers_hear_every_term(ds, base):
-    "A reporter gets the loss, each term raw and weighted, rate and gradient norm; evaluations as well."
+    """A reporter gets the loss, each term raw and weighted, rate and gradient norm; evaluations as
+    well.
+    """
     heard, w = [], losses.LossWeights(contrastive=0.3, ce=0.6, mse=0.1)
 
     class Reporter(transformers.TrainerCallback):
@@ -825,7 +855,9 @@ def test_loggers_hear_every_term(ds, base):
 
 
 def test_what_the_trainer_brings(ds, base):
-    "Clipping clips; gradient checkpointing changes no loss and keeps less; bf16 computes in bf16 and stays near."
+    """Clipping clips; gradient checkpointing changes no loss and keeps less; bf16 computes in bf16
+    and stays near.
+    """
     model, processor = base
     kw = dict(max_steps=3, batch_size=8, lora=dict(rank=2), show_progress=False)
     norms = []
@@ -932,7 +964,9 @@ def singles(home, ds, tmp_path_factory):
 
 @pytest.mark.parametrize("how", HOWS)
 def test_two_processes_train_as_one(singles, tmp_path, how):
-    "torchrun or accelerate with gloo, DDP or FSDP: two processes with batches of four give the losses and weights of one with a batch of eight; one saves."
+    """torchrun or accelerate with gloo, DDP or FSDP: two processes with batches of four give the
+    losses and weights of one with a batch of eight; one saves.
+    """
     import subprocess
     import sys
 
@@ -987,7 +1021,9 @@ def test_two_processes_train_as_one(singles, tmp_path, how):
 
 
 def test_kill_nine_and_go_on_is_bit_identical(home, tmp_path):
-    "Killed at a random moment and called again, a run ends with the weights and losses of one that was never stopped."
+    """Killed at a random moment and called again, a run ends with the weights and losses of one
+    that was never stopped.
+    """
     import random
 
     import kill_nine
@@ -1103,7 +1139,9 @@ def test_lora_on_another_part_than_the_text(ds, base):
 
 
 def test_hard_negatives_come_with_the_records(ds, base):
-    "Records that bring K wrong captions: the contrastive term sees them, a batch keeps a row's K together, and unequal K are refused."
+    """Records that bring K wrong captions: the contrastive term sees them, a batch keeps a row's K
+    together, and unequal K are refused.
+    """
     model, processor = base
     wrong = [
         [f"This is wrong caption {i}.", f"Here is another wrong one, number {i}, a little longer."]

@@ -1,4 +1,6 @@
-"The tuner without a screen: hyperparameters, planted faults, bit-identical replays, snapshots, exports, and the runner's thread."
+"""The tuner without a screen: hyperparameters, planted faults, bit-identical replays, snapshots,
+exports, and the runner's thread.
+"""
 
 import copy
 import gc
@@ -71,7 +73,7 @@ def runner(run):
     assert not r.alive
 
 
-# ---- knobs ---------------------------------------------------------------------------------------------------------------
+# ---- knobs
 
 
 @given(st.lists(st.tuples(st.sampled_from(LOSS_TERMS), st.floats(0, 1)), min_size=1, max_size=8))
@@ -126,7 +128,7 @@ def test_turning_what_cannot_be_leaves_all_as_it_was(run):
         run.set(lora_rank=4)
 
 
-# ---- faults --------------------------------------------------------------------------------------------------------------
+# ---- faults
 
 
 @given(
@@ -212,11 +214,13 @@ def test_records_of_your_own():
         tuner.replay_log(run_log(s), show_progress=False)
 
 
-# ---- to the last bit -------------------------------------------------------------------------------------------------------
+# ---- to the last bit
 
 
 def test_any_life_replays(run):
-    "Turn, step, keep, go back, look, fork, at random: what is there at the end comes again from its log."
+    """Turn, step, keep, go back, look, fork, at random: what is there at the end comes again from
+    its log.
+    """
     rng, s = np.random.default_rng(0), run
     turns = [
         dict(ce=0.2),
@@ -237,7 +241,7 @@ def test_any_life_replays(run):
         dict(train=("vision", "projector")),
         dict(camera=0.5),
     ]
-    for k in range(60):
+    for _k in range(60):
         act = rng.choice(
             ["turn", "turn", "step", "step", "keep", "back", "look", "fork"],
             p=[0.2, 0.2, 0.2, 0.2, 0.06, 0.06, 0.04, 0.04],
@@ -286,7 +290,9 @@ def test_the_text_model_itself_and_the_tower():
 
 
 def test_a_tower_that_has_moved_is_asked_again(run):
-    "Vision trains, then rests: what the rows say of their pictures is what the moved tower sees, not what it saw before."
+    """Vision trains, then rests: what the rows say of their pictures is what the moved tower sees,
+    not what it saw before.
+    """
     run.set(train=("vision", "projector"), vision=1e-2)
     run.step(2)
     run.set(train=("projector",))
@@ -367,7 +373,7 @@ def test_learned_temperature_learns_stays_and_comes_back(run):
     assert run.loss_weights().current_temperature() == 0.5
 
 
-# ---- what goes wrong -------------------------------------------------------------------------------------------------------
+# ---- what goes wrong
 
 
 def test_a_step_that_cannot_be_taken_touches_nothing(run, monkeypatch):
@@ -443,7 +449,7 @@ def test_files_that_are_no_logs(tmp_path):
         read_log(tmp_path / "b")
 
 
-# ---- handing on --------------------------------------------------------------------------------------------------------------
+# ---- handing on
 
 
 def test_exports_give_the_run_again(run):
@@ -485,7 +491,7 @@ def test_fit_hears_of_faults_and_hard_negatives(run):
     )
 
 
-# ---- the thread --------------------------------------------------------------------------------------------------------------
+# ---- the thread
 
 
 def test_the_thread_changes_no_bit(runner, base):

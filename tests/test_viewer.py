@@ -53,7 +53,7 @@ def look(words=("Describe", " it", ".", " A", " dark", " veil"), label="base", s
     )
 
 
-# ---- arithmetic ---------------------------------------------------------------------------------------------------------
+# ---- arithmetic
 
 pick = st.sampled_from(["mean", "max", 0, 1])
 
@@ -74,7 +74,10 @@ def test_reduced_cell_by_cell(m, layer, head):
     want = [
         [
             [
-                fold([fold([m[n, l, h, y, x] for h in range(3)], head) for l in range(2)], layer)
+                fold(
+                    [fold([m[n, item, h, y, x] for h in range(3)], head) for item in range(2)],
+                    layer,
+                )
                 for x in range(3)
             ]
             for y in range(2)
@@ -145,7 +148,7 @@ def test_sharpness_and_the_first_word():
     )  # sharp, and too faint to be a finding
 
 
-# ---- what the state shows -----------------------------------------------------------------------------------------------
+# ---- what the state shows
 
 
 def test_shown_full_and_scales():
@@ -167,21 +170,25 @@ def test_shown_full_and_scales():
 
 
 def test_no_map_is_said_not_drawn():
-    l = look()
-    l.maps["raw"][0], l.maps["raw"][1, 1, 0, 2, 2], l.maps["raw"][2] = 0, np.nan, np.inf
+    one_look = look()
+    one_look.maps["raw"][0], one_look.maps["raw"][1, 1, 0, 2, 2], one_look.maps["raw"][2] = (
+        0,
+        np.nan,
+        np.inf,
+    )
     for w in (0, 1, 2):
-        s = ViewState(l, word=w)
+        s = ViewState(one_look, word=w)
         assert (
-            select_map(l, s) is None
-            and describe_map(l, s) == "no map for this word"
-            and energy_inside_mask(l, s) is None
-            and np.isfinite(get_vmax(l, s))
+            select_map(one_look, s) is None
+            and describe_map(one_look, s) == "no map for this word"
+            and energy_inside_mask(one_look, s) is None
+            and np.isfinite(get_vmax(one_look, s))
         )
         assert (
-            np.asarray(render_overlay(l, s)) == (200, 150, 120)
+            np.asarray(render_overlay(one_look, s)) == (200, 150, 120)
         ).all() and "no map" in render_static_html(s)
-    s = ViewState(l, word=1, layer=0)
-    assert select_map(l, s) is not None  # the other layers have one
+    s = ViewState(one_look, word=1, layer=0)
+    assert select_map(one_look, s) is not None  # the other layers have one
     empty = look(maps={"m": np.zeros((6, 2, 2))})
     s = ViewState(empty)
     assert (
@@ -192,28 +199,28 @@ def test_no_map_is_said_not_drawn():
 
 
 def test_inside_counts_parts_of_cells():
-    l = look(
+    one_look = look(
         maps={"m": np.tile([[1.0, 3.0]], (6, 1, 1))},
         truth={5: np.arange(60)[None].repeat(40, 0) >= 45},
     )
-    s = ViewState(l, word=5)
-    assert energy_inside_mask(l, s) == pytest.approx((3 / 8, 1 / 4))
-    l.truth = {5: np.zeros((40, 60), bool)}
-    assert energy_inside_mask(l, s) is None
-    l.truth = {}
-    assert energy_inside_mask(l, s) is None and "outline" not in describe_map(l, s)
+    s = ViewState(one_look, word=5)
+    assert energy_inside_mask(one_look, s) == pytest.approx((3 / 8, 1 / 4))
+    one_look.truth = {5: np.zeros((40, 60), bool)}
+    assert energy_inside_mask(one_look, s) is None
+    one_look.truth = {}
+    assert energy_inside_mask(one_look, s) is None and "outline" not in describe_map(one_look, s)
 
 
 def test_overlay_pixels():
-    l = look(maps={"m": np.array([[[0.0, 1.0]]] * 6)}, truth={})
-    s = ViewState(l, word=0, opacity=0.5)
-    px = np.asarray(render_overlay(l, s))
+    one_look = look(maps={"m": np.array([[[0.0, 1.0]]] * 6)}, truth={})
+    s = ViewState(one_look, word=0, opacity=0.5)
+    px = np.asarray(render_overlay(one_look, s))
     assert px.shape == (320, 480, 3)
     assert (px[0, 0] == (200, 150, 120)).all() and np.abs(
         px[0, -1] - (0.5 * np.array((200, 150, 120)) + 0.5 * VIRIDIS[255])
     ).max() <= 1
     s.smooth = True
-    row = np.asarray(render_overlay(l, s))[0].astype(int)
+    row = np.asarray(render_overlay(one_look, s))[0].astype(int)
     assert len(np.unique(row, axis=0)) > 50
     with_outline = look()
     s = ViewState(with_outline, word=5)
@@ -226,7 +233,7 @@ def test_overlay_pixels():
     )
 
 
-# ---- the state ----------------------------------------------------------------------------------------------------------
+# ---- the state
 
 
 def test_python_sets_and_hears():
@@ -320,14 +327,14 @@ def test_more_than_a_page_holds(monkeypatch):
         ValueError, match=r"in 'raw' of shape \(6, 3, 2, 4, 5\).*mean\(2, keepdims=True\)"
     ):
         TokenViewer(big, look(label="tuned"))
-    for l in (big, other := look(label="tuned")):
-        l.maps["raw"] = l.maps["raw"].mean(2, keepdims=True)  # as it says
+    for one_label in (big, other := look(label="tuned")):
+        one_label.maps["raw"] = one_label.maps["raw"].mean(2, keepdims=True)  # as it says
     with pytest.raises(ValueError):
         TokenViewer(big, other)
     TokenViewer(big)
 
 
-# ---- the still ----------------------------------------------------------------------------------------------------------
+# ---- the still
 
 
 class Seen(HTMLParser):

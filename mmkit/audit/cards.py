@@ -111,7 +111,8 @@ def _write_text(text, path, overwrite):
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(
-            f"{path.name} is there already, perhaps with words that somebody wrote by hand; pass overwrite=True, or another name"
+            f"{path.name} is there already, perhaps with words that somebody wrote by hand; pass"
+            " overwrite=True, or another name"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, text)
@@ -148,9 +149,9 @@ def summarize_dataset(records) -> dict:  # what -> how many
     out = dict(
         records=len(records),
         patients=len({str(p) for p in get("patient")} - {"None"}) or None,
-        melanoma=sum(l == "melanoma" for l in label),
-        benign=sum(l == "benign" for l in label),
-        unlabelled=sum(l is None for l in label),
+        melanoma=sum(one_label == "melanoma" for one_label in label),
+        benign=sum(one_label == "benign" for one_label in label),
+        unlabelled=sum(one_label is None for one_label in label),
     )
     out |= {
         "skin": {o: names.count(o) for o in order},
@@ -163,14 +164,25 @@ def summarize_dataset(records) -> dict:  # what -> how many
     }
     out |= {
         "age": f"{ages[0]} to {ages[-1]}, middle {middle(ages)}" if ages else None,
-        "captions": f"{len(said)}, {len(set(said))} of them different, middle length {middle(words)} words"
-        if said
-        else None,
+        "captions": (
+            f"{len(said)}, {len(set(said))} of them different, middle length {middle(words)} words"
+            if said
+            else None
+        ),
     }
     return out | {
         "missing": {
             k: sum(v is None or v == "" for v in get(k)) / max(1, len(records))
-            for k in ("patient", "age", "sex", "site", "camera", "skin_type", "caption", "label")
+            for k in (
+                "patient",
+                "age",
+                "sex",
+                "site",
+                "camera",
+                "skin_type",
+                "caption",
+                "label",
+            )
         }
         | {"skin": names.count(None) / max(1, len(records))}
     }
@@ -233,10 +245,13 @@ def _format_measurement(measurement):  # on how many; what came of it
         g = measurement.gaps[m]
         return (
             f"{n:,} records, {measurement.num_patients:,} patients",
-            f"{m} {measurement.by_group[m][g.worst]} in {escape_markdown(g.worst)}, {measurement.by_group[m][g.best]} in {escape_markdown(g.best)}; gap {g.difference}, by chance up to {g.under_permutation.high:.2f}: "
+            f"{m} {measurement.by_group[m][g.worst]} in {escape_markdown(g.worst)},"
+            f" {measurement.by_group[m][g.best]} in {escape_markdown(g.best)}; gap {g.difference},"
+            f" by chance up to {g.under_permutation.high:.2f}: "
             + ("a gap" if g.significant else "not told from chance")
             + (
-                f"; nothing is said of {', '.join(escape_markdown(s) for s in measurement.too_small)} (too few)"
+                "; nothing is said of"
+                f" {', '.join(escape_markdown(s) for s in measurement.too_small)} (too few)"
                 if measurement.too_small
                 else ""
             ),
@@ -255,11 +270,15 @@ def _format_measurement(measurement):  # on how many; what came of it
             if x is not None
         )
     if isinstance(measurement, LeakageReport):
-        return "all records of both parts", ", ".join(
-            f"{len(measurement.of(k))} records with the {k}"
-            for k in measurement.KINDS
-            if measurement.of(k)
-        ) or "nothing is shared"
+        return (
+            "all records of both parts",
+            ", ".join(
+                f"{len(measurement.of(k))} records with the {k}"
+                for k in measurement.KINDS
+                if measurement.of(k)
+            )
+            or "nothing is shared",
+        )
     if isinstance(measurement, MemorizationResult):
         return (
             f"{measurement.num_samples:,} samples, {measurement.num_images:,} training pictures",
@@ -268,7 +287,10 @@ def _format_measurement(measurement):  # on how many; what came of it
     if isinstance(measurement, Claim):
         return (
             f"{len(measurement['seeds'])} seeds",
-            f"{measurement['id']}: {escape_markdown(measurement['verdict'])} ({measurement['kind']})",
+            (
+                f"{measurement['id']}: {escape_markdown(measurement['verdict'])}"
+                f" ({measurement['kind']})"
+            ),
         )
     if (
         isinstance(measurement, tuple)
@@ -280,7 +302,9 @@ def _format_measurement(measurement):  # on how many; what came of it
             [*map(escape_markdown, measurement[2:]), str(measurement[1])]
         )
     raise TypeError(
-        f"{type(measurement).__name__} {str(measurement)[:40]!r} is not a measurement: a card takes what `gaps`, `evaluate.score`, `pairs.leakage`, `copies` or `measured` return, or (how many records, Interval, its name). What you only believe belongs in `about`"
+        f"{type(measurement).__name__} {str(measurement)[:40]!r} is not a measurement: a card takes"
+        " what `gaps`, `evaluate.score`, `pairs.leakage`, `copies` or `measured` return, or (how"
+        " many records, Interval, its name). What you only believe belongs in `about`"
     )
 
 # %% ../../nbs/library/audit/cards.ipynb #65fcbfa9
@@ -330,7 +354,10 @@ def create_model_card(
     path=None,  # README.md in the model's folder, usually
     overwrite: bool = False,
 ):  # a huggingface_hub ModelCard; `print` it, or look at `content`
-    "A model card of measured numbers (after Mitchell et al. 2019): whatever was not measured says so."
+    """A model card of measured numbers (after Mitchell et al.
+
+    2019): whatever was not measured says so.
+    """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     say, (measurements, g) = (
@@ -365,7 +392,10 @@ def create_model_card(
     )
     parts = [
         f"# {escape_markdown(name)}",
-        "Filled in from measurements by mmkit. What nobody measured says so; what the authors state is theirs, and was not checked.",
+        (
+            "Filled in from measurements by mmkit. What nobody measured says so; what the authors"
+            " state is theirs, and was not checked."
+        ),
         "## Model details",
         *(f"- {k}: {say(k)}" for k in MODEL_CARD_FIELDS[:6]),
         f"- {size}",
@@ -376,7 +406,8 @@ def create_model_card(
             [
                 f"- {escape_markdown(v.by)}: "
                 + ", ".join(
-                    f"{escape_markdown(n)} ({c['records']:,} records, {c['patients']:,} patients, {c['positive']:,} {escape_markdown(v.target_name)})"
+                    f"{escape_markdown(n)} ({c['records']:,} records, {c['patients']:,} patients,"
+                    f" {c['positive']:,} {escape_markdown(v.target_name)})"
                     for n, c in v.counts.items()
                 )
                 for v in groups.values()
@@ -385,18 +416,23 @@ def create_model_card(
         ),
         "## Metrics",
         (
-            f"{', '.join(g.overall)}; 95% intervals by resampling patients; a group with fewer than {g.min_patients} patients of a kind is not spoken of."
+            f"{', '.join(g.overall)}; 95% intervals by resampling patients; a group with fewer than"
+            f" {g.min_patients} patients of a kind is not spoken of."
             if g
             else f"*{NOT_MEASURED}*"
         ),
         "## Evaluation data",
-        _summary_table(dict(test=test_dataset))
-        if test_dataset is not None
-        else f"*{NOT_MEASURED}*",
+        (
+            _summary_table(dict(test=test_dataset))
+            if test_dataset is not None
+            else f"*{NOT_MEASURED}*"
+        ),
         "## Training data",
-        _summary_table(dict(training=train_dataset))
-        if train_dataset is not None
-        else f"*{NOT_MEASURED}*",
+        (
+            _summary_table(dict(training=train_dataset))
+            if train_dataset is not None
+            else f"*{NOT_MEASURED}*"
+        ),
         "## Quantitative analyses",
     ]
     for v in groups.values():
@@ -410,16 +446,18 @@ def create_model_card(
             markdown_table(
                 ["measure", "worst", "best", "gap", "by chance up to", "p"],
                 [
-                    [
-                        m,
-                        escape_markdown(x.worst),
-                        escape_markdown(x.best),
-                        x.difference,
-                        f"{x.under_permutation.high:.2f}",
-                        f"{x.p_value:.3f}",
-                    ]
-                    if x
-                    else [m, "–", "–", "fewer than two groups can be compared", "–", "–"]
+                    (
+                        [
+                            m,
+                            escape_markdown(x.worst),
+                            escape_markdown(x.best),
+                            x.difference,
+                            f"{x.under_permutation.high:.2f}",
+                            f"{x.p_value:.3f}",
+                        ]
+                        if x
+                        else [m, "–", "–", "fewer than two groups can be compared", "–", "–"]
+                    )
                     for m, x in v.gaps.items()
                 ],
             ),
@@ -455,7 +493,10 @@ def create_dataset_card(
     path=None,
     overwrite: bool = False,
 ):  # a huggingface_hub DatasetCard
-    "A data card of what can be counted (after Gebru et al. 2018): motivation and consent can only be stated."
+    """A data card of what can be counted (after Gebru et al.
+
+    2018): motivation and consent can only be stated.
+    """
     from itertools import combinations
 
     from huggingface_hub import DatasetCard, DatasetCardData
@@ -470,7 +511,7 @@ def create_dataset_card(
     size = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")[
         min(4, max(0, len(str(n)) - 3))
     ]
-    licences = sorted({l for d in splits.values() for l in summarize_dataset(d)["licence"]})
+    licences = sorted({item for d in splits.values() for item in summarize_dataset(d)["licence"]})
 
     def common(a, b):
         if real:
@@ -516,17 +557,22 @@ def create_dataset_card(
         "## What the parts share",
         *(shared or ["one part only"]),
         "## Checks",
-        markdown_table(
-            ["check", "on", "what came of it"],
-            [(escape_markdown(k), *_format_measurement(v)) for k, v in measurements.items()],
-        )
-        if measurements
-        else f"*{NOT_MEASURED}*",
+        (
+            markdown_table(
+                ["check", "on", "what came of it"],
+                [(escape_markdown(k), *_format_measurement(v)) for k, v in measurements.items()],
+            )
+            if measurements
+            else f"*{NOT_MEASURED}*"
+        ),
         "## Uses",
         f"- for: {say('uses')}",
         f"- not for: {say('not for')}",
         "## Distribution",
-        f"- licences in the records: {', '.join(map(escape_markdown, licences)) or '*no record says*'}",
+        (
+            "- licences in the records:"
+            f" {', '.join(map(escape_markdown, licences)) or '*no record says*'}"
+        ),
         f"- {say('distribution')}",
         "## Maintenance",
         f"- {say('maintenance')}",

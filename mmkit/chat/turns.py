@@ -138,7 +138,7 @@ def group_token_spans(
 ) -> list:  # of Span, in reading order
     "A row of tokens as a handful of spans."
     row, out, start = describe_tokens(processor, input_ids), [], 0
-    on = [False] * len(row) if labels is None else [int(l) != -100 for l in labels]
+    on = [False] * len(row) if labels is None else [int(label) != -100 for label in labels]
     for k in range(1, len(row) + 1):
         if k == len(row) or (row[k].role, row[k].picture) != (row[start].role, row[start].picture):
             r, n = row[start], k - start

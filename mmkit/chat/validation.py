@@ -35,8 +35,9 @@ def find_image_errors(batch, model_or_processor, is_image_token):
     )
     if need == [] and is_image_token.any():
         yield (
-            f"the batch has {int(is_image_token.sum())} image tokens but no pixel_values or features: "
-            "the model would read empty places. Give the pictures, or encode with image=None."
+            f"the batch has {int(is_image_token.sum())} image tokens but no pixel_values or"
+            " features: the model would read empty places. Give the pictures, or encode with"
+            " image=None."
         )
     elif need is not None and sum(need) != int(is_image_token.sum()):
         rows = [
@@ -45,8 +46,11 @@ def find_image_errors(batch, model_or_processor, is_image_token):
             if len(need) == N and int(n) != need[r]
         ]
         yield (
-            f"{len(need)} pictures need {f'{len(need)} × {need[0]} = ' if len(set(need)) == 1 else ''}{sum(need)} image tokens, but the batch has {int(is_image_token.sum())} "
-            f"({'; '.join(rows[:3]) or 'in all'}). Was a row cut, or the picture's place in the template lost? Build rows with `tokenize_conversations`."
+            f"{len(need)} pictures need"
+            f" {f'{len(need)} × {need[0]} = ' if len(set(need)) == 1 else ''}{sum(need)} image"
+            f" tokens, but the batch has {int(is_image_token.sum())}"
+            f" ({'; '.join(rows[:3]) or 'in all'}). Was a row cut, or the picture's place in the"
+            " template lost? Build rows with `tokenize_conversations`."
         )
     elif need and set(need) != {
         1
@@ -59,20 +63,22 @@ def find_image_errors(batch, model_or_processor, is_image_token):
         ]
         if have != need:
             yield (
-                f"the image tokens stand in {len(have)} groups of {', '.join(map(str, have[:5]))} … for pictures of {', '.join(map(str, need[:5]))} "
-                f"(row {int(runs.argmax())} has {int(runs.max())}): a picture was torn apart, or its tokens moved. Build rows with `tokenize_conversations`."
+                f"the image tokens stand in {len(have)} groups of {', '.join(map(str, have[:5]))} …"
+                f" for pictures of {', '.join(map(str, need[:5]))} (row {int(runs.argmax())} has"
+                f" {int(runs.max())}): a picture was torn apart, or its tokens moved. Build rows"
+                " with `tokenize_conversations`."
             )
     if mask is not None and (is_image_token & (mask == 0)).any():
         yield (
-            f"{int((is_image_token & (mask == 0)).sum())} image tokens are masked out by attention_mask: "
-            "the model cannot see them. Only padding gets 0."
+            f"{int((is_image_token & (mask == 0)).sum())} image tokens are masked out by"
+            " attention_mask: the model cannot see them. Only padding gets 0."
         )
     if px is not None and not torch.isfinite(px).all():
         yield "pixel_values hold nan or infinite numbers: was a picture empty, or a deviation 0?"
     elif px is not None and px.abs().max() > 20:
         yield (
-            f"pixel_values reach {px.abs().max():.0f}: they look like bytes 0–255 that were never normalised. "
-            "Use the processor's own image_processor."
+            f"pixel_values reach {px.abs().max():.0f}: they look like bytes 0–255 that were never"
+            " normalised. Use the processor's own image_processor."
         )
     shown, labels = split_per_image(batch), batch.get("labels")
     if (
@@ -81,43 +87,52 @@ def find_image_errors(batch, model_or_processor, is_image_token):
         and all(p.shape == shown[0].shape and torch.equal(p, shown[0]) for p in shown[1:])
     ):
         asked = {
-            tuple(row[: int((l != -100).long().argmax())].tolist())
-            for row, l in zip(batch["input_ids"], labels)
+            tuple(row[: int((label != -100).long().argmax())].tolist())
+            for row, label in zip(batch["input_ids"], labels)
         }
-        said = {tuple(l[l != -100].tolist()) for l in labels}
+        said = {tuple(label[label != -100].tolist()) for label in labels}
         if len(said) > 1 and len(asked) < N:
             yield (
-                f"all {N} rows carry the same picture, but their answers differ: is the picture loaded once, outside of the loop?"
+                f"all {N} rows carry the same picture, but their answers differ: is the picture"
+                " loaded once, outside of the loop?"
             )
 
 # %% ../../nbs/library/chat/validation.ipynb #9f9058de
 def find_label_errors(input_ids, labels, is_image_token):
     "What is wrong with the labels; all are (N, T), and `there` marks the image tokens."
     if labels.shape != input_ids.shape:
-        yield f"labels are {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}; give one label for each token."
+        yield (
+            f"labels are {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}; give one label"
+            " for each token."
+        )
         return
     on = labels != -100
     none = (~on.any(1)).nonzero().flatten().tolist()
     if none:
         yield (
-            f"rows {none[:3]} have no token with loss: they teach nothing, and a batch of them gives nan. "
-            "Was the answer cut off or empty?"
+            f"rows {none[:3]} have no token with loss: they teach nothing, and a batch of them"
+            " gives nan. Was the answer cut off or empty?"
         )
     if (on & is_image_token).any():
         yield (
-            f"{int((on & is_image_token).sum())} image tokens carry loss: the model would be graded on "
-            "empty places. Was it labels = input_ids.clone()? Build rows with `tokenize_conversations`."
+            f"{int((on & is_image_token).sum())} image tokens carry loss: the model would be graded"
+            " on empty places. Was it labels = input_ids.clone()? Build rows with"
+            " `tokenize_conversations`."
         )
     if (labels[on] != input_ids[on]).any():
         if any(
             torch.equal(labels[:, :T][on[:, :T]], input_ids[:, 1:][on[:, :T]])
             for T in [input_ids.shape[1] - 1]
         ):
-            yield "labels are shifted by one: the model shifts them itself. Leave each label at its own token."
+            yield (
+                "labels are shifted by one: the model shifts them itself. Leave each label at its"
+                " own token."
+            )
         else:
             yield (
-                f"{int((labels[on] != input_ids[on]).sum())} labels differ from their input_ids: the model would learn other words. "
-                "Set labels to input_ids where graded, -100 elsewhere."
+                f"{int((labels[on] != input_ids[on]).sum())} labels differ from their input_ids:"
+                " the model would learn other words. Set labels to input_ids where graded, -100"
+                " elsewhere."
             )
     place = torch.arange(input_ids.shape[1], device=input_ids.device)
     last_loss, last_image = (
@@ -146,29 +161,45 @@ def _group_by_turn(
 # %% ../../nbs/library/chat/validation.ipynb #93b48936
 def find_role_errors(row_index, tokens, in_loss, processor, image_wrapper_tokens):
     "What is wrong with the roles of row `r` (`Token`s) and what of it is graded (`on`, or None)."
-    g, answered, build = turn_delimiters(processor), False, "Build rows with `tokenize_conversations`."
+    g, answered, build = (
+        turn_delimiters(processor),
+        False,
+        "Build rows with `tokenize_conversations`.",
+    )
     wrong = sorted({t.role for t, o in zip(tokens, in_loss or []) if o} - {"answer", "image"})
     if wrong:
-        yield f"row {row_index}: {' and '.join(wrong)} tokens carry loss, not only the answer. {build}"
+        yield (
+            f"row {row_index}: {' and '.join(wrong)} tokens carry loss, not only the answer."
+            f" {build}"
+        )
     for answer, at in _group_by_turn(tokens):
         asked, seen = ([k for k in at if tokens[k].role == role] for role in ("prompt", "image"))
         if answer:
             answered, said = True, [k for k in at if tokens[k].role == "answer"]
             if seen:
-                yield f"row {row_index} has a picture inside the answer: the words before it cannot see it, and nothing raises. Put the image part first in the user's turn."
+                yield (
+                    f"row {row_index} has a picture inside the answer: the words before it cannot"
+                    " see it, and nothing raises. Put the image part first in the user's turn."
+                )
             if in_loss and said and g.end and tokens[said[-1]].text != g.end:
                 yield (
-                    f"row {row_index}: the answer stops without {g.end!r}: it was cut off, or the model is not taught to stop. Raise max_length. {build}"
+                    f"row {row_index}: the answer stops without {g.end!r}: it was cut off, or the"
+                    f" model is not taught to stop. Raise max_length. {build}"
                 )
             elif in_loss and any(in_loss[k] for k in said) and not all(in_loss[k] for k in said):
                 yield (
-                    f"row {row_index}: {g.end!r} after the answer carries no loss: the model would never learn to stop. {build}"
+                    f"row {row_index}: {g.end!r} after the answer carries no loss: the model would"
+                    f" never learn to stop. {build}"
                     if all(in_loss[k] for k in said[:-1])
-                    else f"row {row_index}: only {sum(in_loss[k] for k in said)} of an answer's {len(said)} tokens carry loss. {build}"
+                    else (
+                        f"row {row_index}: only {sum(in_loss[k] for k in said)} of an answer's"
+                        f" {len(said)} tokens carry loss. {build}"
+                    )
                 )
         elif seen and asked and seen[0] > asked[-1]:
             yield (
-                f"row {row_index} has its picture after the prompt: no word of the prompt can see it. Put the image part before the text."
+                f"row {row_index} has its picture after the prompt: no word of the prompt can see"
+                " it. Put the image part before the text."
             )
     stray = sorted(
         {
@@ -181,15 +212,22 @@ def find_role_errors(row_index, tokens, in_loss, processor, image_wrapper_tokens
         }
     )
     if stray:
-        yield f"row {row_index} has {stray[0]!r} among its words: text of the template inside the data. Refuse such records: `tokenize_conversations` does."
+        yield (
+            f"row {row_index} has {stray[0]!r} among its words: text of the template inside the"
+            " data. Refuse such records: `tokenize_conversations` does."
+        )
     turns = "".join(t.text for t in tokens if t.role != "padding").count(g.user.rstrip())
     answers = sum(a for a, _ in _group_by_turn(tokens))
     if in_loss and not answers:
-        yield f"row {row_index} has no turn of the model's ({g.model!r}): was the chat template applied?"
+        yield (
+            f"row {row_index} has no turn of the model's ({g.model!r}): was the chat template"
+            " applied?"
+        )
     elif in_loss and turns != answers:
         yield (
-            f"row {row_index} opens {turns} turns of the user for {answers} answers: text of the template inside "
-            "the data, or a conversation that ends with a question. Refuse such records: `tokenize_conversations` does."
+            f"row {row_index} opens {turns} turns of the user for {answers} answers: text of the"
+            " template inside the data, or a conversation that ends with a question. Refuse such"
+            " records: `tokenize_conversations` does."
         )
 
 # %% ../../nbs/library/chat/validation.ipynb #bf7419d1
@@ -220,17 +258,18 @@ def find_batch_errors(
             and (name in p.model_input_names if p else c.model_type == kind)
         ):
             out.append(
-                f"{name} are missing: the model would take the picture's tokens for words, one after another, and say nothing. "
-                "Pass them, to `generate` too."
+                f"{name} are missing: the model would take the picture's tokens for words, one"
+                " after another, and say nothing. Pass them, to `generate` too."
             )
         elif types is not None and not torch.equal(types.bool(), there):
             out.append(
-                f"{name} mark {int(types.bool().sum())} tokens, but {int(there.sum())} are image tokens, or at other places. "
-                f"Rebuild them as input_ids == {image}."
+                f"{name} mark {int(types.bool().sum())} tokens, but {int(there.sum())} are image"
+                f" tokens, or at other places. Rebuild them as input_ids == {image}."
             )
     if batch.get("aspect_ratio_ids") is not None and batch.get("cross_attention_mask") is None:
         out.append(
-            "cross_attention_mask is missing: every word would look at every picture, earlier ones too. Build it with `build_cross_attention_mask`."
+            "cross_attention_mask is missing: every word would look at every picture, earlier ones"
+            " too. Build it with `build_cross_attention_mask`."
         )
     bos = p.tokenizer.bos_token_id if p else c.get_text_config().bos_token_id
     twice = (
@@ -240,7 +279,8 @@ def find_batch_errors(
     )
     if twice:
         out.append(
-            f"rows {twice[:3]} have begin-of-text twice: the template writes it already. Tokenise with add_special_tokens=False."
+            f"rows {twice[:3]} have begin-of-text twice: the template writes it already. Tokenise"
+            " with add_special_tokens=False."
         )
     if labels is not None:
         out += find_label_errors(ids, labels, there)
@@ -271,5 +311,7 @@ def validate_batch(
     "Refuse a batch that would train silently wrong, naming the cause and the mend."
     found = find_batch_errors(batch, model_or_processor)
     if found:
-        raise ValueError(found[0] + f" ({len(found) - 1} more: see `xray_batch`)" * (len(found) > 1))
+        raise ValueError(
+            found[0] + f" ({len(found) - 1} more: see `xray_batch`)" * (len(found) > 1)
+        )
     return batch

@@ -46,11 +46,13 @@ def layout_token_boxes(
         text = (
             f"{n} image tokens"
             if t.role == "image"
-            else f"{n} × padding"
-            if n > 1
-            else ""
-            if t.role == "padding"
-            else _replace_unprintable(t.text).strip(" ")
+            else (
+                f"{n} × padding"
+                if n > 1
+                else ""
+                if t.role == "padding"
+                else _replace_unprintable(t.text).strip(" ")
+            )
         )
         w = 1.6 + len(text) * 1.05
         if x + w > width:
@@ -62,7 +64,7 @@ def layout_token_boxes(
                 w - 0.25,
                 t.role,
                 text,
-                labels is not None and any(int(l) != -100 for l in labels[k : k + n]),
+                labels is not None and any(int(label) != -100 for label in labels[k : k + n]),
             )
         )
         x, k = x + w, k + n
@@ -104,7 +106,9 @@ def plot_tokens(
     ax=None,  # axes to draw on
     width: float = 112,  # characters a line
 ):
-    "A row of tokens as boxes coloured by role, with a black bar under each token that carries loss."
+    """A row of tokens as boxes coloured by role, with a black bar under each token that carries
+    loss.
+    """
     drawn = layout_token_boxes(describe_tokens(processor, input_ids), labels, width)
     return draw_token_boxes(
         drawn, ax or plt.subplots(figsize=(11, 0.42 * drawn[-1][1] + 0.57))[1], width
@@ -112,7 +116,9 @@ def plot_tokens(
 
 # %% ../../nbs/library/chat/xray.ipynb #4ae37d0c
 def _plot_xray_row(tokens, labels, images, image_grids, label_lines, width, image_ax, ax):
-    "One row of an X-ray: its pictures (`shown`) with the grid of their tokens (`shape`), its strip, and the decoded labels (`words`)."
+    """One row of an X-ray: its pictures (`shown`) with the grid of their tokens (`shape`), its
+    strip, and the decoded labels (`words`).
+    """
     draw_token_boxes(
         layout_token_boxes(tokens, labels, width), ax, width, 0.15 + 0.5 * len(label_lines)
     )
@@ -147,7 +153,9 @@ def xray_batch(
     examples=2,  # how many of its rows to draw, or which
     width: float = 100,  # characters a line
 ):  # a figure
-    "A batch as the model gets it: pictures, tokens by role, what is graded, padding, and what is wrong with it."
+    """A batch as the model gets it: pictures, tokens by role, what is graded, padding, and what is
+    wrong with it.
+    """
     ids, labels, found = (
         batch["input_ids"],
         batch.get("labels"),
@@ -162,14 +170,16 @@ def xray_batch(
         for r in which
     ]
     words = [
-        []
-        if labels is None
-        else textwrap.wrap(
-            "graded: "
-            + _replace_unprintable(
-                processor.tokenizer.decode(labels[r][labels[r] != -100].tolist())
-            ),
-            int(1.3 * width),
+        (
+            []
+            if labels is None
+            else textwrap.wrap(
+                "graded: "
+                + _replace_unprintable(
+                    processor.tokenizer.decode(labels[r][labels[r] != -100].tolist())
+                ),
+                int(1.3 * width),
+            )
         )
         for r in which
     ]
@@ -206,7 +216,8 @@ def xray_batch(
             top.text(x - s / 2, 0, f"{role} {s:.0%}", ha="center", va="center", fontsize=8)
     graded = 0.0 if labels is None else (labels != -100).float().mean().item()
     top.set_title(
-        f"{len(ids)} rows of {ids.shape[1]} tokens, {len(split_per_image(batch))} pictures; {graded:.0%} graded, {share['padding']:.0%} padding",
+        f"{len(ids)} rows of {ids.shape[1]} tokens, {len(split_per_image(batch))} pictures;"
+        f" {graded:.0%} graded, {share['padding']:.0%} padding",
         loc="left",
         fontsize=9,
     )

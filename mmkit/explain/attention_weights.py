@@ -99,13 +99,16 @@ def _make_recorder(name, implementation, callback, with_grad):
 @contextlib.contextmanager
 def record_attention(
     model,  # any vision-language model, wrapped by peft or not
-    # callback(name, weights): weights(rows) gives (N, heads, R, S); with `with_grad` the tensor itself
+    # callback(name, weights): weights(rows) gives (N, heads, R, S); with `with_grad` the tensor
+    # itself
     callback,
     # whose attention; Mllama's cross-attention and BLIP-2's queries count as projector
     parts=("text", "projector"),
     with_grad: bool = False,  # let gradients flow through the weights (outputs equal to rounding)
 ):
-    "Show `callback` every attention module's weights; outputs and the model's setting are untouched."
+    """Show `callback` every attention module's weights; outputs and the model's setting are
+    untouched.
+    """
     replaced = []
     try:
         for name, module in find_attention_modules(model):
@@ -133,7 +136,8 @@ def compute_attention(
 ) -> torch.Tensor:  # (layers, heads, n, h, w), 0–1
     """Raw attention on the image.
 
-    For BLIP-2 it is passed on through what each query attended to (mean of its layers and heads)."""
+    For BLIP-2 it is passed on through what each query attended to (mean of its layers and heads).
+    """
     layout = ImageTokenLayout(model, batch)
     if layout.family in ("clip", "siglip"):
         raise ValueError(

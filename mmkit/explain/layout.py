@@ -19,7 +19,9 @@ IMAGE_TOKENS_OUTSIDE_TEXT = (
 
 
 class ImageTokenLayout:
-    "Positions and grids of the image tokens and patches of a batch that holds one sequence and one image."
+    """Positions and grids of the image tokens and patches of a batch that holds one sequence and
+    one image.
+    """
 
     def __init__(
         self,

@@ -125,7 +125,9 @@ def propagate_relevance(
     positions,  # (n,) positions that predict the next token; unused for CLIP and SigLIP
     include_vision: bool,  # on through the encoder's own attention, to its patches
 ) -> torch.Tensor:  # (n, h, w)
-    "Propagate relevance from the words to the image: r ← r + r Ā, from the last layer to the first."
+    """Propagate relevance from the words to the image: r ← r + r Ā, from the last layer to the
+    first.
+    """
 
     def tables_of(*parts):
         return [item for item in reversed(attention_tables) if part_of(item[0]) in parts]

@@ -103,7 +103,9 @@ def mismatched_partners(
 
 # %% ../../nbs/library/explain/monitor.ipynb #32e5d1f9
 class ModalityMonitor:
-    "A fixed set of records, and what image and prompt each contribute to a model's answers to them."
+    """A fixed set of records, and what image and prompt each contribute to a model's answers to
+    them.
+    """
 
     def __init__(
         self,

@@ -114,7 +114,8 @@ class ModalityShares:
 class _MaskedFeatures:
     "Pooled patches of Gemma 3's encoder, computed once for each way in which the image is masked."
 
-    # In a walk over coalitions most steps reveal a word, so the encoder would see the same image again.
+    # In a walk over coalitions most steps reveal a word, so the encoder would see the same image
+    # again.
 
     def __init__(self, model, example):
         self.model, self.example, self.known = unwrap_model(model), example, {}

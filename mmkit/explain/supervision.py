@@ -29,7 +29,9 @@ def attention_supervision_loss(
     attention_weights: torch.Tensor,  # (heads, n, image tokens): what n positions give the image
     masks: torch.Tensor,  # (n, image tokens) bool, each with at least one token
 ) -> torch.Tensor:  # () nats; 0: all of it on the masks
-    "How far the words' attention is from their masks: −log of the share on the mask, heads averaged."
+    """How far the words' attention is from their masks: −log of the share on the mask, heads
+    averaged.
+    """
     totals = attention_weights.sum(-1, keepdim=True).clamp(min=1e-9)
     shares = (attention_weights / totals).mean(0)
     return -((shares * masks).sum(-1)).clamp(min=1e-6).log().mean()
@@ -57,7 +59,9 @@ def _supervision_targets(model, processor, record):
 
 
 def _forward_with_attention(model, batch, pooled_features):
-    "Logits, every text layer's attention (B, heads, T, T), and where the image tokens stand (B, T)."
+    """Logits, every text layer's attention (B, heads, T, T), and where the image tokens stand (B,
+    T).
+    """
     plain_model = unwrap_model(model)
     is_image = batch["input_ids"] == plain_model.config.image_token_id
     image_embeds = project_patches(model, pooled_features.to(plain_model.device))

@@ -285,10 +285,10 @@ def _require_size_for_page(attributions_list):
         return
     largest = max(num_values, key=num_values.get)
     raise ValueError(
-        f"the maps hold {total / 1e6:.0f} million values, {num_values[largest] / 1e6:.0f} of them "
-        f"in {largest!r} of shape {np.shape(methods[largest])}; a page holds "
-        f"{MAX_MAP_BYTES / 1e6:.0f}. Give fewer layers (maps[{largest!r}][:, ::4]), the mean of the "
-        f"heads (maps[{largest!r}].mean(2, keepdims=True)), or fewer words"
+        f"the maps hold {total / 1e6:.0f} million values, {num_values[largest] / 1e6:.0f} of them"
+        f" in {largest!r} of shape {np.shape(methods[largest])}; a page holds"
+        f" {MAX_MAP_BYTES / 1e6:.0f}. Give fewer layers (maps[{largest!r}][:, ::4]), the mean of"
+        f" the heads (maps[{largest!r}].mean(2, keepdims=True)), or fewer words"
     )
 
 

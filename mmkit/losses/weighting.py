@@ -80,7 +80,8 @@ def combine_losses(
     for name, weight in weights.items():
         if weight and name not in loss_terms:
             raise ValueError(
-                f"{name} has weight {weight} but was not computed; compute it, or set the weight to 0."
+                f"{name} has weight {weight} but was not computed; compute it, or set the weight"
+                " to 0."
             )
     total = sum(weights[name] * value for name, value in loss_terms.items() if weights[name])
     raw = {

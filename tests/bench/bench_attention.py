@@ -1,4 +1,6 @@
-"Relevancy of all words of a caption: batched backward passes against one backward pass a word; and raw attention: the asked rows against transformers' output_attentions, in memory."
+"""Relevancy of all words of a caption: batched backward passes against one backward pass a word;
+and raw attention: the asked rows against transformers' output_attentions, in memory.
+"""
 
 import subprocess
 import sys
@@ -46,7 +48,9 @@ def relevancy(tower):
     rows = [(timed(), timed(batched=False), whole()) for _ in range(3)]  # in turn
     ours, one, plain = (sorted(v)[1] for v in zip(*rows))
     print(
-        f"{'through the tower' if tower else 'to the image tokens'}: {len(at)} words {ours:.2f} s; one backward pass a word {one:.2f} s, {ours / one:.2f}× (bar 0.3×); with a forward pass each {plain:.2f} s, {ours / plain:.2f}×"
+        f"{'through the tower' if tower else 'to the image tokens'}: {len(at)} words {ours:.2f} s;"
+        f" one backward pass a word {one:.2f} s, {ours / one:.2f}× (bar 0.3×); with a forward pass"
+        f" each {plain:.2f} s, {ours / plain:.2f}×"
     )
 
 
@@ -98,5 +102,7 @@ if __name__ == "__main__":
         for how in ("rows", "all")
     }
     print(
-        f"raw attention of 40 of 2,000 positions, 16 layers of 8 heads: {got['rows']:.0f} MiB beyond the pass itself; output_attentions {got['all']:.0f} MiB, {got['rows'] / got['all']:.3f}×"
+        f"raw attention of 40 of 2,000 positions, 16 layers of 8 heads: {got['rows']:.0f} MiB"
+        f" beyond the pass itself; output_attentions {got['all']:.0f} MiB,"
+        f" {got['rows'] / got['all']:.3f}×"
     )

@@ -1,6 +1,7 @@
 """The live tuner with its widget shown in JupyterLab, in Chromium, against the same run with no screen: steps a second, pictures a second, seconds between captions.
 
-In one kernel, in turn: the run alone (nobody looks at it), in its thread with looks and no screen, shown; the ratio is of the best of each."""
+In one kernel, in turn: the run alone (nobody looks at it), in its thread with looks and no screen, shown; the ratio is of the best of each.
+"""
 
 import shutil
 import statistics
@@ -86,7 +87,7 @@ def main():
             lab.run_all(tab)
             tab.wait_for_selector(".mmkit-dash [data-panel=ce] canvas")
             got = dict(plain=[], headless=[], shown=[], pictures=[], captions=[])
-            for k in range(ROUNDS):
+            for _k in range(ROUNDS):
                 kernel(tab, "d.close()")
                 got["plain"].append(float(kernel(tab, f"print(plain({SECONDS}))")))
                 got["headless"].append(float(kernel(tab, f"print(headless({SECONDS}))")))
@@ -117,17 +118,23 @@ def main():
         return ", ".join(f"{x:.1f}" for x in v)
 
     print(
-        f"  shown     {s / h:5.2f}×  of the headless run's steps/s (best of {ROUNDS} rounds in turn: {s:.1f} of {h:.1f}; rounds {', '.join(f'{r:.2f}' for r in ratios)}; default size, Chromium and JupyterLab on the same cores; wanted: 0.85×, and 8 steps/s)"
+        f"  shown     {s / h:5.2f}×  of the headless run's steps/s (best of {ROUNDS} rounds in"
+        f" turn: {s:.1f} of {h:.1f}; rounds {', '.join(f'{r:.2f}' for r in ratios)}; default size,"
+        " Chromium and JupyterLab on the same cores; wanted: 0.85×, and 8 steps/s)"
     )
     print(
-        f"  alone     {s / max(got['plain']):5.2f}×  of the run that nobody looks at ({max(got['plain']):.1f} steps/s; rounds {', '.join(f'{y / x:.2f}' for x, y in zip(got['plain'], got['shown']))})"
+        f"  alone     {s / max(got['plain']):5.2f}×  of the run that nobody looks at"
+        f" ({max(got['plain']):.1f} steps/s; rounds"
+        f" {', '.join(f'{y / x:.2f}' for x, y in zip(got['plain'], got['shown']))})"
     )
     print(
-        f"  pictures  {statistics.median(got['pictures']):5.1f}   a second while it trains (rounds {each(got['pictures'])}; wanted: 3)"
+        f"  pictures  {statistics.median(got['pictures']):5.1f}   a second while it trains (rounds"
+        f" {each(got['pictures'])}; wanted: 3)"
     )
     if got["captions"]:
         print(
-            f"  captions  {statistics.median(got['captions']):5.1f} s between two, at most {max(got['captions']):.1f} s ({len(got['captions'])} seen; wanted: 3 s)"
+            f"  captions  {statistics.median(got['captions']):5.1f} s between two, at most"
+            f" {max(got['captions']):.1f} s ({len(got['captions'])} seen; wanted: 3 s)"
         )
 
 

@@ -60,7 +60,9 @@ def mm_shap():
             took["alone"].append((time.perf_counter() - began) / len(coalitions))
     b, a = min(took["batched"]), min(took["alone"])
     print(
-        f"  mm-shap   {b / a:.2f}× the time of an unbatched forward for each coalition ({1e3 * b:.1f} ms, {1e3 * a:.1f} ms), {W} words and {side * side} regions, {sum(num_asked)} coalitions, seed {SEED}; wanted: 0.3×"
+        f"  mm-shap   {b / a:.2f}× the time of an unbatched forward for each coalition"
+        f" ({1e3 * b:.1f} ms, {1e3 * a:.1f} ms), {W} words and {side * side} regions,"
+        f" {sum(num_asked)} coalitions, seed {SEED}; wanted: 0.3×"
     )
 
 
@@ -107,7 +109,9 @@ def callback():
             )
         shares.append(eye.spent / (run.seconds - eye.spent))
     print(
-        f"  callback  {min(shares):.1%} of step time at the default, best of {ROUNDS} ({', '.join(f'{s:.1%}' for s in shares)}), 100 steps of 16, seed {SEED}; wanted: 10% or less"
+        f"  callback  {min(shares):.1%} of step time at the default, best of {ROUNDS}"
+        f" ({', '.join(f'{s:.1%}' for s in shares)}), 100 steps of 16, seed {SEED}; wanted: 10% or"
+        " less"
     )
 
 

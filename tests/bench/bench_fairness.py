@@ -1,4 +1,6 @@
-"A report by group, with intervals by patient and the control: one product of matrices against a loop over scikit-learn, in one process."
+"""A report by group, with intervals by patient and the control: one product of matrices against a
+loop over scikit-learn, in one process.
+"""
 
 import os
 import time
@@ -52,5 +54,7 @@ if __name__ == "__main__":
             took[how].append(time.perf_counter() - t)
     a, b = min(took["mmkit"]), min(took["loop"])
     print(
-        f"  gaps      1/{b / a:.0f} of the time ({a:.2f} s, a loop over scikit-learn {b:.2f} s); best of 3, {N} records, {GROUPS} groups, {DRAWS} resamples and deals, seed {SEED}; wanted: 1/10"
+        f"  gaps      1/{b / a:.0f} of the time ({a:.2f} s, a loop over scikit-learn {b:.2f} s);"
+        f" best of 3, {N} records, {GROUPS} groups, {DRAWS} resamples and deals, seed {SEED};"
+        " wanted: 1/10"
     )

@@ -1,4 +1,6 @@
-"How the cost of lint and of the mismatch detectors grows with the pairs: seconds, and the ratio to four times as many (4 is linear)."
+"""How the cost of lint and of the mismatch detectors grows with the pairs: seconds, and the ratio
+to four times as many (4 is linear).
+"""
 
 import os
 import time
@@ -14,7 +16,10 @@ from mmkit.lesions.render import World
 SEED, N = int(os.environ.get("MMKIT_SEED", 0)), 5000
 rng, world = np.random.default_rng(SEED), World(seed=SEED, num_lesions=500)
 lesions = [world.lesion(i) for i in range(500)]
-said = [data.compose_caption(l.attributes(), l.colours, l.label, rng=rng) for l in lesions]
+said = [
+    data.compose_caption(lesion.attributes(), lesion.colours, lesion.label, rng=rng)
+    for lesion in lesions
+]
 
 
 def texts(n):
@@ -57,5 +62,6 @@ for name, make, n in (
         job()
         took.append(time.perf_counter() - began)
     print(
-        f"  {name:30s} {took[0]:7.2f} s for {n:,}, {took[1]:7.2f} s for {4 * n:,}: ratio {took[1] / took[0]:.1f}"
+        f"  {name:30s} {took[0]:7.2f} s for {n:,}, {took[1]:7.2f} s for {4 * n:,}: ratio"
+        f" {took[1] / took[0]:.1f}"
     )

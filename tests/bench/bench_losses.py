@@ -1,4 +1,6 @@
-"InfoNCE in blocks against open_clip's dense definition, and the answer's cross-entropy without logits against the model's own loss; each in a fresh process."
+"""InfoNCE in blocks against open_clip's dense definition, and the answer's cross-entropy without
+logits against the model's own loss; each in a fresh process.
+"""
 
 import os
 import subprocess
@@ -85,6 +87,7 @@ if __name__ == "__main__":
         (t0, m0), (t1, m1) = ([min(v) for v in zip(*got[how])] for how in (peer, ours))
         wanted = dict(contrast="0.5× and 1/15", answer="0.3× and 1/10")[part]
         print(
-            f"  {part:9} {t1 / t0:5.2f}×  of the time ({t1:.2f} s, {peer} {t0:.2f} s), 1/{m0 / max(m1, 1):.0f} of the extra memory "
-            f"({m1 / 2**20:.0f} MiB, {m0 / 2**20:.0f} MiB); best of 3, {SIZES[part]}, seed {SEED}; wanted: {wanted}"
+            f"  {part:9} {t1 / t0:5.2f}×  of the time ({t1:.2f} s, {peer} {t0:.2f} s),"
+            f" 1/{m0 / max(m1, 1):.0f} of the extra memory ({m1 / 2**20:.0f} MiB, {m0 / 2**20:.0f}"
+            f" MiB); best of 3, {SIZES[part]}, seed {SEED}; wanted: {wanted}"
         )

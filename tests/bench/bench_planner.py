@@ -1,4 +1,6 @@
-"Planned bytes beside the profiler's: the shipped base and larger random Gemma 3 models, one real step on the CPU for each method."
+"""Planned bytes beside the profiler's: the shipped base and larger random Gemma 3 models, one real
+step on the CPU for each method.
+"""
 
 import os
 import time
@@ -96,9 +98,10 @@ def real(config, folder, method, batch, checkpointing, tiled):
     held = sum(numel_and_nbytes(p)[1] for p in m.parameters())
     began = time.perf_counter()
     top = measure_peak_memory(step)
-    return dict(
-        weights=held, gradients=gradients, optimizer=states, peak=held + states + top
-    ), time.perf_counter() - began
+    return (
+        dict(weights=held, gradients=gradients, optimizer=states, peak=held + states + top),
+        time.perf_counter() - began,
+    )
 
 
 if __name__ == "__main__":
@@ -149,10 +152,16 @@ if __name__ == "__main__":
             error = {k: ours[k] / got[k] - 1 for k in got}
             worst = {k: max(worst[k], abs(error[k])) for k in worst}
             print(
-                f"  {what:5} {method:9} {'checkpointing ' if checkpointing else ''}{'tiled ' if tiled else '':6} peak {got['peak'] / 1e6:8.1f} MB measured, {p.peak / 1e6:8.1f} planned ({error['peak']:+.1%}); "
-                f"weights {error['weights']:+.2%}, gradients {error['gradients']:+.2%}, states {error['optimizer']:+.2%}; planned in {took:.1f} s",
+                f"  {what:5} {method:9}"
+                f" {'checkpointing ' if checkpointing else ''}{'tiled ' if tiled else '':6} peak"
+                f" {got['peak'] / 1e6:8.1f} MB measured, {p.peak / 1e6:8.1f} planned"
+                f" ({error['peak']:+.1%}); weights {error['weights']:+.2%}, gradients"
+                f" {error['gradients']:+.2%}, states {error['optimizer']:+.2%}; planned in"
+                f" {took:.1f} s",
                 flush=True,
             )
     print(
-        f"  worst: weights {worst['weights']:.2%}, gradients {worst['gradients']:.2%}, states {worst['optimizer']:.2%} (wanted: 1%); peak {worst['peak']:.1%} (wanted: 15%); seed {SEED}"
+        f"  worst: weights {worst['weights']:.2%}, gradients {worst['gradients']:.2%}, states"
+        f" {worst['optimizer']:.2%} (wanted: 1%); peak {worst['peak']:.1%} (wanted: 15%); seed"
+        f" {SEED}"
     )

@@ -122,7 +122,7 @@ def text(folder):
         rows.collate_fn([rows[int(i)] for i in some])
         for some in epoch_permutation(N, SEED).reshape(-1, BATCH)
     ]
-    for epoch in range(2):
+    for _epoch in range(2):
         for b in batches:
             x = embed(b["input_ids"]).detach().requires_grad_()
             h = model.model.language_model(
@@ -186,9 +186,12 @@ if __name__ == "__main__":
             ("cached step", "text", 1.15),
         ):
             print(
-                f"  {what:16} {t['fit'] / t[peer]:5.2f}×  of {ms[peer]} a step (fit {t['fit'] * 1e3:.0f} ms); best of {ROUNDS}, batch {BATCH}, seed {SEED}; wanted: {wanted}×"
+                f"  {what:16} {t['fit'] / t[peer]:5.2f}×  of {ms[peer]} a step (fit"
+                f" {t['fit'] * 1e3:.0f} ms); best of {ROUNDS}, batch {BATCH}, seed {SEED}; wanted:"
+                f" {wanted}×"
             )
         m0, m1 = (min(v[0] for v in got[how]) / 2**20 for how in ("kept", "again"))
         print(
-            f"  checkpointing    {m1 / m0:5.2f}×  of the extra memory ({m1:.0f} MiB, {m0:.0f} MiB) at {t['again'] / t['kept']:.2f}× the time; LoRA, batch 64"
+            f"  checkpointing    {m1 / m0:5.2f}×  of the extra memory ({m1:.0f} MiB, {m0:.0f} MiB)"
+            f" at {t['again'] / t['kept']:.2f}× the time; LoRA, batch 64"
         )

@@ -37,7 +37,10 @@ def toy():  # what --tiny runs
 
 
 def fresh(config, method, folder, dev, dtype):
-    "The model with random weights, as the method trains it. 4-bit weights are quantised while loading, from a folder that was written once."
+    """The model with random weights, as the method trains it.
+
+    4-bit weights are quantised while loading, from a folder that was written once.
+    """
     torch.manual_seed(0)
     m = disable_cpu_repack(
         transformers.AutoModelForImageTextToText.from_pretrained(
@@ -244,7 +247,9 @@ def main():
                         )
                     )
                     print(
-                        f"  {method:6}{' checkpointing' if checkpointing else '':14}{' tiled' if tiled else '':6} {got / 1e9:8.3f} GB measured, {p.peak / 1e9:8.3f} planned ({p.peak / got - 1:+.1%}; wanted: 10%)",
+                        f"  {method:6}{' checkpointing' if checkpointing else '':14}{' tiled' if tiled else '':6}"
+                        f" {got / 1e9:8.3f} GB measured, {p.peak / 1e9:8.3f} planned"
+                        f" ({p.peak / got - 1:+.1%}; wanted: 10%)",
                         flush=True,
                     )
                     del m, step
@@ -312,7 +317,9 @@ def main():
             mine = out["speed"][-3]
             for r in out["speed"][-3:]:
                 ratio = (
-                    f" ({mine['tokens_per_second'] / r['tokens_per_second']:.2f}× the tokens/s for mmkit, {mine['peak'] / r['peak']:.2f}× the memory; wanted beside trl: 1.3× and 0.8×)"
+                    f" ({mine['tokens_per_second'] / r['tokens_per_second']:.2f}× the tokens/s for"
+                    f" mmkit, {mine['peak'] / r['peak']:.2f}× the memory; wanted beside trl: 1.3×"
+                    " and 0.8×)"
                     if r is not mine and r.get("peak")
                     else ""
                 )
@@ -321,7 +328,10 @@ def main():
                     + (
                         r["failed"]
                         if "failed" in r
-                        else f"{r['tokens_per_second']:,.0f} tokens/s, peak {(r['peak'] or 0) / 1e9:.3f} GB{ratio}"
+                        else (
+                            f"{r['tokens_per_second']:,.0f} tokens/s, peak"
+                            f" {(r['peak'] or 0) / 1e9:.3f} GB{ratio}"
+                        )
                     ),
                     flush=True,
                 )

@@ -19,13 +19,18 @@ def machine():
     name = platform.processor() or platform.machine()
     try:
         name = next(
-            l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")
+            item.split(":", 1)[1].strip()
+            for item in open("/proc/cpuinfo")
+            if item.startswith("model name")
         )
     except (OSError, StopIteration):
         pass
     import psutil
 
-    return f"{name}, {available_cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {default_device()}"
+    return (
+        f"{name}, {available_cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB,"
+        f" {default_device()}"
+    )
 
 
 def main(wanted):
@@ -36,7 +41,8 @@ def main(wanted):
     import torch
 
     print(
-        f"machine  {machine()}\nwith     Python {platform.python_version()}, torch {torch.__version__}, {datetime.date.today()}, seed {SEED}"
+        f"machine  {machine()}\nwith     Python {platform.python_version()}, torch"
+        f" {torch.__version__}, {datetime.date.today()}, seed {SEED}"
     )
     env, failed = {**os.environ, "MMKIT_SEED": str(SEED), "PYTHONUNBUFFERED": "1"}, 0
     for f in files:

@@ -1,4 +1,6 @@
-"Contrast in milliseconds: the projector and a linear map of the caption's vector, trained on what the base saw and read once."
+"""Contrast in milliseconds: the projector and a linear map of the caption's vector, trained on
+what the base saw and read once.
+"""
 
 import math
 
@@ -15,7 +17,9 @@ RATES = (4e-3, 1.6e-2)  # each arm's learning rate is chosen on validation lesio
 
 
 class Heads(torch.nn.Module):
-    "The shipped projector (norm's gain and matrix), and a new map for captions that starts near the identity; a temperature that may learn."
+    """The shipped projector (norm's gain and matrix), and a new map for captions that starts near
+    the identity; a temperature that may learn.
+    """
 
     def __init__(self, v, seed, tau=0.07, learned=False):
         super().__init__()
@@ -70,7 +74,11 @@ def train(
     learn=("gain", "W", "T"),
     said=None,
 ):
-    "(heads, vectors, losses of every step). `captions`: (N,) whose caption each picture gets; or `said`: (x, y, ids) to learn from. `watch(step, heads, rows, loss)` sees every step."
+    """(heads, vectors, losses of every step).
+
+    `captions`: (N,) whose caption each picture gets; or `said`: (x, y, ids) to learn from.
+    `watch(step, heads, rows, loss)` sees every step.
+    """
     v = vectors(seed, small)
     x, y, ids = said or v["train"][:3]
     samples = samples // 100 if small else samples
@@ -98,11 +106,11 @@ def train(
         at += batch
         for g in opt.param_groups:
             g["lr"] = lr * clock.lr_factor(step)
-        l = loss(h, x[rows], y[rows], ids[rows], rows)
-        l.backward()
+        one_loss = loss(h, x[rows], y[rows], ids[rows], rows)
+        one_loss.backward()
         opt.step()
         opt.zero_grad()
-        said.append(float(l.detach()))
+        said.append(float(one_loss.detach()))
         if watch:
             watch(step, h, rows, said[-1])
     return h, v, np.array(said)
@@ -120,8 +128,13 @@ def scored(h, v, size=POOL):
 
 
 HOW = (
-    f"Projector (from the base) and a linear map of the captions' vectors (new) on features that the frozen base computed once: the mean of a picture's normed tokens, the mean of a caption's "
-    f"hidden states, read alone. R@1 in a fixed pool of up to {POOL} held-out pairs of other patients, captions all different; the learning rate of each arm and seed is the better of "
-    f"{', '.join(f'{r:g}' for r in RATES)} on validation lesions."
+    "Projector (from the base) and a linear map of the captions' vectors (new) on features that"
+    " the frozen base computed once: the mean of a picture's normed tokens, the mean of a"
+    f" caption's hidden states, read alone. R@1 in a fixed pool of up to {POOL} held-out pairs of"
+    " other patients, captions all different; the learning rate of each arm and seed is the better"
+    f" of {', '.join(f'{r:g}' for r in RATES)} on validation lesions."
 )
-TOY = "Linear maps over a frozen toy base, about a thousand lesions that we drew: the order of arms may carry over, the sizes do not."
+TOY = (
+    "Linear maps over a frozen toy base, about a thousand lesions that we drew: the order of arms"
+    " may carry over, the sizes do not."
+)

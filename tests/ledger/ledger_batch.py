@@ -71,7 +71,9 @@ def among_nearest(h, part):
 
 
 def harder(seed, small, lr, kind):
-    "Batches of 32 with K more wrong captions for each picture: none, drawn at random, or the nearest."
+    """Batches of 32 with K more wrong captions for each picture: none, drawn at random, or the
+    nearest.
+    """
     v = vectors(seed, small)
     near, y_all, g = (
         nearest_wrong(v["train"], K),
@@ -110,7 +112,9 @@ REPEATS = {
 
 @torch.no_grad()
 def short(seed, small):  # part -> (x, y in one phrasing, ids, y in several)
-    "Captions that say only asymmetry, border, skin and impression: many pairs share theirs, word for word (one phrasing) or in other words."
+    """Captions that say only asymmetry, border, skin and impression: many pairs share theirs, word
+    for word (one phrasing) or in other words.
+    """
     if (seed, small) not in _short:
         v, (model, processor), out = vectors(seed, small), fresh(), {}
 
@@ -131,15 +135,15 @@ def short(seed, small):  # part -> (x, y in one phrasing, ids, y in several)
         for name in ("train", "validation", "test"):
             x, _, _, ds = v[name]
 
-            def say(a, l, rng=None):
+            def say(a, item, rng=None):
                 return compose_caption(
-                    {k: a[k] for k in ("asymmetry", "border", "skin")}, None, l, rng=rng
+                    {k: a[k] for k in ("asymmetry", "border", "skin")}, None, item, rng=rng
                 )
 
-            one = [say(a, l) for a, l in zip(ds["attributes"], ds["label"])]
+            one = [say(a, label) for a, label in zip(ds["attributes"], ds["label"])]
             many = [
-                say(a, l, np.random.default_rng((seed, k)))
-                for k, (a, l) in enumerate(zip(ds["attributes"], ds["label"]))
+                say(a, item, np.random.default_rng((seed, k)))
+                for k, (a, item) in enumerate(zip(ds["attributes"], ds["label"]))
             ]
             out[name] = (
                 x,
@@ -306,11 +310,18 @@ def measure(cells, seeds, small=False):
         ("guessing", "InfoNCE, N = 32, pairs shuffled"),
         len(pool_of(vectors(seeds[0], small)["test"])),
         claim="More negatives are better; hard negatives help, false negatives hurt.",
-        measured=f"Batches of 2 to 512 at {SAMPLES:,} samples seen, InfoNCE and sigmoid loss (scale from 10 and bias from -10, both learned); at N = 32, {K} more wrong captions for each picture, random or nearest; captions that many "
-        "pairs share, in the same words or in others, as positives or as negatives (N = 32).",
+        measured=(
+            f"Batches of 2 to 512 at {SAMPLES:,} samples seen, InfoNCE and sigmoid loss (scale from"
+            f" 10 and bias from -10, both learned); at N = 32, {K} more wrong captions for each"
+            " picture, random or nearest; captions that many pairs share, in the same words or in"
+            " others, as positives or as negatives (N = 32)."
+        ),
         setup=HOW
-        + " Nearest: by the base's own vectors, other attributes. Short captions: asymmetry, border, skin, impression; right is the own one among all that occur, in one phrasing. Rates of the batch sizes: 0.001 to 0.016, "
-        "0.064 too from N = 128.",
+        + " Nearest: by the base's own vectors, other attributes. Short captions: asymmetry,"
+        " border, skin, impression; right is the own one among all that occur, in one phrasing."
+        " Rates of the batch sizes: 0.001 to 0.016, 0.064 too from N = 128.",
         limitations=TOY
-        + " Constant samples seen gives a large batch few steps; at constant steps it would look better. The sigmoid loss starts from a bias of -10, which few steps hardly move. SigLIP saw saturation near 32,000, out of reach here.",
+        + " Constant samples seen gives a large batch few steps; at constant steps it would look"
+        " better. The sigmoid loss starts from a bias of -10, which few steps hardly move. SigLIP"
+        " saw saturation near 32,000, out of reach here.",
     )

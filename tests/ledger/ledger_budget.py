@@ -69,7 +69,9 @@ def gemmas(size, tokens):  # (model, processor)
 
 @torch.no_grad()
 def looks(model, processor, ds):  # seconds
-    "Tower, connector and the reading of the prompt, for 8 pictures: what stands before the first word."
+    """Tower, connector and the reading of the prompt, for 8 pictures: what stands before the first
+    word.
+    """
     b = chat.Collator(processor, for_training=False)([ds[i] for i in range(min(8, len(ds)))])
     began = time.perf_counter()
     model(**b, logits_to_keep=1, use_cache=False)
@@ -126,7 +128,9 @@ def budget(seed, small, size, tokens, lr, steps, batch):
 
 @torch.no_grad()
 def looking(model, processor, ds):
-    "Loss of the answers, what a stranger's picture adds to it, and the share of captions that differ from one another."
+    """Loss of the answers, what a stranger's picture adds to it, and the share of captions that
+    differ from one another.
+    """
     b = chat.Collator(processor)([ds[i] for i in range(min(32, len(ds)))])
     said = evaluate.generate(model, processor, ds, show_progress=False)
     own = float(model(**b).loss)
@@ -258,9 +262,25 @@ def measure(cells, seeds, small=False):
         tuned_rate=rate,
         by_rate=by_rate,
         claim="Lower image resolution cuts latency, and a wrongly placed adapter blinds the model.",
-        measured="Macro-F1 of captions against the number of image tokens and of pixels, with the operations of a training step and the time to the first word, as ratios to 36 tokens from 96 pixels; and for LoRA in four places, what another lesion's picture adds to the loss of the answers.",
-        setup=f"The shipped projector's weights at every budget (averaging has none), LoRA of rank 8, both trained for {steps} steps of {batch} with the tower frozen, LoRA at {TEXT:g}, the projector at {rate[USUAL]:g}, the best of {', '.join(f'{r:g}' for r in SCREEN)} at 36 tokens (further out where the best lay at the edge) by validation lesions of two seeds. Times are of 8 pictures, both budgets in turn in one process, "
-        "the quickest of three, one thread; operations are torch's count with eager attention. Places: LoRA alone, about 45,000 numbers, 30 steps of 8 at 0.005.",
-        limitations="Times are a CPU's, at toy size, where the text of prompt and caption outweighs the picture: in a large model with hundreds of image tokens the share differs. The tower was trained at 96 pixels only. "
-        "One rate for all places: a slower tower would unlearn less, and learn less.",
+        measured=(
+            "Macro-F1 of captions against the number of image tokens and of pixels, with the"
+            " operations of a training step and the time to the first word, as ratios to 36 tokens"
+            " from 96 pixels; and for LoRA in four places, what another lesion's picture adds to"
+            " the loss of the answers."
+        ),
+        setup=(
+            "The shipped projector's weights at every budget (averaging has none), LoRA of rank 8,"
+            f" both trained for {steps} steps of {batch} with the tower frozen, LoRA at {TEXT:g},"
+            f" the projector at {rate[USUAL]:g}, the best of {', '.join(f'{r:g}' for r in SCREEN)}"
+            " at 36 tokens (further out where the best lay at the edge) by validation lesions of"
+            " two seeds. Times are of 8 pictures, both budgets in turn in one process, the"
+            " quickest of three, one thread; operations are torch's count with eager attention."
+            " Places: LoRA alone, about 45,000 numbers, 30 steps of 8 at 0.005."
+        ),
+        limitations=(
+            "Times are a CPU's, at toy size, where the text of prompt and caption outweighs the"
+            " picture: in a large model with hundreds of image tokens the share differs. The tower"
+            " was trained at 96 pixels only. One rate for all places: a slower tower would unlearn"
+            " less, and learn less."
+        ),
     )

@@ -1,4 +1,6 @@
-"C16: the bytes of weights in NF4 with double quantisation, as bitsandbytes holds them, and what 65 billion of them take."
+"""C16: the bytes of weights in NF4 with double quantisation, as bitsandbytes holds them, and what
+65 billion of them take.
+"""
 
 import torch
 from run import entry
@@ -19,7 +21,9 @@ def model_of(width, seed):
 
 
 def weigh(width, seed):
-    "Every linear layer of the text model packed; bits for each packed number, and the bytes of the whole model beside bf16."
+    """Every linear layer of the text model packed; bits for each packed number, and the bytes of
+    the whole model beside bf16.
+    """
     import bitsandbytes as bnb
 
     m = model_of(width, seed)
@@ -60,7 +64,7 @@ def measure(cells, seeds, small=False):
     found = {}
     for s in seeds:
         arms = {
-            f"NF4, {name}": (lambda w=w: weigh(w, s))
+            f"NF4, {name}": lambda w=w: weigh(w, s)
             for name, w in list(SIZES.items())[: 1 if small else None]
         } | {"bf16": lambda: plain(16), "codes alone, no constants": lambda: plain(4)}
         for arm, f in arms.items():
@@ -110,9 +114,23 @@ def measure(cells, seeds, small=False):
         tests,
         ("bf16", "codes alone, no constants"),
         None,
-        claim="QLoRA fine-tunes 65B on a 24 GB card, with 5.8 times less memory, 22% more time, 87% less cost.",
-        measured="The bytes of the text model's linear layers in NF4 with double quantisation (codes, scales, scales of scales, tables), in our base and in larger random models; from these, 65 billion of them. "
-        "Bytes depend on shapes and on nothing else, so every seed gives the same and the intervals have no width: they are exact, not certain by luck.",
-        setup="bitsandbytes on the CPU: Params4bit with compress_statistics, blocks of 64, 256 scales to a second scale; counted by mmkit.models.size.",
-        limitations="Time and cost, which need a GPU; what activations, adapters and optimiser add (the planner does that). The smaller a matrix, the more its tables weigh: 65 billion is taken at the rate of the largest.",
+        claim=(
+            "QLoRA fine-tunes 65B on a 24 GB card, with 5.8 times less memory, 22% more time, 87%"
+            " less cost."
+        ),
+        measured=(
+            "The bytes of the text model's linear layers in NF4 with double quantisation (codes,"
+            " scales, scales of scales, tables), in our base and in larger random models; from"
+            " these, 65 billion of them. Bytes depend on shapes and on nothing else, so every seed"
+            " gives the same and the intervals have no width: they are exact, not certain by luck."
+        ),
+        setup=(
+            "bitsandbytes on the CPU: Params4bit with compress_statistics, blocks of 64, 256 scales"
+            " to a second scale; counted by mmkit.models.size."
+        ),
+        limitations=(
+            "Time and cost, which need a GPU; what activations, adapters and optimiser add (the"
+            " planner does that). The smaller a matrix, the more its tables weigh: 65 billion is"
+            " taken at the rate of the largest."
+        ),
     )

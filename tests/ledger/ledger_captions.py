@@ -1,4 +1,6 @@
-"C9 and C27: what dense captions buy over yes or no and over vague ones, with equal tokens; and few clean pairs against many with mismatches."
+"""C9 and C27: what dense captions buy over yes or no and over vague ones, with equal tokens; and
+few clean pairs against many with mismatches.
+"""
 
 import functools
 import tempfile
@@ -35,8 +37,8 @@ def told(seed, register, part="train", small=False):
     "The records of a seed with captions of a register."
     ds = pairs_of(seed, small)[part]
     said = [
-        compose_caption(a, None, l, register, np.random.default_rng((seed, 9, i)))
-        for i, (a, l) in enumerate(zip(ds["attributes"], ds["label"]))
+        compose_caption(a, None, item, register, np.random.default_rng((seed, 9, i)))
+        for i, (a, item) in enumerate(zip(ds["attributes"], ds["label"]))
     ]
     return ds if register == "dense" else ds.remove_columns("caption").add_column("caption", said)
 
@@ -48,18 +50,23 @@ def tokens(seed, register, small=False):
         np.mean(
             [
                 len(t)
-                for t in fresh()[1]
-                .tokenizer(
-                    list(told(seed, register, "train", small)["caption"]), add_special_tokens=False
+                for t in (
+                    fresh()[1]
+                    .tokenizer(
+                        list(told(seed, register, "train", small)["caption"]),
+                        add_special_tokens=False,
+                    )
+                    .input_ids
                 )
-                .input_ids
             ]
         )
     )
 
 
 def speak(seed, small, register, pairs, steps):
-    "Projector and LoRA learn to answer in this register; every step reads as many caption tokens whatever the register."
+    """Projector and LoRA learn to answer in this register; every step reads as many caption tokens
+    whatever the register.
+    """
     model, processor = fresh()
     batch = round(DENSE * tokens(seed, "dense", small) / tokens(seed, register, small))
     ds, test = (
@@ -103,7 +110,9 @@ def speak(seed, small, register, pairs, steps):
 
 
 def by_neighbours(h, v, truth):
-    "Attributes of a held-out picture, told by the pictures around it in the learned space: mean macro-F1."
+    """Attributes of a held-out picture, told by the pictures around it in the learned space: mean
+    macro-F1.
+    """
     with torch.no_grad():
         near, there = (
             torch.nn.functional.normalize(
@@ -127,7 +136,9 @@ def by_neighbours(h, v, truth):
 
 
 def link(seed, small, register, pairs, plain, lr=2e-3, batch=64):
-    "The contrastive loss on captions of a register, with identical captions as negatives (`plain`) or as positives; what it leaves, and how it orders pictures."
+    """The contrastive loss on captions of a register, with identical captions as negatives
+    (`plain`) or as positives; what it leaves, and how it orders pictures.
+    """
     v, (model, processor) = vectors(seed, small), fresh()
     x, _, _, ds = v["train"]
     truth = {k: v[k][3]["attributes"] for k in ("train", "test")}
@@ -150,8 +161,9 @@ def link(seed, small, register, pairs, plain, lr=2e-3, batch=64):
     return {
         "training loss": steps[-last:].mean(),
         "floor: mean log m": np.mean(floors[-last:]),
-        "training loss above its floor": steps[-last:].mean()
-        - (np.mean(floors[-last:]) if plain else 0),
+        "training loss above its floor": (
+            steps[-last:].mean() - (np.mean(floors[-last:]) if plain else 0)
+        ),
         "attributes by neighbours": by_neighbours(h, v, truth),
     }
 
@@ -246,11 +258,13 @@ def measure(cells, seeds, small=False):
             s,
             {
                 "balanced accuracy": 0.5,
-                "macro-F1": evaluate.score_captions(
-                    test,
-                    evaluate.majority_baseline(pairs_of(s, small)["train"], len(test)),
-                    n_resamples=1,
-                ).macro_f1.value,
+                "macro-F1": (
+                    evaluate.score_captions(
+                        test,
+                        evaluate.majority_baseline(pairs_of(s, small)["train"], len(test)),
+                        n_resamples=1,
+                    ).macro_f1.value
+                ),
             },
         )
         put(
@@ -303,7 +317,9 @@ def measure(cells, seeds, small=False):
     above = "training loss above its floor"
     c9 = [
         dict(
-            statement="dense captions teach the impression better than yes or no, at the same token count",
+            statement=(
+                "dense captions teach the impression better than yes or no, at the same token count"
+            ),
             a=[D[few], B],
             b=[Y[n], B],
             expect="above",
@@ -323,7 +339,9 @@ def measure(cells, seeds, small=False):
             expect="above",
         ),
         dict(
-            statement="no training gets InfoNCE below the mean log m of identical captions (yes/no)",
+            statement=(
+                "no training gets InfoNCE below the mean log m of identical captions (yes/no)"
+            ),
             a=[neg["yesno"], above],
             b=0,
             expect="not below",
@@ -352,7 +370,10 @@ def measure(cells, seeds, small=False):
     ]
     c27 += [
         dict(
-            statement=f"{round((1 - p) * n)} right pairs link better than {n} of which {p:.0%} are mismatched",
+            statement=(
+                f"{round((1 - p) * n)} right pairs link better than {n} of which {p:.0%} are"
+                " mismatched"
+            ),
             a=[f"{round((1 - p) * n)} pairs, all right", "R@1"],
             b=[f"{n} pairs, {p:.0%} mismatched", "R@1"],
             expect="above",
@@ -377,9 +398,21 @@ def measure(cells, seeds, small=False):
     ]
     t = {r: tokens(seeds[0], r, small) for r in REGISTERS}
     told_ = dict(
-        setup=f"Projector and LoRA of rank 8, {steps} steps, each of {DENSE} dense captions or of as many others as have as many tokens (a dense caption has {t['dense']:.1f}, a vague one {t['vague']:.1f}, yes or no {t['yesno']:.1f}); every register is asked in its own words. "
-        f"Impression from generated answers. Order of pictures: linear maps trained with InfoNCE (identical captions are positives) on what the frozen base saw and read; attributes of held-out pictures from their {NEAR} nearest training pictures, mean macro-F1.",
-        limitations="Lesions that we drew, whose label follows by a rule from attributes that the dense captions name: nothing could be better for them. Captions without a mistake, unless one was planted. About a thousand pictures and a toy base; one learning rate for all registers.",
+        setup=(
+            f"Projector and LoRA of rank 8, {steps} steps, each of {DENSE} dense captions or of as"
+            f" many others as have as many tokens (a dense caption has {t['dense']:.1f}, a vague"
+            f" one {t['vague']:.1f}, yes or no {t['yesno']:.1f}); every register is asked in its"
+            " own words. Impression from generated answers. Order of pictures: linear maps trained"
+            " with InfoNCE (identical captions are positives) on what the frozen base saw and"
+            f" read; attributes of held-out pictures from their {NEAR} nearest training pictures,"
+            " mean macro-F1."
+        ),
+        limitations=(
+            "Lesions that we drew, whose label follows by a rule from attributes that the dense"
+            " captions name: nothing could be better for them. Captions without a mistake, unless"
+            " one was planted. About a thousand pictures and a toy base; one learning rate for all"
+            " registers."
+        ),
     )
     yield entry(
         cells,
@@ -389,8 +422,14 @@ def measure(cells, seeds, small=False):
         c9 + sound,
         controls,
         held,
-        claim="12,874 SIIM-ISIC pairs with dense captions align vision and language better than labels.",
-        measured="Dense captions against yes or no answers with as many tokens, and with as many pictures; the floor that identical captions put under the contrastive loss.",
+        claim=(
+            "12,874 SIIM-ISIC pairs with dense captions align vision and language better than"
+            " labels."
+        ),
+        measured=(
+            "Dense captions against yes or no answers with as many tokens, and with as many"
+            " pictures; the floor that identical captions put under the contrastive loss."
+        ),
         **told_,
     )
     yield entry(
@@ -404,6 +443,9 @@ def measure(cells, seeds, small=False):
         controls,
         held,
         claim="Quality beats quantity.",
-        measured="Few dense captions against many vague ones; few right pairs against many of which a share is mismatched.",
+        measured=(
+            "Few dense captions against many vague ones; few right pairs against many of which a"
+            " share is mismatched."
+        ),
         **told_,
     )

@@ -1,4 +1,6 @@
-"Connectors beside each other: one matrix, two layers, Gemma 3's norm and matrix; and at a quarter of the tokens averages, stacked squares, learned queries."
+"""Connectors beside each other: one matrix, two layers, Gemma 3's norm and matrix; and at a
+quarter of the tokens averages, stacked squares, learned queries.
+"""
 
 from ledger_budget import batch_of
 from ledger_order import (
@@ -50,7 +52,9 @@ BLIND = "random tower, linear, 36 tokens"
 
 
 def one(seed, small, arm, lr, steps, batch):
-    "A fresh connector, trained with LoRA beside it on cached features; what captions are worth, and what a step costs."
+    """A fresh connector, trained with LoRA beside it on cached features; what captions are worth,
+    and what a step costs.
+    """
     parts, (model, processor) = pairs_of(seed, small), fresh()
     seed_everything(seed)
     if arm == BLIND:
@@ -125,10 +129,24 @@ def measure(cells, seeds, small=False):
         n,
         tuned_rate=rate,
         by_rate=by_rate,
-        claim="Two layers join tower and text model better than one (LLaVA 1.5), and few tokens want learned queries (BLIP-2) or stacked squares (Idefics 3) rather than averages.",
-        measured="Macro-F1 of captions of test lesions, own pictures and others', at equal steps; weights of the connector, image tokens and operations of a step beside it.",
-        setup=f"Fresh connectors with LoRA of rank 8 in the text model, {steps} steps of {batch} on cached features, tower frozen. LoRA's rate is {TEXT:g}; the connector's is each arm's own best of {', '.join(f'{r:g}' for r in SCREEN)} "
-        "(further out where the best lay at the edge) by validation lesions of two seeds. Operations are torch's count of an uncached step, tower included.",
-        limitations=f"{steps * batch} lesions are seen, where LLaVA's connector sees half a million pairs and BLIP-2's queries over a hundred million before they speak: what needs long training loses here. "
-        "Captions that ask for nothing in a place, 36 tokens at most.",
+        claim=(
+            "Two layers join tower and text model better than one (LLaVA 1.5), and few tokens want"
+            " learned queries (BLIP-2) or stacked squares (Idefics 3) rather than averages."
+        ),
+        measured=(
+            "Macro-F1 of captions of test lesions, own pictures and others', at equal steps;"
+            " weights of the connector, image tokens and operations of a step beside it."
+        ),
+        setup=(
+            f"Fresh connectors with LoRA of rank 8 in the text model, {steps} steps of {batch} on"
+            f" cached features, tower frozen. LoRA's rate is {TEXT:g}; the connector's is each"
+            f" arm's own best of {', '.join(f'{r:g}' for r in SCREEN)} (further out where the best"
+            " lay at the edge) by validation lesions of two seeds. Operations are torch's count of"
+            " an uncached step, tower included."
+        ),
+        limitations=(
+            f"{steps * batch} lesions are seen, where LLaVA's connector sees half a million pairs"
+            " and BLIP-2's queries over a hundred million before they speak: what needs long"
+            " training loses here. Captions that ask for nothing in a place, 36 tokens at most."
+        ),
     )

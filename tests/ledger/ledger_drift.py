@@ -1,4 +1,6 @@
-"C18: what a new camera, another light and darker skin cost a model that was trained without them, by how it was trained; and what a cure brings and forgets."
+"""C18: what a new camera, another light and darker skin cost a model that was trained without
+them, by how it was trained; and what a cure brings and forgets.
+"""
 
 import copy
 import functools
@@ -101,9 +103,9 @@ def told(marks):  # the measures of one model
                 out |= {
                     f"{name}, points lost, {k}": v["old"] - x,
                     f"{name}, % lost, {k}": 100 * (v["old"] - x) / v["old"],
-                    f"{name}, % lost of what was above chance, {k}": 100
-                    * (v["old"] - x)
-                    / max(v["old"] - floor, 0.01),
+                    f"{name}, % lost of what was above chance, {k}": (
+                        100 * (v["old"] - x) / max(v["old"] - floor, 0.01)
+                    ),
                 }
     return out | {f"says yes, {k}": (s > 0).mean() for k, (y, s) in marks.items()}
 
@@ -221,7 +223,9 @@ def measure(cells, seeds, small=False):
     ]
     c += [
         dict(
-            statement="at a new clinic, all three at half strength, at least 18% of the accuracy is lost",
+            statement=(
+                "at a new clinic, all three at half strength, at least 18% of the accuracy is lost"
+            ),
             a=["full", "accuracy, % lost, new clinic"],
             b=18,
             expect="not below",
@@ -233,7 +237,10 @@ def measure(cells, seeds, small=False):
             expect="below",
         ),
         dict(
-            statement="full fine-tuning loses more there than the projector alone (Kumar et al. 2022: the feature extractor is bent)",
+            statement=(
+                "full fine-tuning loses more there than the projector alone (Kumar et al. 2022: the"
+                " feature extractor is bent)"
+            ),
             a=["full", pts.format("new clinic")],
             b=["projector alone", pts.format("new clinic")],
             expect="above",
@@ -272,13 +279,18 @@ def measure(cells, seeds, small=False):
                 expect="below",
             ),
             dict(
-                statement="LP-FT on 50 new pairs forgets less of the old clinic than all parts at once",
+                statement=(
+                    "LP-FT on 50 new pairs forgets less of the old clinic than all parts at once"
+                ),
                 a=["then 50 new pairs, LP-FT", "accuracy, points forgotten of the old"],
                 b=["then 50 new pairs", "accuracy, points forgotten of the old"],
                 expect="below",
             ),
             dict(
-                statement="old pairs, shifted, bring more at the new clinic than the same pairs as they are",
+                statement=(
+                    "old pairs, shifted, bring more at the new clinic than the same pairs as"
+                    " they are"
+                ),
                 a=["then old pairs, shifted", "accuracy at the new clinic"],
                 b=["then old pairs only", "accuracy at the new clinic"],
                 expect="above",
@@ -315,7 +327,26 @@ def measure(cells, seeds, small=False):
         ("then nothing",),
         TEST,
         claim="Drift costs 18 to 35% out of distribution; 95 becomes 65.",
-        measured="Yes or no to melanoma, of the same lesions before and after a new camera, another light, darker skin, and all three at half strength (a new clinic); the same lesions photographed again and another draw of the same world as controls; five ways of training, and seven cures afterwards.",
-        limitations="How large a drop is depends on how far we chose to shift: these strengths are ours, drawn, and mean nothing for a real clinic. The claim says neither which score nor whether its per cent are points. Rates of full fine-tuning are the best of a few that were tried on the first two seeds, two of those that are reported; the other arms have the first setting that was tried; each cure has one setting.",
-        setup=f"{STEPS} steps of {BATCH} on {PAIRS} lesions of {SIDE} × {SIDE} pixels, skin types I and II, two cameras, half melanomas; rates {RATES}; projector alone and LP-FT {FAST}, LoRA of rank 8 2e-3 beside the projector's 1e-2. Shifts of `drift.shift` at strength 1, those of the new clinic at 0.5. Cures: {MORE} more steps of {BATCH} with the same rates from the LP-FT model, on {FEW} labelled pairs of the new clinic, on {FEW} old ones (as they are, or half of them shifted by camera, light, blur, JPEG or hairs), or on both.",
+        measured=(
+            "Yes or no to melanoma, of the same lesions before and after a new camera, another"
+            " light, darker skin, and all three at half strength (a new clinic); the same lesions"
+            " photographed again and another draw of the same world as controls; five ways of"
+            " training, and seven cures afterwards."
+        ),
+        limitations=(
+            "How large a drop is depends on how far we chose to shift: these strengths are ours,"
+            " drawn, and mean nothing for a real clinic. The claim says neither which score nor"
+            " whether its per cent are points. Rates of full fine-tuning are the best of a few that"
+            " were tried on the first two seeds, two of those that are reported; the other arms"
+            " have the first setting that was tried; each cure has one setting."
+        ),
+        setup=(
+            f"{STEPS} steps of {BATCH} on {PAIRS} lesions of {SIDE} × {SIDE} pixels, skin types I"
+            f" and II, two cameras, half melanomas; rates {RATES}; projector alone and LP-FT"
+            f" {FAST}, LoRA of rank 8 2e-3 beside the projector's 1e-2. Shifts of `drift.shift` at"
+            f" strength 1, those of the new clinic at 0.5. Cures: {MORE} more steps of {BATCH} with"
+            f" the same rates from the LP-FT model, on {FEW} labelled pairs of the new clinic, on"
+            f" {FEW} old ones (as they are, or half of them shifted by camera, light, blur, JPEG or"
+            " hairs), or on both."
+        ),
     )

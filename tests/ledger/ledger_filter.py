@@ -1,4 +1,6 @@
-"C20: how many planted mismatches does a filter catch, how many right pairs does it take with them, and what is the rest worth?"
+"""C20: how many planted mismatches does a filter catch, how many right pairs does it take with
+them, and what is the rest worth?
+"""
 
 import numpy as np
 from run import entry
@@ -24,7 +26,9 @@ KEPT = ("everything", "filtered", "random removal", "perfect filter")
 
 
 def one(seed, small, kind, share):
-    "Every detector's marks on pairs of which a share is planted wrong; then two refits on what each removal leaves."
+    """Every detector's marks on pairs of which a share is planted wrong; then two refits on what
+    each removal leaves.
+    """
     model, processor = fresh()
     parts = pairs_of(seed, small)
     ds, test = parts["train"], parts["test"]
@@ -91,9 +95,11 @@ def measure(cells, seeds, small=False):
                 d, m = name.split("|")
                 found.setdefault(
                     (
-                        f"{d}, {kind}, {share:.0%}".replace("%", " percent")
-                        if share
-                        else f"{d}, nothing planted",
+                        (
+                            f"{d}, {kind}, {share:.0%}".replace("%", " percent")
+                            if share
+                            else f"{d}, nothing planted"
+                        ),
                         m,
                     ),
                     {},
@@ -101,7 +107,10 @@ def measure(cells, seeds, small=False):
     R, F, at = "R@1", "macro-F1", lambda d, kind, p: f"{d}, {kind}, {p} percent"
     tests = [
         dict(
-            statement=f"at least 63% of the planted are caught when as many pairs are removed as were planted: {k}, {p}%",
+            statement=(
+                "at least 63% of the planted are caught when as many pairs are removed as were"
+                f" planted: {k}, {p}%"
+            ),
             a=[at("weighed", k, p), "recall"],
             b=0.63,
             expect="above",
@@ -141,7 +150,10 @@ def measure(cells, seeds, small=False):
             expect="above",
         ),
         dict(
-            statement="where nothing is wrong, removing the 5% most suspicious pairs costs nothing: R@1 not below that of everything",
+            statement=(
+                "where nothing is wrong, removing the 5% most suspicious pairs costs nothing: R@1"
+                " not below that of everything"
+            ),
             a=["filtered, nothing planted", R],
             b=["everything, nothing planted", R],
             expect="not below",
@@ -171,8 +183,23 @@ def measure(cells, seeds, small=False):
         controls,
         len(pairs_of(seeds[0], small)["train"]),
         claim="A filter for mismatched pairs catches 63% of them.",
-        measured="Planted mismatches, from another lesion's caption to one changed attribute, at 1 to 50%: AUROC, average precision and recall of four detectors and two combinations; then contrastive maps and attribute probes learned again on what each removal leaves.",
-        setup=f'What the frozen base saw and read; detectors cross-fitted in five folds by patient. "weighed": ranks weighted by who finds swaps that the filter plants itself, no truth used. As many pairs are removed as were planted, so recall is precision too; where nothing is planted, 5%. Refit: linear maps '
-        f"with InfoNCE ({STEPS} steps, identical captions are positives), R@1 in a pool of held-out lesions with true captions; linear probes of attributes taught by what captions say, macro-F1 against the truth.",
-        limitations="In a real set nobody knows how many pairs are wrong, so nobody knows where to stop removing. Planted faults are uniform; real ones cluster in a hospital, a day, a hand. Our captions name their attributes in fixed words: a second opinion is easier here than on free text.",
+        measured=(
+            "Planted mismatches, from another lesion's caption to one changed attribute, at 1 to"
+            " 50%: AUROC, average precision and recall of four detectors and two combinations; then"
+            " contrastive maps and attribute probes learned again on what each removal leaves."
+        ),
+        setup=(
+            "What the frozen base saw and read; detectors cross-fitted in five folds by patient."
+            ' "weighed": ranks weighted by who finds swaps that the filter plants itself, no truth'
+            " used. As many pairs are removed as were planted, so recall is precision too; where"
+            f" nothing is planted, 5%. Refit: linear maps with InfoNCE ({STEPS} steps, identical"
+            " captions are positives), R@1 in a pool of held-out lesions with true captions;"
+            " linear probes of attributes taught by what captions say, macro-F1 against the truth."
+        ),
+        limitations=(
+            "In a real set nobody knows how many pairs are wrong, so nobody knows where to stop"
+            " removing. Planted faults are uniform; real ones cluster in a hospital, a day, a hand."
+            " Our captions name their attributes in fixed words: a second opinion is easier here"
+            " than on free text."
+        ),
     )

@@ -49,7 +49,9 @@ def counted(model):
 
 
 def fused(seed, small, arm, lr, steps, batch):
-    "Early fusion or cross-attention, with LoRA in the text model, trained from fresh weights on cached features."
+    """Early fusion or cross-attention, with LoRA in the text model, trained from fresh weights on
+    cached features.
+    """
     parts, (model, processor) = pairs_of(seed, small), fresh()
     seed_everything(seed)
     model, processor = replace_connector(model, processor, FUSIONS[arm](model.config))
@@ -71,7 +73,9 @@ def fused(seed, small, arm, lr, steps, batch):
         training.cache_features(model, processor, parts["validation"], show_progress=False),
     )
     with models.freeze_all_but(model, "projector", "text"):
-        flops = count_step_flops(model, rows.collate_fn([rows[i] for i in range(min(batch, len(rows)))]))
+        flops = count_step_flops(
+            model, rows.collate_fn([rows[i] for i in range(min(batch, len(rows)))])
+        )
     gates = [float(p.tanh().abs()) for n, p in model.named_parameters() if n.endswith("attn_gate")]
     return scored(model, processor, parts) | {
         "training loss": float(run.smoothed()[-1]),
@@ -83,7 +87,9 @@ def fused(seed, small, arm, lr, steps, batch):
 
 
 def late(seed, small, lr, steps, batch, hidden=528):
-    "Two encoders, contrastive; a picture is described by the nearest caption of the training lesions."
+    """Two encoders, contrastive; a picture is described by the nearest caption of the training
+    lesions.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     parts, (model, processor) = pairs_of(seed, small), fresh()
@@ -175,7 +181,9 @@ def measure(cells, seeds, small=False):
                 expect="above",
             ),
             dict(
-                statement="a step of cross-attention costs fewer operations than one of early fusion",
+                statement=(
+                    "a step of cross-attention costs fewer operations than one of early fusion"
+                ),
                 a=[SHUT, STEP],
                 b=[EARLY, STEP],
                 expect="below",
@@ -188,10 +196,25 @@ def measure(cells, seeds, small=False):
         tuned_rate=rate,
         by_rate=by_rate,
         claim="Early, late and cross-attention fusion trade quality against cost.",
-        measured="Macro-F1 of captions (of the nearest training caption, for late fusion), and operations a step, at equal numbers of trained parameters.",
-        setup=f"Fresh weights: an MLP into 36 tokens; two gated cross-attention layers that look at 36 vectors; each with LoRA of rank 8 in the text model; two encoders of an MLP each. About 271,000 trained parameters everywhere, "
-        f"{steps} steps of {batch} on cached features; late fusion also for {budget[LONG][0]} steps of {budget[LONG][1]}, about the operations of the whole early run. LoRA's rate is {TEXT:g}; of the connector's (and the encoders'), "
-        f"each arm has its own best of {', '.join(f'{r:g}' for r in SCREEN)} (further out where the best lay at the edge) by validation lesions of two seeds.",
-        limitations="The text model was pre-trained with image tokens in its sentences, never with cross-attention: early fusion has a head start. Late fusion cannot say what no training caption said; with these captions, made from "
-        "eleven attributes, finding is easier than with free text. 36 vectors a picture: cross-attention saves most where pictures have thousands.",
+        measured=(
+            "Macro-F1 of captions (of the nearest training caption, for late fusion), and"
+            " operations a step, at equal numbers of trained parameters."
+        ),
+        setup=(
+            "Fresh weights: an MLP into 36 tokens; two gated cross-attention layers that look at"
+            " 36 vectors; each with LoRA of rank 8 in the text model; two encoders of an MLP each."
+            f" About 271,000 trained parameters everywhere, {steps} steps of {batch} on cached"
+            f" features; late fusion also for {budget[LONG][0]} steps of {budget[LONG][1]}, about"
+            f" the operations of the whole early run. LoRA's rate is {TEXT:g}; of the connector's"
+            " (and the encoders'), each arm has its own best of"
+            f" {', '.join(f'{r:g}' for r in SCREEN)} (further out where the best lay at the edge)"
+            " by validation lesions of two seeds."
+        ),
+        limitations=(
+            "The text model was pre-trained with image tokens in its sentences, never with"
+            " cross-attention: early fusion has a head start. Late fusion cannot say what no"
+            " training caption said; with these captions, made from eleven attributes, finding is"
+            " easier than with free text. 36 vectors a picture: cross-attention saves most where"
+            " pictures have thousands."
+        ),
     )

@@ -1,4 +1,6 @@
-"C31 and the maps of C19: do attention, relevancy and their like show where a structure is, and does a loss on the attention help the caption, the map, or only the map?"
+"""C31 and the maps of C19: do attention, relevancy and their like show where a structure is, and
+does a loss on the attention help the caption, the map, or only the map?
+"""
 
 import tempfile
 
@@ -42,7 +44,9 @@ def mapped(looks, method):
 
 
 def one(seed, small, weight):
-    "Train with this weight of the gaze term; say what the captions are worth and what each kind of map shows."
+    """Train with this weight of the gaze term; say what the captions are worth and what each kind
+    of map shows.
+    """
     parts, (model, processor) = pairs_of(seed, small), fresh()
     learn, n = parts["train"].select(range(min(LEARN, len(parts["train"])))), 3 if small else MAPS
     model, told = explain.fit_with_attention_supervision(
@@ -78,7 +82,9 @@ def one(seed, small, weight):
             out |= {f"{m}|{k}": v for k, v in mapped(looks, m).items()}
         blank = explain.randomize_weights(model, seed)
         none = [
-            attribute_words(blank, processor, r, r["caption"], ("attention", "relevancy"), "structures")
+            attribute_words(
+                blank, processor, r, r["caption"], ("attention", "relevancy"), "structures"
+            )
             for r in test
         ]
         for m, arm in zip(("attention", "relevancy"), SHUFFLED):
@@ -95,9 +101,11 @@ def commonest(seed, small):
     parts = pairs_of(seed, small)
     test = parts["test"].select(range(min(HELD, len(parts["test"]))))
     return {
-        "macro-F1": evaluate.score_captions(
-            test, evaluate.majority_baseline(parts["train"], len(test)), n_resamples=1
-        ).macro_f1.value
+        "macro-F1": (
+            evaluate.score_captions(
+                test, evaluate.majority_baseline(parts["train"], len(test)), n_resamples=1
+            ).macro_f1.value
+        )
     }
 
 
@@ -182,9 +190,19 @@ def measure(cells, seeds, small=False):
         ],
         ("always the commonest",),
         MAPS,
-        claim="Axolotl has a loss that supervises cross-attention (not found in its documentation). Our own: a term that draws the words' attention onto what they name.",
-        measured=f"Captions (macro-F1 of {HELD} held-out lesions) and maps ({MAPS} held-out lesions, words that name a structure that is there), with and without the term, weight {WEIGHT}.",
-        limitations="One weight, two of four layers, masks that we drew and that are exact. With a tower that may learn, or masks drawn by people, it may come out otherwise.",
+        claim=(
+            "Axolotl has a loss that supervises cross-attention (not found in its documentation)."
+            " Our own: a term that draws the words' attention onto what they name."
+        ),
+        measured=(
+            f"Captions (macro-F1 of {HELD} held-out lesions) and maps ({MAPS} held-out lesions,"
+            " words that name a structure that is there), with and without the term, weight"
+            f" {WEIGHT}."
+        ),
+        limitations=(
+            "One weight, two of four layers, masks that we drew and that are exact. With a tower"
+            " that may learn, or masks drawn by people, it may come out otherwise."
+        ),
         setup=f"Projector and LoRA of rank 16 on {LEARN} lesions, {STEPS} steps of 8, rate 3e-3.",
     )
     arms = [a for a in NAMES.values() if (a, hit) in found]
@@ -225,7 +243,10 @@ def measure(cells, seeds, small=False):
                 expect="above",
             ),
             dict(
-                statement="the tokens on a structure carry more of its mention than as many anywhere in the lesion",
+                statement=(
+                    "the tokens on a structure carry more of its mention than as many anywhere in"
+                    " the lesion"
+                ),
                 a=["exchange", "nats carried by the tokens on it"],
                 b=["exchange", "nats carried by as many in the lesion"],
                 expect="above",
@@ -259,7 +280,18 @@ def measure(cells, seeds, small=False):
         (*PRIORS, *SHUFFLED),
         MAPS,
         claim="Look at the attention maps to see whether picture and text are linked.",
-        measured=f"Maps of the words that name a structure which is there, on {MAPS} held-out lesions, against the true masks; and by how much such a mention loses when the structure is not drawn, in all and by the image tokens on it.",
-        limitations="A small tower whose attention is global, 6 × 6 image tokens, structures that we drew: a tower trained on more may keep knowledge where it found it.",
-        setup=f"Projector and LoRA of rank 16 on {LEARN} lesions, {STEPS} steps of 8, rate 3e-3. Relevancy through the tower to its patches; attention is the mean over layers and heads.",
+        measured=(
+            f"Maps of the words that name a structure which is there, on {MAPS} held-out lesions,"
+            " against the true masks; and by how much such a mention loses when the structure is"
+            " not drawn, in all and by the image tokens on it."
+        ),
+        limitations=(
+            "A small tower whose attention is global, 6 × 6 image tokens, structures that we drew:"
+            " a tower trained on more may keep knowledge where it found it."
+        ),
+        setup=(
+            f"Projector and LoRA of rank 16 on {LEARN} lesions, {STEPS} steps of 8, rate 3e-3."
+            " Relevancy through the tower to its patches; attention is the mean over layers and"
+            " heads."
+        ),
     )

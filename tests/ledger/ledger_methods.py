@@ -1,4 +1,6 @@
-"C15 and C17: head, projector, LoRA, QLoRA, bottleneck adapters and full fine-tuning: what each learns of lesions, what it keeps of the generic world, and what it costs."
+"""C15 and C17: head, projector, LoRA, QLoRA, bottleneck adapters and full fine-tuning: what each
+learns of lesions, what it keeps of the generic world, and what it costs.
+"""
 
 import tempfile
 
@@ -248,11 +250,23 @@ def measure(cells, seeds, small=False):
         rates=rate,
         screened=screen,
         equal_quality=level,
-        limitations=f'{steps} steps on lesions that we drew, and a base of two million weights: what LoRA or full fine-tuning of billions of weights keep or learn is another question. "Keeping" is measured on one other world, the generic pictures that '
-        "the base was made on. The percentages that were claimed name neither model, data nor measure.",
-        setup=f"Projector and one method beside it (full: all three parts), {steps} steps of {BATCH}; LoRA rank {SIZES['LoRA']} on all linear layers of the text, QLoRA the same on NF4, bottlenecks of {SIZES['Houlsby']} behind attention and MLP (Houlsby) or "
-        f"{SIZES['parallel']} beside the MLP (parallel), LoRA rank {SIZES['head']} on the output head alone: each about 90,000 numbers. Rates (of the text; the projector has {P:g} beside it, the vision tower {V:g}) chosen on validation lesions of one seed, further out where the best lay at the edge. "
-        f"A: {4 if small else KEPT} generic pictures described and asked about. Equal quality: the best macro-F1 that the worst of LoRA, QLoRA, bottlenecks and full reaches, interpolated along each run.",
+        limitations=(
+            f"{steps} steps on lesions that we drew, and a base of two million weights: what LoRA"
+            " or full fine-tuning of billions of weights keep or learn is another question."
+            ' "Keeping" is measured on one other world, the generic pictures that the base was'
+            " made on. The percentages that were claimed name neither model, data nor measure."
+        ),
+        setup=(
+            f"Projector and one method beside it (full: all three parts), {steps} steps of {BATCH};"
+            f" LoRA rank {SIZES['LoRA']} on all linear layers of the text, QLoRA the same on NF4,"
+            f" bottlenecks of {SIZES['Houlsby']} behind attention and MLP (Houlsby) or"
+            f" {SIZES['parallel']} beside the MLP (parallel), LoRA rank {SIZES['head']} on the"
+            " output head alone: each about 90,000 numbers. Rates (of the text; the projector has"
+            f" {P:g} beside it, the vision tower {V:g}) chosen on validation lesions of one seed,"
+            f" further out where the best lay at the edge. A: {4 if small else KEPT} generic"
+            " pictures described and asked about. Equal quality: the best macro-F1 that the worst"
+            " of LoRA, QLoRA, bottlenecks and full reaches, interpolated along each run."
+        ),
     )
     n = min(HELD, len(pairs_of(seeds[0], small)["test"]))
     sound = [
@@ -297,7 +311,10 @@ def measure(cells, seeds, small=False):
     ]
     c17 = [
         dict(
-            statement="bottleneck adapters (Houlsby) keep more of generic captions than LoRA, at matched parameters",
+            statement=(
+                "bottleneck adapters (Houlsby) keep more of generic captions than LoRA, at matched"
+                " parameters"
+            ),
             a=["Houlsby", A],
             b=["LoRA", A],
             expect="above",
@@ -317,7 +334,10 @@ def measure(cells, seeds, small=False):
     ]
     sees = [
         dict(
-            statement="forgetting can be seen: full fine-tuning keeps fewer answers than the untrained base gives",
+            statement=(
+                "forgetting can be seen: full fine-tuning keeps fewer answers than the untrained"
+                " base gives"
+            ),
             a=["full", ASK],
             b=["untrained base", ASK],
             expect="below",
@@ -333,7 +353,10 @@ def measure(cells, seeds, small=False):
         CONTROLS,
         n,
         claim="LoRA reaches 92.4%, QLoRA 87.2%, bottleneck adapters 89.1%.",
-        measured="Macro-F1 of what captions say of lesions of other patients, each method at a rate of its own, and its share of full fine-tuning.",
+        measured=(
+            "Macro-F1 of what captions say of lesions of other patients, each method at a rate of"
+            " its own, and its share of full fine-tuning."
+        ),
         **told,
     )
     yield entry(
@@ -345,6 +368,10 @@ def measure(cells, seeds, small=False):
         CONTROLS,
         n,
         claim="Adapters forget 37.2% less than LoRA.",
-        measured="What is still right in captions of generic pictures (task A) and in answers to questions about them after training on lesions (task B): at matched trained parameters, and where all methods describe lesions equally well.",
+        measured=(
+            "What is still right in captions of generic pictures (task A) and in answers to"
+            " questions about them after training on lesions (task B): at matched trained"
+            " parameters, and where all methods describe lesions equally well."
+        ),
         **told,
     )

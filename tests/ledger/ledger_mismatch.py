@@ -32,7 +32,9 @@ def each(h, x, y, ids):
 
 
 def one(seed, small, share, lr=2e-3, batch=64):
-    "Loss, R@1, and how well loss finds the planted pairs: pair by pair after so many epochs, and batch by batch in the last half."
+    """Loss, R@1, and how well loss finds the planted pairs: pair by pair after so many epochs, and
+    batch by batch in the last half.
+    """
     x, y, ids, _ = vectors(seed, small)["train"]
     n = len(x)
     captions, wrong = planted(n, share, seed)
@@ -73,8 +75,9 @@ def one(seed, small, share, lr=2e-3, batch=64):
         "R@1": r_at_1(h, v["test"]),
         **out,
         "batch loss with its planted pairs (Spearman)": rho,
-        "planted pairs in the highest 5% of batches, over the mean": np.mean([b[2] for b in spikes])
-        / rate,
+        "planted pairs in the highest 5% of batches, over the mean": (
+            np.mean([b[2] for b in spikes]) / rate
+        ),
     }
 
 
@@ -127,7 +130,9 @@ def measure(cells, seeds, small=False):
             expect="below",
         ),
         dict(
-            statement="spikes mean mismatches: the highest batches stand out more with 10% than with none",
+            statement=(
+                "spikes mean mismatches: the highest batches stand out more with 10% than with none"
+            ),
             a=["10% mismatched", H],
             b=["0% mismatched", H],
             expect="above",
@@ -180,11 +185,20 @@ def measure(cells, seeds, small=False):
         tests,
         controls,
         n,
-        claim="A falling contrastive loss means that picture and text get linked; spikes mean misaligned pairs.",
-        measured=f"Training loss and held-out R@1 with 0 to 100% planted mismatches, {EPOCHS[-1]} epochs at one learning rate; the same loss by other causes; whether loss finds the planted pairs, by batch and by pair, early and late. "
-        "The attention maps of the claim are measured elsewhere.",
+        claim=(
+            "A falling contrastive loss means that picture and text get linked; spikes mean"
+            " misaligned pairs."
+        ),
+        measured=(
+            f"Training loss and held-out R@1 with 0 to 100% planted mismatches, {EPOCHS[-1]} epochs"
+            " at one learning rate; the same loss by other causes; whether loss finds the planted"
+            " pairs, by batch and by pair, early and late. The attention maps of the claim are"
+            " measured elsewhere."
+        ),
         setup=HOW.split(";")[0]
         + "; learning rate 2e-3 in every arm that does not say otherwise, N = 64.",
         limitations=TOY
-        + " Planted pairs are random swaps: real ones (a neighbour's report, an old picture) look more alike and are found less well. AUROC on the training pairs themselves, not on new ones.",
+        + " Planted pairs are random swaps: real ones (a neighbour's report, an old picture) look"
+        " more alike and are found less well. AUROC on the training pairs themselves, not on new"
+        " ones.",
     )

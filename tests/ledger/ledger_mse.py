@@ -158,8 +158,12 @@ def measure(cells, seeds, small=False):
         ("untrained", "contrastive, pairs shuffled"),
         n,
         claim="A squared error aligns the embeddings of pictures with those of their texts.",
-        measured=f"R@1 with and without 0.1 of it beside the contrastive loss, with its 1/D undone, and alone; what it weighs in the gradient; whether the vectors collapse (D = {D}).",
+        measured=(
+            "R@1 with and without 0.1 of it beside the contrastive loss, with its 1/D undone, and"
+            f" alone; what it weighs in the gradient; whether the vectors collapse (D = {D})."
+        ),
         setup=HOW,
         limitations=TOY
-        + " Neither normalisation nor reduction is told in the claim; here unit vectors and the mean over dimensions, so that it is (2 - 2 cos)/D.",
+        + " Neither normalisation nor reduction is told in the claim; here unit vectors and the"
+        " mean over dimensions, so that it is (2 - 2 cos)/D.",
     )

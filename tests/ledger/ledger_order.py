@@ -1,4 +1,6 @@
-"C26: projector first, then LoRA; LoRA first; both at once; and what a tower that never learned to see is worth."
+"""C26: projector first, then LoRA; LoRA first; both at once; and what a tower that never learned
+to see is worth.
+"""
 
 import numpy as np
 from run import entry
@@ -39,7 +41,9 @@ def rates(lr):
 
 
 def scored(model, processor, parts):
-    "Macro-F1 and balanced accuracy of captions of test lesions, macro-F1 with others' pictures, and macro-F1 on validation lesions, by which rates are chosen."
+    """Macro-F1 and balanced accuracy of captions of test lesions, macro-F1 with others' pictures,
+    and macro-F1 on validation lesions, by which rates are chosen.
+    """
     test, val = (parts[k].select(range(min(HELD, len(parts[k])))) for k in ("test", "validation"))
     own, other, chosen = (
         evaluate.score_captions(
@@ -58,7 +62,9 @@ def scored(model, processor, parts):
 
 
 def tuned(run, arms, seeds, small) -> tuple:  # (arm -> rate, arm -> {rate: validation macro-F1})
-    "Each arm's own rate, the best on validation lesions over the first two seeds; `run(arm, seed, rate)` gives measures."
+    """Each arm's own rate, the best on validation lesions over the first two seeds; `run(arm,
+    seed, rate)` gives measures.
+    """
 
     def tried(arm, lr):
         return float(np.mean([run(arm, s, lr)["validation macro-F1"] for s in seeds[:2]]))
@@ -121,7 +127,9 @@ def sound(arm) -> list:  # controls
 
 
 def one(seed, small, arm, lr, steps, batch):
-    "A fresh projector, and rank 8 beside the text model's layers, trained in that order; every stage warms up and decays for itself."
+    """A fresh projector, and rank 8 beside the text model's layers, trained in that order; every
+    stage warms up and decays for itself.
+    """
     parts, (model, processor) = pairs_of(seed, small), fresh()
     seed_everything(seed)
     if arm == BLIND:
@@ -197,9 +205,23 @@ def measure(cells, seeds, small=False):
         by_rate=by_rate,
         n=min(HELD, len(pairs_of(seeds[0], small)["test"])),
         claim="Train the projector first, then, if needed, LoRA on the text model.",
-        measured="Macro-F1 of what captions say, after a fresh projector and LoRA were trained in either order, at once, or one of them alone; with others' pictures, and behind a tower with random weights.",
-        setup=f"A fresh random projector (norm and matrix, 36 tokens) and LoRA of rank 8 on all linear layers of the text model; {steps} steps of {batch} in all, {steps // 2} for each of two stages, each with its own warm-up "
-        f"and decay; LoRA's rate is {TEXT:g}, the projector's each arm's own best of {', '.join(f'{r:g}' for r in SCREEN)} (further out where the best lay at the edge) by validation lesions of two seeds; the tower is frozen.",
-        limitations=f"LLaVA's first stage sees half a million pairs before the text model moves; here it sees {steps // 2 * batch} lesions. The text model was pre-trained with image tokens in its sentences (of another projector), "
-        "which a text-only model was not: that helps every arm. What is forgotten by moving the text model early is not measured here.",
+        measured=(
+            "Macro-F1 of what captions say, after a fresh projector and LoRA were trained in either"
+            " order, at once, or one of them alone; with others' pictures, and behind a tower with"
+            " random weights."
+        ),
+        setup=(
+            "A fresh random projector (norm and matrix, 36 tokens) and LoRA of rank 8 on all"
+            f" linear layers of the text model; {steps} steps of {batch} in all, {steps // 2} for"
+            f" each of two stages, each with its own warm-up and decay; LoRA's rate is {TEXT:g},"
+            f" the projector's each arm's own best of {', '.join(f'{r:g}' for r in SCREEN)}"
+            " (further out where the best lay at the edge) by validation lesions of two seeds; the"
+            " tower is frozen."
+        ),
+        limitations=(
+            "LLaVA's first stage sees half a million pairs before the text model moves; here it"
+            f" sees {steps // 2 * batch} lesions. The text model was pre-trained with image tokens"
+            " in its sentences (of another projector), which a text-only model was not: that helps"
+            " every arm. What is forgotten by moving the text model early is not measured here."
+        ),
     )

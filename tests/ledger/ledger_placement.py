@@ -75,7 +75,9 @@ def logits(model, processor, rows, pooled):
 
 
 def swapped(seed, small, place):
-    "How far the answer's log-probabilities move in the shipped base when each picture is swapped for another."
+    """How far the answer's log-probabilities move in the shipped base when each picture is swapped
+    for another.
+    """
     model, processor = fresh()
     ds = pairs_of(seed, small)["test"]
     ds = ds.select(range(min(64, len(ds))))
@@ -111,7 +113,9 @@ def raises(seed, small, place):
 
 
 def trained(seed, small, place, steps, batch, lr):
-    "Projector and LoRA, trained and asked with the picture in that place; then asked with the picture where it belongs."
+    """Projector and LoRA, trained and asked with the picture in that place; then asked with the
+    picture where it belongs.
+    """
     parts, (model, processor) = pairs_of(seed, small), fresh()
     seed_everything(seed)
     rows, pooled = (
@@ -165,7 +169,9 @@ def clock_factor(clock, step):
 
 
 def speak(model, processor, ds, place):
-    "Captions with the picture in that place of the question; after the answer, it is not there yet."
+    """Captions with the picture in that place of the question; after the answer, it is not there
+    yet.
+    """
     asked = rows_of(
         processor, ds, "no image tokens" if place == "after the answer" else place, answers=False
     )
@@ -290,10 +296,20 @@ def measure(cells, seeds, small=False):
         ("always the commonest",),
         len(pairs_of(seeds[0], small)["test"]),
         claim="A misplaced image token costs 37 hours: training goes on, and nothing says so.",
-        measured="The picture before and after the prompt, after the answer, one token off, and with its image tokens missing: does the answer move when the picture is swapped, does transformers refuse, "
-        "and what do loss and captions show after a short training.",
-        setup=f"Swaps in the shipped base, on 64 held-out pairs, mean absolute change of all log-probabilities at answer tokens. Training: projector and LoRA of rank 8, {steps} steps of {batch}; captions "
-        'asked the way that was trained ("macro-F1") and with the picture where it belongs ("asked right").',
-        limitations="How many hours somebody lost. One family (Gemma 3) with its causal text and its image tokens in the text; where pictures enter by cross-attention, their place means something else. Short runs: "
-        "with more steps the loss of a blind model falls further.",
+        measured=(
+            "The picture before and after the prompt, after the answer, one token off, and with its"
+            " image tokens missing: does the answer move when the picture is swapped, does"
+            " transformers refuse, and what do loss and captions show after a short training."
+        ),
+        setup=(
+            "Swaps in the shipped base, on 64 held-out pairs, mean absolute change of all"
+            f" log-probabilities at answer tokens. Training: projector and LoRA of rank 8, {steps}"
+            f' steps of {batch}; captions asked the way that was trained ("macro-F1") and with the'
+            ' picture where it belongs ("asked right").'
+        ),
+        limitations=(
+            "How many hours somebody lost. One family (Gemma 3) with its causal text and its image"
+            " tokens in the text; where pictures enter by cross-attention, their place means"
+            " something else. Short runs: with more steps the loss of a blind model falls further."
+        ),
     )

@@ -1,4 +1,6 @@
-"C7: what fine-tuning gains over prompting, in points and in per cent, over one wording, the worst, and the best of six chosen on validation patients."
+"""C7: what fine-tuning gains over prompting, in points and in per cent, over one wording, the
+worst, and the best of six chosen on validation patients.
+"""
 
 import tempfile
 
@@ -29,12 +31,18 @@ WORDINGS = (  # the question, the answer that means melanoma, the one that means
     ("What is the clinical impression?", M, B),
     ("Is this lesion benign?", NO, YES),
     (
-        "A melanoma often has asymmetry in two axes, an irregular border and many colours. Is this lesion a melanoma?",
+        (
+            "A melanoma often has asymmetry in two axes, an irregular border and many colours. Is"
+            " this lesion a melanoma?"
+        ),
         YES,
         NO,
     ),
     (
-        "A melanoma has streaks, an atypical network or a blue-white veil. What is the clinical impression?",
+        (
+            "A melanoma has streaks, an atypical network or a blue-white veil. What is the clinical"
+            " impression?"
+        ),
         M,
         B,
     ),
@@ -57,7 +65,9 @@ def leaning(
     for i in range(0, len(rows), chunk):
         out.append(
             choice_logprobs(
-                model, rows.collate_fn([rows[k] for k in range(i, min(i + chunk, len(rows)))]), first
+                model,
+                rows.collate_fn([rows[k] for k in range(i, min(i + chunk, len(rows)))]),
+                first,
             )
         )
     p = np.concatenate(out)
@@ -98,14 +108,14 @@ def one(seed, small, steps):
         seed=seed,
     )
     val, test = parts["validation"], parts["test"]
-    y_val, y = (np.array([l == "melanoma" for l in d["label"]]) for d in (val, test))
+    y_val, y = (np.array([label == "melanoma" for label in d["label"]]) for d in (val, test))
     model, processor = fresh()
     with tempfile.TemporaryDirectory() as folder:
         lean = {
             d: [leaning(model, processor, ds, w, folder) for w in WORDINGS]
             for d, ds in (("val", val), ("test", test))
         }
-        on_val = [worth(y_val, l)["balanced accuracy"] for l in lean["val"]]
+        on_val = [worth(y_val, item)["balanced accuracy"] for item in lean["val"]]
         best, worst = int(np.argmax(on_val)), int(np.argmin(on_val))
         cuts = np.unique(lean["val"][best])
         cut = max(cuts, key=lambda c: worth(y_val, lean["val"][best], c)["balanced accuracy"])
@@ -159,7 +169,11 @@ def measure(cells, seeds, small=False):
         for k, v in cells("all", s, lambda **k: one(s, small, **k), steps=steps).items():
             found.setdefault(tuple(k.split("|")), {})[s] = v
     BA, over = "balanced accuracy", "fine-tuned, over: prompted, {}"
-    setup = f"{len(WORDINGS)} wordings of the question to the untouched base; projector and LoRA of rank 8, {steps} steps of {BATCH} on {int(0.6 * PAIRS)} lesions of {SIDE} × {SIDE} pixels, asked by the first wording"
+    setup = (
+        f"{len(WORDINGS)} wordings of the question to the untouched base; projector and LoRA of"
+        f" rank 8, {steps} steps of {BATCH} on {int(0.6 * PAIRS)} lesions of {SIDE} × {SIDE}"
+        " pixels, asked by the first wording"
+    )
     yield entry(
         cells,
         seeds,
@@ -167,7 +181,9 @@ def measure(cells, seeds, small=False):
         found,
         [
             dict(
-                statement="fine-tuned is better than the best wording, with the threshold chosen as well",
+                statement=(
+                    "fine-tuned is better than the best wording, with the threshold chosen as well"
+                ),
                 a=["fine-tuned", BA],
                 b=["prompted, best wording and threshold", BA],
                 expect="above",
@@ -191,7 +207,9 @@ def measure(cells, seeds, small=False):
                 expect="above",
             ),
             dict(
-                statement="where melanoma is rare, fine-tuned is more often right than always “benign”",
+                statement=(
+                    "where melanoma is rare, fine-tuned is more often right than always “benign”"
+                ),
                 a=["fine-tuned", "accuracy where 1.8% are melanomas"],
                 b=["always “benign”", "accuracy where 1.8% are melanomas"],
                 expect="above",
@@ -218,7 +236,15 @@ def measure(cells, seeds, small=False):
         ),
         250,
         claim="Fine-tuning is up to 74% better than prompting.",
-        measured="Yes or no to melanoma by the first word of the answer: the base by six wordings, the best and worst chosen on validation patients; the same model tuned; the step between them in points and in per cent.",
-        limitations=f"{setup}. A base that has read of lesions and never seen one is easier to improve than a large model; a wording of yours may be better than our six. How large a share of a small number is, says little about either.",
+        measured=(
+            "Yes or no to melanoma by the first word of the answer: the base by six wordings, the"
+            " best and worst chosen on validation patients; the same model tuned; the step between"
+            " them in points and in per cent."
+        ),
+        limitations=(
+            f"{setup}. A base that has read of lesions and never seen one is easier to improve than"
+            " a large model; a wording of yours may be better than our six. How large a share of a"
+            " small number is, says little about either."
+        ),
         setup=setup,
     )

@@ -1,4 +1,6 @@
-"C14: LoRA's rank: the share of the weights that it trains, and how much of full fine-tuning it keeps."
+"""C14: LoRA's rank: the share of the weights that it trains, and how much of full fine-tuning it
+keeps.
+"""
 
 from ledger_methods import CONTROLS, HELD, P, V, baseline, fresh, on_b, pairs_of, tempfile
 from run import entry
@@ -125,7 +127,18 @@ def measure(cells, seeds, small=False):
         CONTROLS,
         n,
         claim="LoRA trains 0.5–0.8% of the weights and keeps 98.7% of full fine-tuning.",
-        measured='Trained numbers of LoRA (without the projector) as a share of the weights, exact; macro-F1 of captions beside full fine-tuning of all three parts at equal steps. The commonest answer and the untrained base "keep" something too.',
-        limitations=f"A base of two million weights and {steps} steps; at billions of weights the same ranks are far smaller shares, and harder tasks may need more rank.",
-        setup=f"Projector (rate {P:g}) and LoRA on all linear layers of the text (rate {RATES['LoRA']:g}, alpha twice the rank), {steps} steps of {BATCH}; full: text {RATES['full']:g}, vision {V:g}.",
+        measured=(
+            "Trained numbers of LoRA (without the projector) as a share of the weights, exact;"
+            " macro-F1 of captions beside full fine-tuning of all three parts at equal steps. The"
+            ' commonest answer and the untrained base "keep" something too.'
+        ),
+        limitations=(
+            f"A base of two million weights and {steps} steps; at billions of weights the same"
+            " ranks are far smaller shares, and harder tasks may need more rank."
+        ),
+        setup=(
+            f"Projector (rate {P:g}) and LoRA on all linear layers of the text (rate"
+            f" {RATES['LoRA']:g}, alpha twice the rank), {steps} steps of {BATCH}; full: text"
+            f" {RATES['full']:g}, vision {V:g}."
+        ),
     )

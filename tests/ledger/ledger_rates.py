@@ -157,10 +157,20 @@ def measure(cells, seeds, small=False):
     F1, PS = "macro-F1", "perceptual score"
     told = dict(
         rates=arms,
-        limitations=f"{steps} steps of training on lesions that we drew, with a base of 2 million weights whose vision tower has seen marks of this kind: which part needs to learn most "
-        'depends on what was pre-trained. "Doubled VQA accuracy" was claimed of a model and data that are not named. AdamW divides gradients by their size, so a part\'s rate, not its gradient norm, sets its step.',
-        setup=f"Vision tower, projector (full) and text (LoRA of rank 8) trained together for {steps} steps of {batch}; text and vision rates keep their geometric mean of {G:.2g}, or of three times that, the projector has {P:g}; "
-        f'the arms "all equal" and "vision > text > projector" keep the geometric mean of all three, {G3:.2g} (or a third of it).',
+        limitations=(
+            f"{steps} steps of training on lesions that we drew, with a base of 2 million weights"
+            " whose vision tower has seen marks of this kind: which part needs to learn most"
+            ' depends on what was pre-trained. "Doubled VQA accuracy" was claimed of a model and'
+            " data that are not named. AdamW divides gradients by their size, so a part's rate,"
+            " not its gradient norm, sets its step."
+        ),
+        setup=(
+            f"Vision tower, projector (full) and text (LoRA of rank 8) trained together for {steps}"
+            f" steps of {batch}; text and vision rates keep their geometric mean of {G:.2g}, or of"
+            f" three times that, the projector has {P:g}; "
+            'the arms "all equal" and "vision > text > projector" keep the geometric mean of all'
+            f" three, {G3:.2g} (or a third of it)."
+        ),
     )
     n = min(HELD, len(pairs_of(seeds[0], small)["test"]))
     sound = [
@@ -255,8 +265,14 @@ def measure(cells, seeds, small=False):
         c5 + sound,
         CONTROLS,
         n,
-        claim="A learning rate of 2e-4 for vision and 5e-4 for text keeps the text from dominating and doubles the accuracy of answers.",
-        measured="The ratio of the two rates, both ways, at the same geometric mean: what captions say right, and how much of it is lost with another's picture (perceptual score).",
+        claim=(
+            "A learning rate of 2e-4 for vision and 5e-4 for text keeps the text from dominating"
+            " and doubles the accuracy of answers."
+        ),
+        measured=(
+            "The ratio of the two rates, both ways, at the same geometric mean: what captions say"
+            " right, and how much of it is lost with another's picture (perceptual score)."
+        ),
         **told,
     )
     yield entry(
@@ -267,7 +283,12 @@ def measure(cells, seeds, small=False):
         c6 + sound,
         CONTROLS,
         n,
-        claim="The projector wants the highest rate, then the language model, then the vision tower.",
-        measured="That order against one rate for all, and against another order, at the same geometric mean of the three rates.",
+        claim=(
+            "The projector wants the highest rate, then the language model, then the vision tower."
+        ),
+        measured=(
+            "That order against one rate for all, and against another order, at the same geometric"
+            " mean of the three rates."
+        ),
         **told,
     )

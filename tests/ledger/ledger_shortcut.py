@@ -1,4 +1,6 @@
-"C21 and C22: a shortcut in the notes that silences the image, with what helps against it; and a shortcut inside the image, darkness, found by recolouring alone."
+"""C21 and C22: a shortcut in the notes that silences the image, with what helps against it; and a
+shortcut inside the image, darkness, found by recolouring alone.
+"""
 
 import contextlib
 import tempfile
@@ -70,7 +72,9 @@ def balanced(hit, yes, on=None):  # mean of both classes' rates, of the records 
 
 
 def scores(model, processor, test, same, folder):
-    "Right answers where notes agree by chance, where they mislead, and where they agree as in training; what other pictures and other notes cost."
+    """Right answers where notes agree by chance, where they mislead, and where they agree as in
+    training; what other pictures and other notes cost.
+    """
     yes, told = (
         np.array([r["label"] == "melanoma" for r in test]),
         np.array(
@@ -84,8 +88,9 @@ def scores(model, processor, test, same, folder):
     acc, wrong = balanced(own == yes, yes), told != yes
     out = {
         "accuracy": acc,
-        "perceptual score": acc
-        - balanced(says_yes(model, processor, test, folder, pictures=other) == yes, yes),
+        "perceptual score": (
+            acc - balanced(says_yes(model, processor, test, folder, pictures=other) == yes, yes)
+        ),
     }
     if test[0]["notes"] is None:
         return out
@@ -94,8 +99,10 @@ def scores(model, processor, test, same, folder):
         "accuracy where the note misleads": balanced(own == yes, yes, wrong),
         "answers like the note": (own == told).mean(),
         "answers that follow a changed note": (
-            says_yes(model, processor, test, folder, notes=other) != own
-        )[told != told[other]].mean(),
+            (says_yes(model, processor, test, folder, notes=other) != own)[
+                told != told[other]
+            ].mean()
+        ),
         "accuracy with notes as in training": balanced(
             says_yes(model, processor, same, folder) == yes_s, yes_s
         ),
@@ -103,7 +110,10 @@ def scores(model, processor, test, same, folder):
 
 
 class Balance(explain.DominanceCallback):
-    "Slows what dominates, in OGM-GE's manner (Peng et al. 2022): by its gradients, or by its steps, since AdamW takes no notice of a gradient's size."
+    """Slows what dominates, in OGM-GE's manner (Peng et al.
+
+    2022): by its gradients, or by its steps, since AdamW takes no notice of a gradient's size.
+    """
 
     def __init__(self, *a, by="gradient", alpha=1.0, **kw):
         super().__init__(*a, **kw)
@@ -117,11 +127,14 @@ class Balance(explain.DominanceCallback):
         return (
             dict(text=1 - np.tanh(self.alpha * t / i))
             if t > i
-            else dict(
-                projector=1 - np.tanh(self.alpha * i / t), vision=1 - np.tanh(self.alpha * i / t)
+            else (
+                dict(
+                    projector=1 - np.tanh(self.alpha * i / t),
+                    vision=1 - np.tanh(self.alpha * i / t),
+                )
+                if i > t
+                else {}
             )
-            if i > t
-            else {}
         )
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kw):
@@ -157,8 +170,8 @@ def run_of(seed, small, agree, words, cure, steps):
     with (
         tempfile.TemporaryDirectory()
         if cure.startswith("vision")
-        else contextlib.nullcontext(SEEN.name) as folder
-    ):
+        else contextlib.nullcontext(SEEN.name)
+    ) as folder:
         model, processor = fresh()
         first = 0
         how = dict(
@@ -210,9 +223,11 @@ def run_of(seed, small, agree, words, cure, steps):
             "training loss": float(run.smoothed(window=10)[-1]),
             "image gain, words": last["image gain"],
             "text gain, words": last["text gain"],
-            "image share": compute_image_share(last["image gain"], last["text gain"])
-            if last["image gain"] > 0 or last["text gain"] > 0
-            else 0.5,
+            "image share": (
+                compute_image_share(last["image gain"], last["text gain"])
+                if last["image gain"] > 0 or last["text gain"] > 0
+                else 0.5
+            ),
         }
 
 
@@ -231,7 +246,9 @@ def recoloured(seed, n):  # the same lesions, light and dark
 
 
 def dark(seed, small, share, steps):
-    "Train where dark goes with benign so often; ask of lesions where it does not, and of the same lesions recoloured."
+    """Train where dark goes with benign so often; ask of lesions where it does not, and of the
+    same lesions recoloured.
+    """
     n, t = (60, 40) if small else (PAIRS, TEST)
     folder = SEEN.name
     model, processor = fresh()
@@ -322,7 +339,10 @@ def measure(cells, seeds, small=False):
             )
             for m, v in got.items():
                 seen.setdefault((f"dark goes with benign in {share:.0%}", m), {})[s] = v
-    what = f"{steps} steps of {BATCH} on {PAIRS} lesions of {SIDE} × {SIDE} pixels, projector and LoRA of rank 8; a yes or no question"
+    what = (
+        f"{steps} steps of {BATCH} on {PAIRS} lesions of {SIDE} × {SIDE} pixels, projector and LoRA"
+        " of rank 8; a yes or no question"
+    )
     ACC, D = "accuracy", "dark goes with benign in {}"
     yield entry(
         cells,
@@ -331,13 +351,18 @@ def measure(cells, seeds, small=False):
         seen,
         [
             dict(
-                statement="where dark goes with benign in 90%, a dark coat makes the same lesion look benign",
+                statement=(
+                    "where dark goes with benign in 90%, a dark coat makes the same lesion look"
+                    " benign"
+                ),
                 a=[D.format("90%"), "called melanoma less often when dark"],
                 b=0,
                 expect="above",
             ),
             dict(
-                statement="answers flip under recolouring alone more often than where dark means nothing",
+                statement=(
+                    "answers flip under recolouring alone more often than where dark means nothing"
+                ),
                 a=[D.format("90%"), "answers that flip when recoloured"],
                 b=[D.format("50%"), "answers that flip when recoloured"],
                 expect="above",
@@ -365,8 +390,14 @@ def measure(cells, seeds, small=False):
         (D.format("50%"),),
         TEST,
         claim="90% of dark spots are benign, so the model learns that dark means benign.",
-        measured="Lesions whose pigment goes with the label as often as told, and the same lesions recoloured: answers that flip, and right answers where darkness means nothing.",
-        limitations=f"{what}, no notes. The share of dark lesions that are benign was set by us; in a clinic it is another.",
+        measured=(
+            "Lesions whose pigment goes with the label as often as told, and the same lesions"
+            " recoloured: answers that flip, and right answers where darkness means nothing."
+        ),
+        limitations=(
+            f"{what}, no notes. The share of dark lesions that are benign was set by us; in a"
+            " clinic it is another."
+        ),
         setup=what,
     )
     A = "notes agree in {}%"
@@ -383,7 +414,9 @@ def measure(cells, seeds, small=False):
                 expect="below",
             ),
             dict(
-                statement="where a note misleads, the model goes with it: right less often than a coin",
+                statement=(
+                    "where a note misleads, the model goes with it: right less often than a coin"
+                ),
                 a=[A.format(90), "accuracy where the note misleads"],
                 b=0.5,
                 expect="below",
@@ -417,7 +450,15 @@ def measure(cells, seeds, small=False):
         ("no notes", A.format(50)),
         TEST,
         claim="Text drowns out images: the model answers from the words.",
-        measured="Patient notes that agree with the label in 50 to 99% of training pairs and in 50% of test pairs: right answers, whose lead the model follows, and the image's share; then eight ways to train against it.",
-        limitations=f"{what}. How soon a shortcut is taken depends on how hard the picture is to read, and on whether the words were known: see the arms. The cures were not tuned, each has one setting.",
+        measured=(
+            "Patient notes that agree with the label in 50 to 99% of training pairs and in 50% of"
+            " test pairs: right answers, whose lead the model follows, and the image's share; then"
+            " eight ways to train against it."
+        ),
+        limitations=(
+            f"{what}. How soon a shortcut is taken depends on how hard the picture is to read, and"
+            " on whether the words were known: see the arms. The cures were not tuned, each has"
+            " one setting."
+        ),
         setup=what,
     )

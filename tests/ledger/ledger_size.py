@@ -1,4 +1,6 @@
-"C23: how many pairs does a method need? Learning curves of the head alone, LoRA and full fine-tuning."
+"""C23: how many pairs does a method need? Learning curves of the head alone, LoRA and full
+fine-tuning.
+"""
 
 import functools
 
@@ -126,8 +128,21 @@ def measure(cells, seeds, small=False):
         ],
         CONTROLS,
         HELD,
-        claim="Below 5,000 samples take an API, from 5,000 to 100,000 LoRA or its like, above that full fine-tuning.",
-        measured='Macro-F1 of captions against the number of pairs, at equal steps and with each method\'s own rate; the untrained model stands for "an API".',
-        limitations="A base of two million weights on lesions that we drew: where the curves cross, if they do, depends on the model, the task and the distance from what it knows. Nothing here goes beyond a few thousand pairs.",
-        setup=f"Projector and method as in C15, {steps} steps of {BATCH} whatever the number of pairs (few pairs are seen often)",
+        claim=(
+            "Below 5,000 samples take an API, from 5,000 to 100,000 LoRA or its like, above that"
+            " full fine-tuning."
+        ),
+        measured=(
+            "Macro-F1 of captions against the number of pairs, at equal steps and with each"
+            ' method\'s own rate; the untrained model stands for "an API".'
+        ),
+        limitations=(
+            "A base of two million weights on lesions that we drew: where the curves cross, if they"
+            " do, depends on the model, the task and the distance from what it knows. Nothing here"
+            " goes beyond a few thousand pairs."
+        ),
+        setup=(
+            f"Projector and method as in C15, {steps} steps of {BATCH} whatever the number of pairs"
+            " (few pairs are seen often)"
+        ),
     )

@@ -1,4 +1,6 @@
-"C11: what a split by image promises, beside a split by patient and beside patients whom nobody had seen; the dial is how many pictures are second photographs of a lesion."
+"""C11: what a split by image promises, beside a split by patient and beside patients whom nobody
+had seen; the dial is how many pictures are second photographs of a lesion.
+"""
 
 import tempfile
 
@@ -63,15 +65,15 @@ def clinic(seed, patients, share):  # records
         own, shown = range(p * EACH, (p + 1) * EACH), []
         for i in own:
             i = int(rng.choice(shown)) if shown and rng.random() < share else i
-            l, image = w.lesion(i), w.render(i, SIDE).image
+            lesion, image = w.lesion(i), w.render(i, SIDE).image
             out.append(
                 dict(
                     image=Image.fromarray(again(image, rng)),
-                    patient=l.patient_id,
-                    lesion=l.lesion_id,
-                    label=l.label,
+                    patient=lesion.patient_id,
+                    lesion=lesion.lesion_id,
+                    label=lesion.label,
                     prompt=YESNO_PROMPT,
-                    answer=YES if l.label == "melanoma" else NO,
+                    answer=YES if lesion.label == "melanoma" else NO,
                 )
             )
             shown.append(i)
@@ -121,7 +123,9 @@ def called(model, processor, records, folder):  # (N,) bool
 
 
 def one(seed, small, share, tuned, steps):
-    "What two splits of one clinic promise, and what patients of another year get, by two probes of the frozen tower and by a short fit."
+    """What two splits of one clinic promise, and what patients of another year get, by two probes
+    of the frozen tower and by a short fit.
+    """
     here, later = (
         clinic(WORLD + 10 * seed, 16 if small else PATIENTS, share),
         clinic(WORLD + 10 * seed + 1, 12 if small else NEW, 0.0),
@@ -209,7 +213,10 @@ def measure(cells, seeds, small=False):
         [
             *[
                 dict(
-                    statement=f"where 80% are second photographs, a split by image promises what new patients get: {k}",
+                    statement=(
+                        "where 80% are second photographs, a split by image promises what new"
+                        f" patients get: {k}"
+                    ),
                     a=[P.format("image", most), k],
                     b=0,
                     expect="equal",
@@ -240,7 +247,9 @@ def measure(cells, seeds, small=False):
             ),
             *[
                 dict(
-                    statement=f"where 80% are, a split by patient promises what new patients get: {k}",
+                    statement=(
+                        f"where 80% are, a split by patient promises what new patients get: {k}"
+                    ),
                     a=[P.format("patient", most), k],
                     b=0,
                     expect="equal",
@@ -252,7 +261,19 @@ def measure(cells, seeds, small=False):
         controls,
         PATIENTS * EACH // 4,
         claim="A stratified 80/10/10 split prevents bias.",
-        measured="Balanced accuracy on quarters that were held out (the short fit: on one) by image or by patient, both stratified by label, and on new patients, as more of a patient's pictures show a lesion that was shown before.",
-        limitations="The dial is ours: patients share skin, age and camera here, and otherwise only lesions that were photographed again. In a clinic they share more, and how much is not known before it is measured.",
-        setup=f"{PATIENTS} patients with {EACH} pictures of {SIDE} × {SIDE} pixels, and {NEW} others; probes of the frozen tower's patches, and projector with LoRA of rank 8 for {steps} steps of {BATCH}",
+        measured=(
+            "Balanced accuracy on quarters that were held out (the short fit: on one) by image or"
+            " by patient, both stratified by label, and on new patients, as more of a patient's"
+            " pictures show a lesion that was shown before."
+        ),
+        limitations=(
+            "The dial is ours: patients share skin, age and camera here, and otherwise only lesions"
+            " that were photographed again. In a clinic they share more, and how much is not known"
+            " before it is measured."
+        ),
+        setup=(
+            f"{PATIENTS} patients with {EACH} pictures of {SIDE} × {SIDE} pixels, and {NEW} others;"
+            f" probes of the frozen tower's patches, and projector with LoRA of rank 8 for {steps}"
+            f" steps of {BATCH}"
+        ),
     )

@@ -1,4 +1,6 @@
-"C12: does synthetic data amplify a skew? Real pictures, a VAE's and a biased sampler's at equal N; recall per skin tone, with the gap's controls."
+"""C12: does synthetic data amplify a skew? Real pictures, a VAE's and a biased sampler's at equal
+N; recall per skin tone, with the gap's controls.
+"""
 
 import numpy as np
 from run import entry
@@ -36,9 +38,9 @@ def worth(z, y, test, zt):  # measure -> number
         out |= {
             f"recall, {tone}": (s[on & t] >= 0.5).mean(),
             f"specificity, {tone}": (s[on & ~t] < 0.5).mean(),
-            f"AUROC, {tone}": auroc_interval(
-                [r for r, o in zip(rs, on) if o], s[on], n_resamples=1
-            ).value,
+            f"AUROC, {tone}": (
+                auroc_interval([r for r, o in zip(rs, on) if o], s[on], n_resamples=1).value
+            ),
         }
     return out | {
         "AUROC": auroc_interval(rs, s, n_resamples=1).value,
@@ -155,7 +157,11 @@ def measure(cells, seeds, small=False):
             for m, v in cells(name, s, lambda **k: arm(name), n=60 if small else SOURCE).items():
                 found.setdefault((name, m), {})[s] = v
     G, A = "recall gap", "amplification"
-    what = f"{SOURCE} real pictures of {SIDE} × {SIDE} pixels with {DARK:.0%} dark skin, of which {ILL[1]:.0%} are melanomas ({ILL[0]:.0%} of the others); {2 * SOURCE} pictures in every arm; a logistic regression on the frozen tower; {TEST} test pictures, half of them dark"
+    what = (
+        f"{SOURCE} real pictures of {SIDE} × {SIDE} pixels with {DARK:.0%} dark skin, of which"
+        f" {ILL[1]:.0%} are melanomas ({ILL[0]:.0%} of the others); {2 * SOURCE} pictures in every"
+        f" arm; a logistic regression on the frozen tower; {TEST} test pictures, half of them dark"
+    )
     yield entry(
         cells,
         seeds,
@@ -199,7 +205,9 @@ def measure(cells, seeds, small=False):
                 expect="not below",
             ),
             dict(
-                statement="the measure sees an amplifier that was built as one: the biased sampler alone",
+                statement=(
+                    "the measure sees an amplifier that was built as one: the biased sampler alone"
+                ),
                 a=["only biased sampler", G],
                 b=["real", G],
                 expect="above",
@@ -230,9 +238,19 @@ def measure(cells, seeds, small=False):
         ),
         TEST,
         claim="Synthetic data saves 47 to 63% of the time and amplifies bias by up to 22.8%.",
-        measured="A VAE and a sampler that exaggerates, both made from a skewed set; their pictures beside real ones or alone, at equal N: recall for light and dark skin, the gap between them, and how much wider it is than with as many real ones.",
-        limitations=f"{what}. The 22.8% was found in no public source, nor what it is a percentage of; here a gap is told in points of recall. What 47 to 63% of time means is not said either, and no time of ours can stand for it: whoever draws real pictures with a program waits for nobody. "
-        "A small VAE blurs; a large diffusion model does other things, and published work finds that such pictures help where data is scarce. The skew was set by us.",
+        measured=(
+            "A VAE and a sampler that exaggerates, both made from a skewed set; their pictures"
+            " beside real ones or alone, at equal N: recall for light and dark skin, the gap"
+            " between them, and how much wider it is than with as many real ones."
+        ),
+        limitations=(
+            f"{what}. The 22.8% was found in no public source, nor what it is a percentage of; here"
+            " a gap is told in points of recall. What 47 to 63% of time means is not said either,"
+            " and no time of ours can stand for it: whoever draws real pictures with a program"
+            " waits for nobody. A small VAE blurs; a large diffusion model does other things, and"
+            " published work finds that such pictures help where data is scarce. The skew was set"
+            " by us."
+        ),
         setup=what,
     )
 

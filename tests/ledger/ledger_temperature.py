@@ -75,8 +75,10 @@ def measure(cells, seeds, small=False):
             for arm, how in arms.items()
         }
         trap = {
-            name: chosen(cells, f"trap{name}", s, lambda lr, l=l: one(s, small, lr, TRAP, l))
-            for name, l in (("", False), (", learned", True))
+            name: chosen(
+                cells, f"trap{name}", s, lambda lr, item=item: one(s, small, lr, TRAP, item)
+            )
+            for name, item in (("", False), (", learned", True))
         }
         for arm, g in got.items():
             note(found, arm, s, g)
@@ -153,10 +155,14 @@ def measure(cells, seeds, small=False):
         ("τ = 0.07, pairs shuffled", "a batch of one", "untrained"),
         round(1 / chance),
         claim="A contrastive loss at the temperature 0.07.",
-        measured="R@1 at temperatures from 0.01 to 1, fixed, and learned (scale capped at 100) from three starts; 400 steps of 64 pairs. A batch of one, as the named service fixes it.",
+        measured=(
+            "R@1 at temperatures from 0.01 to 1, fixed, and learned (scale capped at 100) from"
+            " three starts; 400 steps of 64 pairs. A batch of one, as the named service fixes it."
+        ),
         setup=HOW,
         limitations=TOY
-        + " The best temperature moves with batch size, data and length of training. Whether the named service used such a loss: its batch size is fixed at 1, where this loss is 0.",
+        + " The best temperature moves with batch size, data and length of training. Whether the"
+        " named service used such a loss: its batch size is fixed at 1, where this loss is 0.",
     )
     tests = [
         dict(
@@ -193,8 +199,14 @@ def measure(cells, seeds, small=False):
         tests,
         ("pairs shuffled",),
         round(1 / chance),
-        claim="The scale is exp(τ), learned and capped: right for a log-scale, a trap for the number 0.07.",
-        measured="The scale that 0.07 gives under either reading, and R@1 trained with each, fixed and learned.",
+        claim=(
+            "The scale is exp(τ), learned and capped: right for a log-scale, a trap for the number"
+            " 0.07."
+        ),
+        measured=(
+            "The scale that 0.07 gives under either reading, and R@1 trained with each, fixed and"
+            " learned."
+        ),
         setup=HOW,
         limitations=TOY + " Which reading anybody used.",
     )

@@ -1,4 +1,6 @@
-"C2 and C3: the weights 0.4, 0.5, 0.1 of contrastive, answer and squared-error terms, and what the hybrid gains over one loss."
+"""C2 and C3: the weights 0.4, 0.5, 0.1 of contrastive, answer and squared-error terms, and what
+the hybrid gains over one loss.
+"""
 
 import numpy as np
 from run import entry
@@ -39,7 +41,9 @@ def shares(model, processor, ds, w):
 
 
 def one(seed, small, w, lr, steps, batch, parts_read):
-    "Train the projector with these weights; what its captions and its vectors are worth on held-out parts."
+    """Train the projector with these weights; what its captions and its vectors are worth on
+    held-out parts.
+    """
     parts, (model, processor) = pairs_of(seed, small), fresh()
     at_start = shares(model, processor, parts["validation"], w)
     model = training.fit(
@@ -186,10 +190,20 @@ def measure(cells, seeds, small=False):
         by_rate={
             arm: {f"{lr:g}": v for lr, v in scores.items()} for arm, scores in by_rate.items()
         },
-        limitations='The seed text\'s data, model, length of training and "acceptable" are unknown: nothing here says what its 89.4% or its 18.3% were. This is a projector of '
-        f"16 thousand weights, {steps} steps of {batch}, lesions that we drew; a larger model, LoRA, or larger batches (contrast lives on negatives) may order the weights otherwise.",
-        setup=f"Projector alone, cached features, {steps} steps of {batch} for every point. All {len(points)} points of the simplex with {len(screen)} seeds on validation lesions; the best hybrid, the "
-        f"claimed point and CE alone, each at the rate of 0.01 and at its own best of {', '.join(f'{r:g}' for r in rates)} (by validation), with {len(seeds)} seeds on test lesions of other patients.",
+        limitations=(
+            'The seed text\'s data, model, length of training and "acceptable" are unknown:'
+            " nothing here says what its 89.4% or its 18.3% were. This is a projector of 16"
+            f" thousand weights, {steps} steps of {batch}, lesions that we drew; a larger model,"
+            " LoRA, or larger batches (contrast lives on negatives) may order the weights"
+            " otherwise."
+        ),
+        setup=(
+            f"Projector alone, cached features, {steps} steps of {batch} for every point. All"
+            f" {len(points)} points of the simplex with {len(screen)} seeds on validation lesions;"
+            " the best hybrid, the claimed point and CE alone, each at the rate of 0.01 and at its"
+            f" own best of {', '.join(f'{r:g}' for r in rates)} (by validation), with {len(seeds)}"
+            " seeds on test lesions of other patients."
+        ),
     )
     controls, n = ("always the commonest", "untrained base"), len(pairs_of(seeds[0], small)["test"])
     a, F1 = "claimed 0.4 / 0.5 / 0.1", "macro-F1"
@@ -269,7 +283,10 @@ def measure(cells, seeds, small=False):
         controls,
         n,
         claim="Weights of 0.4 contrastive, 0.5 cross-entropy and 0.1 squared error are right.",
-        measured="Macro-F1 of what generated captions say about the attributes, and R@1; the gradient shares that the weights became.",
+        measured=(
+            "Macro-F1 of what generated captions say about the attributes, and R@1; the gradient"
+            " shares that the weights became."
+        ),
         **told,
     )
     yield entry(
@@ -281,6 +298,9 @@ def measure(cells, seeds, small=False):
         controls,
         n,
         claim="A hybrid loss gains 18.3% F1 over a single loss.",
-        measured="Macro-F1 of the hybrid against cross-entropy alone, at equal steps and with a learning rate of its own; relative gain in percent.",
+        measured=(
+            "Macro-F1 of the hybrid against cross-entropy alone, at equal steps and with a learning"
+            " rate of its own; relative gain in percent."
+        ),
         **told,
     )

@@ -1,5 +1,6 @@
 """Measures the claims again: `make ledger`, `make ledger ONLY=C24`, `make ledger SEEDS=7`. Every tests/ledger/ledger_*.py measures one claim or two
-and leaves mmkit/assets/claims/C24.json. What is done is kept in runs/ledger/, so that an interrupted run goes on where it stopped."""
+and leaves mmkit/assets/claims/C24.json. What is done is kept in runs/ledger/, so that an interrupted run goes on where it stopped.
+"""
 
 import argparse
 import datetime
@@ -33,7 +34,9 @@ def machine():
 
 
 class Cells:
-    "What was measured, one line of JSON for each (condition, seed, setting): asked for again, it is read and not measured."
+    """What was measured, one line of JSON for each (condition, seed, setting): asked for again, it
+    is read and not measured.
+    """
 
     def __init__(self, file, say=print):
         self.file, self.say, self.known, self.seconds = Path(file), say, {}, 0.0
@@ -67,7 +70,9 @@ class Cells:
                 out.write(json.dumps(r) + "\n")
             self.known[key] = r
             self.say(
-                f"  {condition}, seed {seed}: {', '.join(f'{k} {v:.4g}' for k, v in r['measures'].items())} ({r['seconds']:.1f} s)"
+                f"  {condition}, seed {seed}:"
+                f" {', '.join(f'{k} {v:.4g}' for k, v in r['measures'].items())}"
+                f" ({r['seconds']:.1f} s)"
             )
         self.seconds += self.known[key]["seconds"]
         return self.known[key]["measures"]
@@ -108,7 +113,9 @@ def rows(
 def entry(
     cells, seeds, id, found, comparisons, controls=(), n=None, **told
 ) -> dict:  # told: claim, measured, limitations, plots, notes
-    "A claim's file: rows, comparisons with their outcomes, the verdict that follows, and how it was come by."
+    """A claim's file: rows, comparisons with their outcomes, the verdict that follows, and how it
+    was come by.
+    """
     import torch
     import transformers
 
@@ -133,14 +140,16 @@ def plain(x):  # JSON knows no nan
     return (
         {k: plain(v) for k, v in x.items()}
         if isinstance(x, dict)
-        else [plain(v) for v in x]
-        if isinstance(x, (list, tuple))
         else (
-            None
-            if isinstance(x, float) and not math.isfinite(x)
-            else round(x, 6)
-            if isinstance(x, float)
-            else x
+            [plain(v) for v in x]
+            if isinstance(x, (list, tuple))
+            else (
+                None
+                if isinstance(x, float) and not math.isfinite(x)
+                else round(x, 6)
+                if isinstance(x, float)
+                else x
+            )
         )
     )
 
@@ -191,10 +200,12 @@ def main():
     unknown = set(args.only) - {i for _, ids in files for i in ids}
     if unknown:
         ask.error(
-            f"no experiment for {', '.join(sorted(unknown))}; there are {', '.join(i for _, ids in files for i in ids)}"
+            f"no experiment for {', '.join(sorted(unknown))}; there are"
+            f" {', '.join(i for _, ids in files for i in ids)}"
         )
     print(
-        f"machine  {machine()}\nwith     Python {platform.python_version()}, torch {torch.__version__}, {args.seeds} seeds",
+        f"machine  {machine()}\nwith     Python {platform.python_version()}, torch"
+        f" {torch.__version__}, {args.seeds} seeds",
         flush=True,
     )
     for path, ids in sorted(

@@ -1,5 +1,6 @@
 """The simplex of the three weights, point by point: what captions get right, how often a picture finds its caption, and the picture's share of the answers.
-`python tests/ledger/sweep.py` leaves mmkit/assets/sweep.json, which the live tuner shows; interrupted, the same command goes on."""
+`python tests/ledger/sweep.py` leaves mmkit/assets/sweep.json, which the live tuner shows; interrupted, the same command goes on.
+"""
 
 import argparse
 import datetime
@@ -40,7 +41,9 @@ def held_of(seed, small):
 
 
 def worth(model, processor, seed, small):
-    "On lesions of other patients: macro-F1 of captions, R@1, the picture's share of the answers and how many of an answer's words it brings."
+    """On lesions of other patients: macro-F1 of captions, R@1, the picture's share of the answers
+    and how many of an answer's words it brings.
+    """
     held = held_of(seed, small)
     said, look = (
         evaluate.generate(model, processor, held, show_progress=False),

@@ -41,7 +41,9 @@ def distinct(ds):  # the same records less those whose caption was there before
 def vectors(
     seed: int, small: bool = False
 ) -> dict:  # part -> (x (N, D), y (N, D), ids (N,), records)
-    "What the projector gets of each picture (mean of its normed tokens: projecting it is the mean of the projected tokens), and each caption read alone by the base."
+    """What the projector gets of each picture (mean of its normed tokens: projecting it is the
+    mean of the projected tokens), and each caption read alone by the base.
+    """
     model, processor = fresh()
     m, tok, out = models.unwrap_model(model), processor.tokenizer, {}
     norm = m.model.multi_modal_projector.mm_soft_emb_norm
