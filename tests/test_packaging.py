@@ -16,9 +16,17 @@ from conftest import ROOT
 
 SOURCES = ["settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 PIP = [sys.executable, "-m", "pip"]
-STACK = (
-    ["bitsandbytes", "datasets", "ipywidgets", "jupyterlab", "matplotlib", "nbdev", "peft", "torch", "transformers"]
-)
+STACK = [
+    "bitsandbytes",
+    "datasets",
+    "ipywidgets",
+    "jupyterlab",
+    "matplotlib",
+    "nbdev",
+    "peft",
+    "torch",
+    "transformers",
+]
 
 
 def run(command, **options):

@@ -346,7 +346,7 @@ def _join_sections(sections) -> str:  # a list's items stay together
 # %% ../../nbs/library/audit/cards.ipynb #7128ffd8
 def create_model_card(
     name: str,  # the model's
-    measurements: dict = None,  # check -> what measured it: `Gaps`, `evaluate.Scores`, `pairs.Leaks`, `Copies`, `Measured`, or (records, Interval, its name); names of checks are in `CHECKS`
+    measurements: dict = None,  # check (a key of CHECKS) -> the result that measured it
     train_dataset=None,
     test_dataset=None,  # data sets, which are counted
     statements: dict = None,  # what you state, by the names in `ABOUT_MODEL`; nobody measured it

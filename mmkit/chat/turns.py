@@ -127,14 +127,14 @@ class TokenSpan(NamedTuple):
     stop: int  # one after the last
     num_loss_tokens: int  # how many of them carry loss
     text: str  # what they say
-    grid: tuple  # (rows, columns) of the picture that image tokens stand for, read row by row; None: they are none
+    grid: tuple  # (rows, columns) of an image's tokens, row by row; None: no image
 
 # %% ../../nbs/library/chat/turns.ipynb #b7511991
 def group_token_spans(
     processor,  # of the model in use
     input_ids,  # (T,) token ids of one row
     labels=None,  # (T,) labels of the row; -100 carries no loss
-    image_grids: list = None,  # (rows, columns) for each picture of the row, as `grids` finds them; None: taken as square
+    image_grids: list = None,  # (rows, columns) of each image; None: square
 ) -> list:  # of Span, in reading order
     "A row of tokens as a handful of spans."
     row, out, start = describe_tokens(processor, input_ids), [], 0

@@ -233,7 +233,7 @@ def find_role_errors(row_index, tokens, in_loss, processor, image_wrapper_tokens
 # %% ../../nbs/library/chat/validation.ipynb #bf7419d1
 def find_batch_errors(
     batch: dict,  # as `Collator` or `encode` makes it, or anybody else
-    model_or_processor,  # the model or the processor that it is meant for (a processor can tell more)
+    model_or_processor,  # for which the batch is meant; a processor tells more
 ) -> (
     list
 ):  # what would train silently wrong, each with its cause and its mend; [] when nothing was found
@@ -306,7 +306,7 @@ def find_batch_errors(
 # %% ../../nbs/library/chat/validation.ipynb #77c85c8f
 def validate_batch(
     batch: dict,  # as `Collator` or `encode` makes it, or anybody else
-    model_or_processor,  # the model or the processor that it is meant for (a processor can tell more)
+    model_or_processor,  # for which the batch is meant; a processor tells more
 ) -> dict:  # the same batch
     "Refuse a batch that would train silently wrong, naming the cause and the mend."
     found = find_batch_errors(batch, model_or_processor)

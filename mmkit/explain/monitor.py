@@ -198,7 +198,7 @@ class DominanceCallback(TrainerCallback):
         self,
         processor,
         records,  # for a `ModalityMonitor`; they should be like those that are trained on
-        eval_steps: int = 50,  # steps between measurements; there is one after the first step as well
+        eval_steps: int = 50,  # steps between measurements; the first step has one as well
         min_image_share: float = None,  # warn when the image's share is below it …
         patience: int = 2,  # … at so many measurements in succession …
         stop_training: bool = False,  # … and end the run?
