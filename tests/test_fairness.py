@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from mmkit import audit, evaluate
-from mmkit.audit.cards import CARD_CHECKS, NOT_MEASURED, summarize_dataset
-from mmkit.audit.fairness import measure_gap_amplification, minimum_detectable_gap
+from mmkit.audit.card_sections import CARD_CHECKS, NOT_MEASURED, summarize_dataset
+from mmkit.audit.group_gaps import measure_gap_amplification, minimum_detectable_gap
 from mmkit.audit.groups import assign_groups
 from mmkit.audit.synthetic import (
     LabeledImages,

@@ -15,7 +15,8 @@ from .cka import cka_distance, collect_activations
 from .detectors import cross_val_probe
 from .drift import ExtractedFeatures, evaluate_shifts, extract_features
 from .drift_monitor import DriftMonitor, load_monitor, plot_drift_monitor, save_monitor
-from .fairness import compute_group_metrics, plot_group_metrics
+from .fairness import compute_group_metrics
+from .group_gaps import plot_group_metrics
 from .label_noise import detection_metrics, find_label_issues, plant_label_noise
 from .label_review import LabelReview, ReviewWidget
 from .performance_drops import plot_performance_drops
