@@ -115,7 +115,7 @@ def test_nothing_stays_after_an_error():
     with pytest.raises(ZeroDivisionError), record_attention(m, lambda n, w: 1 / 0):
         outputs(m, b)
     with pytest.raises(ZeroDivisionError), frozen_eval_mode(m.train()):
-        1 / 0
+        _ = 1 / 0
     assert (
         m.training
         and all(p.requires_grad for p in m.parameters())

@@ -625,7 +625,7 @@ def test_grids_are_where_pixels_go(families):
     """A bright block moves to another place of the picture: only the image tokens of its grid cell
     may change.
     """
-    p, m = families["qwen2_vl"], models.tiny_random_model("qwen2_vl", vocab_size=1024)
+    p, _m = families["qwen2_vl"], models.tiny_random_model("qwen2_vl", vocab_size=1024)
     a = np.zeros((32, 64, 3), np.uint8)
     a[16:32, 32:48] = 255  # cell (1, 2) of 2 × 4
     dark, bright = (encode_example(p, Image.fromarray(x)) for x in (a * 0, a))

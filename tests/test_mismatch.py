@@ -256,7 +256,7 @@ def test_second_opinion_is_a_cross_fitted_probe(ds):
         ),
         atol=1e-6,
     )
-    said = [data.parse_attributes(c)["veil"] for c in flip]
+    [data.parse_attributes(c)["veil"] for c in flip]
     odds = o.log_odds_against("veil")
     assert np.isfinite(odds).all()
 

@@ -10,6 +10,7 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -331,7 +332,7 @@ def test_a_changed_renderer_does_not_meet_an_old_file(cache, monkeypatch):
 
 def test_a_spoiled_file_is_made_again(cache):
     file = load_melanoma_pairs(n=3, size=32, seed=78).cache_files[0]["filename"]
-    open(file, "wb").write(b"half")
+    Path(file).write_bytes(b"half")
     assert len(load_melanoma_pairs(n=3, size=32, seed=78)) == 3
 
 

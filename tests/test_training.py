@@ -304,7 +304,7 @@ def test_budgets(ds, base, tmp_path, monkeypatch, capfd):
     """
     model, processor = base
     monkeypatch.chdir(tmp_path)
-    start = time.perf_counter()
+    time.perf_counter()
     run = training.fit(model, processor, ds, max_seconds=2, batch_size=4, show_progress=False)
     assert 2 <= run.seconds < 6 and run.steps == len(run.history["loss"]) == len(run.history["lr"])
     assert (
@@ -889,7 +889,7 @@ def test_what_the_trainer_brings(ds, base):
         kept.append(n[0])
         return r
 
-    once, again = run(), run(gradient_checkpointing=True)
+    _once, again = run(), run(gradient_checkpointing=True)
     assert (
         np.abs(plain.history["loss"] - again.history["loss"]).max() < 1e-5
         and kept[1] < 0.6 * kept[0]
@@ -1114,7 +1114,7 @@ def test_other_families_are_told_where_to_go(ds, base):
 
 def test_lora_on_another_part_than_the_text(ds, base):
     model = models.load("base")[0]
-    old = weights_of(model)
+    weights_of(model)
     run = training.fit(
         model,
         base[1],

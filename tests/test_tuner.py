@@ -599,7 +599,7 @@ def test_a_lost_run_waits_and_goes_back(runner):
 
 
 def test_a_crash_is_told_and_the_kernel_lives(runner, monkeypatch):
-    interval = sys.getswitchinterval()
+    sys.getswitchinterval()
     monkeypatch.setattr(runner.state.train_set, "get_batch", lambda *a, **k: 1 / 0)
     runner.start()
     t = until(runner, lambda t: t["phase"] == "failed")

@@ -161,11 +161,8 @@ def _group_by_turn(
 # %% ../../nbs/library/chat/validation.ipynb #93b48936
 def find_role_errors(row_index, tokens, in_loss, processor, image_wrapper_tokens):
     "What is wrong with the roles of row `r` (`Token`s) and what of it is graded (`on`, or None)."
-    g, answered, build = (
-        turn_delimiters(processor),
-        False,
-        "Build rows with `tokenize_conversations`.",
-    )
+    g = turn_delimiters(processor)
+    build = "Build rows with `tokenize_conversations`."
     wrong = sorted({t.role for t, o in zip(tokens, in_loss or []) if o} - {"answer", "image"})
     if wrong:
         yield (
@@ -175,7 +172,7 @@ def find_role_errors(row_index, tokens, in_loss, processor, image_wrapper_tokens
     for answer, at in _group_by_turn(tokens):
         asked, seen = ([k for k in at if tokens[k].role == role] for role in ("prompt", "image"))
         if answer:
-            answered, said = True, [k for k in at if tokens[k].role == "answer"]
+            said = [k for k in at if tokens[k].role == "answer"]
             if seen:
                 yield (
                     f"row {row_index} has a picture inside the answer: the words before it cannot"

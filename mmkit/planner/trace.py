@@ -337,7 +337,7 @@ def _layer_of_segment(name, short_stacks):
     return None
 
 # %% ../../nbs/library/planner/trace.ipynb #e1781a1f
-def extrapolate_layers(
+def extrapolate_layers(  # noqa: C901
     segments: list,  # of a model with `shorten_config`
     config,  # of the whole model
     gradient_bytes: list,  # for each stack, the bytes of gradients that each traced layer leaves

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROUNDS, SECONDS = 3, 12
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent.parent)]
-from browser import FLAGS, Server, watched_tab
+from browser import FLAGS, Server, watched_tab  # noqa: E402
 
 LAB = (
     "jupyter",

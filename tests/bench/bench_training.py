@@ -148,7 +148,7 @@ def extra(folder, on):  # bytes beyond what was held before the first step; LoRA
         show_progress=False,
     )
     training.cache_features(model, processor, ds, folder, show_progress=False)
-    held, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    held, _began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     run = training.fit(model, processor, ds, max_steps=4, activation_checkpointing=on, **kw)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) * 1024)
     return run.seconds / 4

@@ -1,5 +1,6 @@
 "Runs every tests/bench/bench_*.py and prints their lines under the machine they were measured on."
 
+import contextlib
 import datetime
 import os
 import platform
@@ -17,14 +18,9 @@ SEED = 0
 def machine():
     "Processor, cores and memory, in one line."
     name = platform.processor() or platform.machine()
-    try:
-        name = next(
-            item.split(":", 1)[1].strip()
-            for item in open("/proc/cpuinfo")
-            if item.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        pass
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(s.split(":", 1)[1].strip() for s in lines if s.startswith("model name"))
     import psutil
 
     return (

@@ -60,7 +60,7 @@ def r_at_1(heads, part, size=POOL):
     return float(((A @ B.T).argmax(1) == torch.arange(len(at))).float().mean())
 
 
-def train(
+def train(  # noqa: PLR0913
     seed,
     small=False,
     loss=None,  # loss(heads, x, y, ids, rows): scalar; None: info_nce

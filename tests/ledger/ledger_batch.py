@@ -190,7 +190,7 @@ def repeated(seed, small, lr, batch, known, words="same", kind="InfoNCE"):
 
 def commonest(seed, small):
     s = short(seed, small)
-    ids = s["test"][2]
+    s["test"][2]
     top = s["train"][2].bincount().argmax()
     line = s["train"][1][s["train"][2] == top][0]
     return {

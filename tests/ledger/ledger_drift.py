@@ -202,12 +202,12 @@ def measure(cells, seeds, small=False):
         for arm in sorted(
             methods, key=lambda m: m == DEPLOYED
         ):  # the deployed one last: the cures go on from it
-            for k, v in cells(
+            for k, v in cells(  # noqa: B020
                 arm, s, lambda **k: one(s, small, **k), method=arm, steps=steps
             ).items():
                 found.setdefault((arm, k), {})[s] = v
         for arm in cures:
-            for k, v in cells(
+            for k, v in cells(  # noqa: B020
                 f"then {arm}", s, lambda **k: cured(s, small, **k), cure=arm, steps=more
             ).items():
                 found.setdefault((f"then {arm}", k), {})[s] = v

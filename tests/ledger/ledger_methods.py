@@ -156,7 +156,7 @@ def at_level(
     return np.nan
 
 
-def measure(cells, seeds, small=False):
+def measure(cells, seeds, small=False):  # noqa: C901
     looks = (1, 2) if small else LOOKS
     steps = looks[-1]
     methods = ("projector", "LoRA", "Houlsby", "full") if small else METHODS

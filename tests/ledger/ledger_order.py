@@ -136,7 +136,7 @@ def one(seed, small, arm, lr, steps, batch):
         tower = model.model.vision_tower
         model.model.vision_tower = type(tower)(tower.config).eval()
     model, processor = replace_connector(model, processor, Gemma3Projector(model.config))
-    model, found = models.add_lora(model, 8), {}
+    model, _found = models.add_lora(model, 8), {}
     for k, train in enumerate(PLAN[arm]):
         run = training.fit(
             model,

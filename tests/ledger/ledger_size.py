@@ -71,12 +71,12 @@ def measure(cells, seeds, small=False):
     for s in seeds:
         for m in methods:
             for n in sizes:
-                for k, v in cells(
+                for k, v in cells(  # noqa: B020
                     m, s, lambda **k: one(s, small, m, **k), size=n, rate=RATES[m], steps=steps
                 ).items():
                     at(f"{m}, {n} pairs", k)[s] = v
         for arm, which in zip(CONTROLS, ("commonest", "base")):
-            for k, v in cells(arm, s, lambda **k: plain(s, small, **k), which=which).items():
+            for k, v in cells(arm, s, lambda **k: plain(s, small, **k), which=which).items():  # noqa: B020
                 at(arm, k)[s] = v
     F1, few, many = "macro-F1", sizes[0], sizes[-1]
 

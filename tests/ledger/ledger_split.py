@@ -187,7 +187,7 @@ def measure(cells, seeds, small=False):
     steps, found = 4 if small else STEPS, {}
     for s in seeds:
         for share in SHARES:
-            for k, v in cells(
+            for k, v in cells(  # noqa: B020
                 f"{share:.0%} second photographs",
                 s,
                 lambda **k: one(s, small, **k),
