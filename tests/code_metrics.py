@@ -192,7 +192,7 @@ def structure(modules):
     faces = {}
     for package in PACKAGES:
         path = modules.get(package)
-        if path:
+        if path and path.name == "__init__.py":
             tree = ast.parse(path.read_text(encoding="utf-8"))
             faces[package] = [
                 ast.literal_eval(n.value)

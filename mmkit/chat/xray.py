@@ -146,6 +146,20 @@ def _plot_xray_row(tokens, labels, images, image_grids, label_lines, width, imag
     if images:
         image_ax.set(xlim=(-0.04, x), ylim=(-0.04, 1.04))
 
+# %% ../../nbs/library/chat/xray.ipynb #9e11aa01
+def _error_lines(found, max_errors=4):
+    "The first errors of a batch, wrapped, or a line that says there are none."
+    lines = [line for error in found[:max_errors] for line in textwrap.wrap("✗ " + error, 160)]
+    if len(found) > max_errors:
+        lines.append(f"… and {len(found) - max_errors} more")
+    return lines or ["✓ nothing is wrong that can be seen before training"]
+
+
+def _write_notes(ax, notes, color):
+    for row, line in enumerate(notes):
+        height = -1 - 0.75 * row
+        ax.text(0, height, line, va="center", fontsize=8, color=color, parse_math=False)
+
 # %% ../../nbs/library/chat/xray.ipynb #f6b4a969
 def xray_batch(
     batch: dict,  # a batch of any family, whoever made it
@@ -183,10 +197,7 @@ def xray_batch(
         )
         for r in which
     ]
-    notes = [line for f in found[:4] for line in textwrap.wrap("✗ " + f, 160)] + [
-        f"… and {len(found) - 4} more"
-    ] * (len(found) > 4)
-    notes = notes or ["✓ nothing is wrong that can be seen before training"]
+    notes = _error_lines(found)
     high = [0.35 + 0.2 * len(notes)] + [
         max(0.4 * (d[-1][1] + 1) + 0.2 * len(w), 1.3) for (_, d), w in zip(drawn, words)
     ]  # inches
@@ -221,16 +232,7 @@ def xray_batch(
         loc="left",
         fontsize=9,
     )
-    for k, line in enumerate(notes):
-        top.text(
-            0,
-            -1 - 0.75 * k,
-            line,
-            va="center",
-            fontsize=8,
-            color="firebrick" if found else "#00664B",
-            parse_math=False,
-        )
+    _write_notes(top, notes, "firebrick" if found else "#00664B")
     top.set(xlim=(0, 1), ylim=(-0.9 - 0.75 * len(notes), 0.5))
     shown, shape = denormalize_images(batch, processor), compute_image_grids(batch, processor)
     first = np.cumsum(
