@@ -18,7 +18,7 @@ def cells(chapter, *parts):
     "A chapter's own cells: for each part the first cell that holds it."
     code = [
         c.source
-        for c in nbformat.read(ROOT / "nbs" / f"{chapter}.ipynb", 4).cells
+        for c in nbformat.read(ROOT / "nbs/course" / f"{chapter}.ipynb", 4).cells
         if c.cell_type == "code"
     ]
     return [next(c for c in code if part in c) for part in parts]
@@ -28,15 +28,17 @@ def watched(cell, name):
     """The chapter's cell, with a name for its dial and a line of text that says what Python has
     and how often it was drawn.
     """
-    before, at, after = cell.rpartition("turn(")
+    before, at, after = cell.rpartition("interact(")
     return f"{before}{name} = {at}{after}\nfollow({name}, {name!r})"
 
 
 HEAD = """import json, math, torch, numpy as np, matplotlib.pyplot as plt, ipywidgets
 from IPython.display import display
 from PIL import Image
-from mmkit.core import style, turn
-style()
+from mmkit import chat, losses
+from mmkit.chat.prompts import PROMPT
+from mmkit.core import PALETTE, interact, set_plot_style
+set_plot_style()
 def follow(t, name):
     line = ipywidgets.Label(); line.add_class(name + '-told'); t.view.box.add_class(name); drawn, put = [], t.view.put
     def told(shown): put(shown); drawn.append(1); line.value = json.dumps(dict(t.state, drawn=len(drawn), error=str(t.error or '')))
@@ -44,25 +46,25 @@ def follow(t, name):
 """
 TAU = [
     cells("04_losses", "def plot_tau")[0].rpartition("plot_tau(mark")[0],
-    watched(cells("04_losses", "turn(turned")[0], "dial"),
+    watched(cells("04_losses", "interact(turned")[0], "dial"),
 ]
 PAGER = [
     """from transformers import AutoProcessor
-from mmkit.chat import Collator, image_token_id, messages, pad, roles, xray
-from mmkit.core import assets
-from mmkit.pairs import melanoma_pairs
-processor = AutoProcessor.from_pretrained(assets()/'base'); pairs = melanoma_pairs(n=4, masks=False); records = [pairs[i] for i in range(4)]
-batch = Collator(processor, captions=True)(records); model_batch = {k: v for k, v in batch.items() if k not in ('caption_input_ids', 'caption_attention_mask', 'caption_id')}
+from mmkit.chat import Collator
+from mmkit.core.runtime import get_assets_dir
+from mmkit.data import load_melanoma_pairs
+processor = AutoProcessor.from_pretrained(get_assets_dir()/'base'); pairs = load_melanoma_pairs(n=4, masks=False); records = [pairs[i] for i in range(4)]
+batch = Collator(processor, include_captions=True)(records); model_batch = {k: v for k, v in batch.items() if k not in ('caption_input_ids', 'caption_attention_mask', 'caption_id')}
 written_out, end_turn = processor.full_image_sequence, processor.tokenizer.convert_tokens_to_ids('<end_of_turn>')""",
     cells("03_chat", "broken = {")[0],
-    watched(cells("03_chat", "turn(pager")[0], "pager_"),
+    watched(cells("03_chat", "interact(\n    pager")[0], "pager_"),
 ]
 ODD = [
     """def odd(how_many, # pixels, or an error above 150
         where='left', seen=False):
     if how_many > 150: raise ValueError(f'how_many={how_many}: <b>at most 150</b>; turn it down')
     display(Image.new('RGB', (500, 160), (how_many, 255 - how_many, 0)))
-odd_one = turn(odd, how_many=(0, 200, 1, 10), where=['left', 'right'], seen=[False, True]); follow(odd_one, 'odd')
+odd_one = interact(odd, how_many=(0, 200, 1, 10), where=['left', 'right'], seen=[False, True]); follow(odd_one, 'odd')
 b = ipywidgets.Button(description='set'); b.add_class('setter'); b.on_click(lambda _: odd_one.set(how_many=42, where='right', seen=True) or dial.set(tau=.07123, own=.83)); b"""
 ]
 
