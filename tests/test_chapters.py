@@ -14,7 +14,7 @@ HANG_FACTOR = 10  # only a run of ten times the usual counts as one that hangs
 
 def test_chapter_runs_in_a_fresh_kernel(chapter, tmp_path, capsys):
     began = time.time()
-    run = run_notebook(chapter, tmp_path, name=chapter.stem, log=io.StringIO())
+    run = run_notebook(chapter, tmp_path, name=chapter.stem, stream=io.StringIO())
     seconds = time.time() - began
     with capsys.disabled():
         print(f" {seconds:.0f} s", end="")
