@@ -25,7 +25,7 @@ class Heads(torch.nn.Module):
         super().__init__()
         g = torch.Generator().manual_seed(seed)
         D = v["W"].shape[1]
-        self.paired_difference, self.W = (torch.nn.Parameter(v[k].clone()) for k in ("gain", "W"))
+        self.gain, self.W = (torch.nn.Parameter(v[k].clone()) for k in ("gain", "W"))
         self.T = torch.nn.Parameter(torch.eye(D) + torch.randn(D, D, generator=g) * 0.1 / D**0.5)
         self.bias = torch.nn.Parameter(
             torch.tensor(-10.0), requires_grad=False
@@ -33,13 +33,13 @@ class Heads(torch.nn.Module):
         self.log_scale = torch.nn.Parameter(torch.tensor(-math.log(tau)), requires_grad=learned)
 
     def see(self, x):
-        return x * self.paired_difference @ self.W  # (N, D)
+        return x * self.gain @ self.W  # (N, D)
 
     def read(self, y):
         return y @ self.T  # (N, D)
 
     @property
-    def tau(self):
+    def temperature(self):
         return 1 / self.log_scale.exp().clamp(max=100)
 
 
@@ -88,7 +88,7 @@ def train(  # noqa: PLR0913
     for n, p in h.named_parameters():
         p.requires_grad_(n in learn or (n == "log_scale" and learned))
     loss = loss or (
-        lambda h, x, y, ids, rows: losses.info_nce(h.see(x), h.read(y), h.current_temperature, ids)
+        lambda h, x, y, ids, rows: losses.info_nce(h.see(x), h.read(y), h.temperature, ids)
     )
     opt = torch.optim.AdamW(
         [p for p in h.parameters() if p.requires_grad], lr, weight_decay=0.0, fused=True

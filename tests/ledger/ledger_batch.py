@@ -34,7 +34,7 @@ def sized(seed, small, lr, batch, kind, shuffle=False):
         None
         if kind == "InfoNCE"
         else lambda h, x, y, ids, rows: losses.sigmoid_loss(
-            h.see(x), h.read(y), 1 / h.current_temperature, h.bias, ids
+            h.see(x), h.read(y), 1 / h.temperature, h.bias, ids
         )
     )
     h, v, _ = train(
@@ -92,7 +92,7 @@ def harder(seed, small, lr, kind):
         return losses.info_nce(
             h.see(x),
             h.read(y),
-            h.current_temperature,
+            h.temperature,
             ids,
             None if more is None else h.read(y_all[more.flatten()]).view(len(rows), K, -1),
         )
@@ -173,9 +173,9 @@ def repeated(seed, small, lr, batch, known, words="same", kind="InfoNCE"):
     def loss(h, x, y, ids, rows):
         a, b, k = h.see(x), h.read(y_all[rows]), ids_all[rows] if known else None
         return (
-            losses.info_nce(a, b, h.current_temperature, k)
+            losses.info_nce(a, b, h.temperature, k)
             if kind == "InfoNCE"
-            else losses.sigmoid_loss(a, b, 1 / h.current_temperature, h.bias, k)
+            else losses.sigmoid_loss(a, b, 1 / h.temperature, h.bias, k)
         )
 
     h, _, said = train(

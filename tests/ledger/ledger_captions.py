@@ -154,7 +154,7 @@ def link(seed, small, register, pairs, plain, lr=2e-3, batch=64):
     def loss(h, a, b, k, rows):
         _, at, m = k.unique(return_inverse=True, return_counts=True)
         floors.append(float(m[at].float().log().mean()))
-        return losses.info_nce(h.see(a), h.read(b), h.current_temperature, None if plain else k)
+        return losses.info_nce(h.see(a), h.read(b), h.temperature, None if plain else k)
 
     h, _, steps = train(seed, small, loss, lr, min(batch, pairs), said=(x[:pairs], y, ids))
     last = max(1, len(steps) // 10)

@@ -11,7 +11,7 @@ from run import entry
 from world import fresh
 
 from mmkit import audit, chat, data, training
-from mmkit.audit.drift import compute_drift_metric, count_outcomes_by_patient
+from mmkit.audit.performance_drops import compute_drift_metric, count_outcomes_by_patient
 from mmkit.data.melanoma_pairs import load_melanoma_pairs
 from mmkit.data.records import as_yes_no
 from mmkit.data.shifts import rephotograph

@@ -27,7 +27,7 @@ def planted(n, share, seed):  # (n,) whose caption; (n,) True where it is not th
 def each(h, x, y, ids):
     "The contrastive loss of every pair among all pairs, both ways."
     A, B = (torch.nn.functional.normalize(z, dim=1) for z in (h.see(x), h.read(y)))
-    S = A @ B.T / h.current_temperature
+    S = A @ B.T / h.temperature
     return ((S.logsumexp(1) + S.logsumexp(0)) / 2 - S.diag()).numpy()
 
 

@@ -26,7 +26,7 @@ def one(seed, small, lr, contrastive, mse, both, shuffle=False):
     def loss(h, x, y, ids, rows):
         a, b = h.see(x), h.read(y)
         terms = dict(
-            contrastive=losses.info_nce(a, b, h.current_temperature, ids),
+            contrastive=losses.info_nce(a, b, h.temperature, ids),
             mse=losses.embedding_mse(a, b),
         )
         if not first and contrastive and mse:

@@ -25,7 +25,7 @@ def one(seed, small, lr, tau, learned=False, shuffle=False):
     h, v, said = train(seed, small, lr=lr, tau=tau, learned=learned, captions=captions)
     return {
         **scored(h, v),
-        "scale at the end": 1 / float(h.current_temperature.detach()),
+        "scale at the end": 1 / float(h.temperature.detach()),
         "training loss": said[-20:].mean(),
     }
 
@@ -34,7 +34,7 @@ def alone(seed, small):
     "Loss and gradient of a batch of one."
     h, v, said = train(seed, small, batch=1, samples=200)
     x, y, ids, _ = v["train"]
-    loss = losses.info_nce(h.see(x[:1]), h.read(y[:1]), h.current_temperature)
+    loss = losses.info_nce(h.see(x[:1]), h.read(y[:1]), h.temperature)
     loss.backward()
     return {
         "R@1": scored(h, v)["R@1"],
