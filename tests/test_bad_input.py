@@ -91,27 +91,27 @@ def kept(folder, reason, bad="x.png,benign", detail="", row=3, **kw):
 
 # ---- pictures
 def test_missing(folder):
-    kept(folder, "picture missing", detail="x.png")
+    kept(folder, "image missing", detail="x.png")
 
 
 def test_empty_file(folder):
     (folder / "x.png").touch()
-    kept(folder, "not a picture", detail="empty")
+    kept(folder, "not an image", detail="empty")
 
 
 def test_no_picture(folder):
     (folder / "x.png").write_text("hello")
-    kept(folder, "not a picture", detail="b'hello'")
+    kept(folder, "not an image", detail="b'hello'")
 
 
 def test_lfs_pointer(folder):
     (folder / "x.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0")
-    kept(folder, "not a picture", detail="Git LFS")
+    kept(folder, "not an image", detail="Git LFS")
 
 
 def test_postscript_is_never_run(folder):
     (folder / "x.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    kept(folder, "not a picture")
+    kept(folder, "not an image")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif"])
@@ -123,7 +123,7 @@ def test_truncated(folder, suffix, share):
     noise.save(folder / f"x.{suffix}")
     data = (folder / f"x.{suffix}").read_bytes()
     (folder / f"x.{suffix}").write_bytes(data[: int(len(data) * share)])
-    kept(folder, "picture truncated", f"x.{suffix},benign")
+    kept(folder, "image truncated", f"x.{suffix},benign")
 
 
 def png_of(w, h):
@@ -143,7 +143,7 @@ def png_of(w, h):
 @pytest.mark.parametrize("w,h", [(9001, 9001), (50_000, 50_000), (2**31 - 1, 2**31 - 1)])
 def test_enormous(folder, w, h):
     (folder / "x.png").write_bytes(png_of(w, h))
-    kept(folder, "picture too large")
+    kept(folder, "image too large")
 
 
 def test_limits_can_be_set(folder):
@@ -392,9 +392,7 @@ def test_hopeless_tables(folder, data, says):
 
 
 def test_nothing_loads_is_an_error_with_the_reasons(folder):
-    with pytest.raises(
-        ValueError, match="(?s)nothing could be loaded.*0 of 2 rows.*picture missing"
-    ):
+    with pytest.raises(ValueError, match="(?s)nothing could be loaded.*0 of 2 rows.*image missing"):
         load(folder, data=b"image,label\nq.png,benign\nr.png,benign")
 
 
@@ -528,7 +526,7 @@ def test_paths_that_leave_the_folder(tmp_path, name):
     assert (
         ds["id"][:] == ["a", "b", "c"]
         and len(report.aside) == 1
-        and report.aside[0]["reason"] in ("path leaves the folder", "picture missing")
+        and report.aside[0]["reason"] in ("path leaves the folder", "image missing")
     )
     if name != "linked/secret.png":
         assert report.aside[0]["reason"] == "path leaves the folder", (
@@ -549,7 +547,7 @@ def test_names_as_the_table_spells_them(folder):
     ds, report = load(folder, data=b"image,label\nCase,benign\nCase2,benign\ncase2.jpg,melanoma")
     assert (
         ds["id"][:] == ["Case", "case2"]
-        and report.reasons == {"picture missing": 1}
+        and report.reasons == {"image missing": 1}
         and "'case2', which differs in capital letters" in str(report)
     )
 
@@ -558,7 +556,7 @@ def test_two_files_of_one_name(folder):
     for d in ("p", "q", "masks"):
         (folder / d).mkdir()
         save(folder / d / "x.png")
-    kept(folder, "picture ambiguous", "x,benign", detail="p/x.png or q/x.png")
+    kept(folder, "image ambiguous", "x,benign", detail="p/x.png or q/x.png")
     assert len(load(folder, "q/x.png,benign")[0]) == 4
     (folder / "p" / "x.png").unlink()
     assert len(load(folder, "x,benign")[0]) == 4  # a mask folder is not a picture's place
@@ -662,9 +660,9 @@ def test_any_damage_to_a_picture_is_read_or_refused(tmp_path_factory, seed, suff
             im = open_image(at)
         except RecordRejected as e:
             assert e.explain in (
-                "not a picture",
-                "picture truncated",
-                "picture too large",
+                "not an image",
+                "image truncated",
+                "image too large",
                 "not a photograph",
             )
         else:

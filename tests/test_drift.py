@@ -242,7 +242,7 @@ def test_what_cannot_be_shifted(ds):
             data.apply_shift(ds, "blur", s)
     with pytest.raises(ValueError, match="only the world"):
         data.apply_shift([photo()], "skin")
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         data.apply_shift([dict(id="x", image=None)], "blur")
 
 

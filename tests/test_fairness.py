@@ -702,7 +702,7 @@ def test_a_data_card_of_lists_finds_shared_patients():
 def test_pad_ufes_20_by_skin_type():
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-    ds, _ = load_pad_ufes_20(REAL / "pad_ufes_20", pictures=False)
+    ds, _ = load_pad_ufes_20(REAL / "pad_ufes_20", with_images=False)
     y = np.array(["melanoma" in c or "carcinoma" in c for c in ds["caption"]])
     sites = sorted({s for s in ds["site"] if s})
 
@@ -771,7 +771,7 @@ def test_pad_ufes_20_by_skin_type():
     reason="no real data here: fitzpatrick17k is absent (set MMKIT_REAL)",
 )
 def test_fitzpatrick17k_by_skin():
-    ds, _ = load_fitzpatrick17k(REAL / "fitzpatrick17k", pictures=False)
+    ds, _ = load_fitzpatrick17k(REAL / "fitzpatrick17k", with_images=False)
     s = np.random.default_rng(0).random(len(ds))
     got = audit.compute_group_metrics(ds, s, n_resamples=20)
     assert (

@@ -22,7 +22,7 @@ from mmkit.data.lint import Findings, findings_page, lint_records
 from mmkit.data.lint_checks import cramers_v
 from mmkit.data.lint_fix import fix_findings, replace_columns, rewrite_caption
 from mmkit.data.melanoma_pairs import load_melanoma_pairs
-from mmkit.data.records import FEATURES, iter_raw_records, make_record, text_fingerprint
+from mmkit.data.records import FEATURES, dataset_fingerprint, iter_raw_records, make_record
 from mmkit.data.splits import split_records
 from mmkit.data.text_checks import (
     find_contradictions,
@@ -216,7 +216,7 @@ def test_each_fault_alone(kind, ds):
     said, known = list(some["caption"]), list(some["attributes"])
     said[7] = FAULTS[kind]
     known[7] = dict.fromkeys(ATTRIBUTE_LEVELS)
-    found = lint_records(replace_columns(some, caption=said, attributes=known), pictures=False)
+    found = lint_records(replace_columns(some, caption=said, attributes=known), images=False)
     assert kinds(found) == [kind] and found[0].rows == [7] and found[0].why[7], str(found)
 
 
@@ -231,10 +231,10 @@ def test_repeats_and_rewordings():
     assert (
         found.of("repeated captions").groups == [[0, 1, 2]]
         and found.of("reworded repeats").groups == [[6, 33]]
-        and found.of("repeated captions").cure == "first of each"
+        and found.of("repeated captions").fix == "first of each"
     )
     all_same = lint_records(made(*["Yes, dark."] * 9)).of("repeated captions")
-    assert all_same.cure == "look" and np.isclose(all_same.more["floor"], np.log(9)), (
+    assert all_same.fix == "look" and np.isclose(all_same.more["floor"], np.log(9)), (
         "a cure that leaves one record is none"
     )
 
@@ -248,7 +248,11 @@ def test_notes_are_read_too():
     f = lint_records(d).of("stray tokens")
     assert f.rows == [0]
     c = fix_findings(d, f)
-    assert c.changed == 1 and c.ds["notes"][0] == "model" and c.ds["caption"][:] == d["caption"][:]
+    assert (
+        c.changed == 1
+        and c.dataset["notes"][0] == "model"
+        and c.dataset["caption"][:] == d["caption"][:]
+    )
 
 
 def test_columns_that_give_the_label_away(ds):
@@ -260,23 +264,23 @@ def test_columns_that_give_the_label_away(ds):
             for i, item in enumerate(y)
         ],
     )
-    f = lint_records(tilted, pictures=False).of("shortcut: camera")
+    f = lint_records(tilted, images=False).of("shortcut: camera")
     assert f.more["v"] > 0.8 and "north 100%" in f.says
     rare = replace_columns(ds, site=["nail" if i < 3 else s for i, s in enumerate(ds["site"])])
-    f = lint_records(rare, pictures=False).of("small groups: site")
+    f = lint_records(rare, images=False).of("small groups: site")
     assert f.rows == [0, 1, 2] and "nail 3" in f.says
     c = fix_findings(rare, f)
     assert (
         c.added == 7
-        and Counter(c.ds["site"])["nail"] == f.more["least"] == 10
+        and Counter(c.dataset["site"])["nail"] == f.more["least"] == 10
         and len(rare) == len(ds)
     )
     one = replace_columns(ds, site=["nail" if i < 1 else s for i, s in enumerate(ds["site"])])
-    g = lint_records(one, pictures=False).of("small groups: site")
+    g = lint_records(one, images=False).of("small groups: site")
     g.more["least"] = 50
     assert fix_findings(one, g).added == 9, "ten times at the most"
     assert "one label" in kinds(
-        lint_records(replace_columns(ds, label=["benign"] * len(ds)), pictures=False)
+        lint_records(replace_columns(ds, label=["benign"] * len(ds)), images=False)
     )
 
 
@@ -361,7 +365,7 @@ def test_hostile_text_stays_text():
     )
     json.dumps(found.json())
     c = fix_findings({"<b>part</b>": d}, found.of("stray tokens"))
-    assert not [t for t in c.ds["<b>part</b>"]["caption"] if find_stray_tokens(t)]
+    assert not [t for t in c.dataset["<b>part</b>"]["caption"] if find_stray_tokens(t)]
 
 
 def test_broken_pictures(ds, tmp_path):
@@ -371,11 +375,11 @@ def test_broken_pictures(ds, tmp_path):
     rows[5]["image"] = dict(bytes=b"\xff\xd8 no picture", path=None)
     rows[8]["image"] = dict(bytes=None, path=str(tmp_path / "gone.png"))
     d = Dataset.from_list(rows, features=whole.features)
-    f = lint_records(d).of("no picture")
+    f = lint_records(d).of("no image")
     assert f.rows == [3, 5, 8] and "gone" in f.why[8]
     c = fix_findings(d, f)
-    assert len(c.ds) == 9 and not lint_records(c.ds)
-    assert "no picture" in findings_page(Findings([f], {"": d})).page
+    assert len(c.dataset) == 9 and not lint_records(c.dataset)
+    assert "no image" in findings_page(Findings([f], {"": d})).page
     none = replace_columns(
         Dataset.from_list([{k: v for k, v in r.items() if k != "image"} for r in rows])
     )
@@ -412,13 +416,13 @@ def test_copies_and_copies_with_two_labels():
         [big, copies(big, {}, dict(label=flip[big[1]["label"]]), dict(lesion=big[2]["lesion"]))]
     )
     found = lint_records(d)
-    assert found.of("copied pictures").groups == [
+    assert found.of("copied images").groups == [
         [0, 24],
         [1, 25],
     ], "two views of one lesion are no copies"
-    assert found.of("one picture, two labels").rows == [1, 25]
+    assert found.of("one image, two labels").rows == [1, 25]
     c = fix_findings(d, found)
-    assert c.left_out == 3 and c.ds["id"][:] == [
+    assert c.left_out == 3 and c.dataset["id"][:] == [
         i for k, i in enumerate(d["id"]) if k not in (1, 24, 25)
     ]
 
@@ -426,18 +430,18 @@ def test_copies_and_copies_with_two_labels():
 def test_leaks_between_parts(ds):
     parts = split_records(ds, (0.6, 0.2, 0.2))
     parts["test"] = concatenate_datasets([parts["test"], parts["train"].select([4])])
-    found = lint_records(parts, bar=False)
+    found = lint_records(parts, show_progress=False)
     (f,) = found
     who = parts["train"][4]["patient"]
     assert f.kind == "leaks to test" and f.part == "train" and 4 in f.rows
     c = fix_findings(parts, f)
     assert (
-        isinstance(c.ds, DatasetDict)
+        isinstance(c.dataset, DatasetDict)
         and c.left_out == sum(p == who for p in parts["train"]["patient"])
-        and not lint_records(c.ds)
-        and len(parts["train"]) > len(c.ds["train"])
+        and not lint_records(c.dataset)
+        and len(parts["train"]) > len(c.dataset["train"])
     )
-    assert kinds(lint_records(dict(a=parts["train"], b=parts["train"]), pictures=False)) == [
+    assert kinds(lint_records(dict(a=parts["train"], b=parts["train"]), images=False)) == [
         "leaks to b"
     ]
 
@@ -455,21 +459,22 @@ def test_a_cure_is_never_in_place_and_counts(ds):
         ),
     )
     d = replace_columns(ds, caption=said)
-    before = text_fingerprint(d)
-    found = lint_records(d, pictures=False)
+    before = dataset_fingerprint(d)
+    found = lint_records(d, images=False)
     assert kinds(found) == ["no caption", "contradictions", "stray tokens"]
     c = fix_findings(d, found)
     assert (
-        (c.changed, c.left_out, c.added, c.before, len(c.ds)) == (2, 1, 0, len(ds), len(ds) - 1)
-        and text_fingerprint(d) == before
-        and not lint_records(c.ds, pictures=False)
+        (c.changed, c.left_out, c.added, c.before, len(c.dataset))
+        == (2, 1, 0, len(ds), len(ds) - 1)
+        and dataset_fingerprint(d) == before
+        and not lint_records(c.dataset, images=False)
     )
-    assert "2 changed, 1 left out" in repr(c) and c.ds["caption"][8] == ds["caption"][9], (
+    assert "2 changed, 1 left out" in repr(c) and c.dataset["caption"][8] == ds["caption"][9], (
         "positions after the cure"
     )
-    assert c.ds.features == ds.features
+    assert c.dataset.features == ds.features
     for f in found:
-        assert len(fix_findings(d, f).ds) == len(ds) - (f.kind == "no caption")
+        assert len(fix_findings(d, f).dataset) == len(ds) - (f.kind == "no caption")
     assert (
         fix_findings(d, found, how="leave out").left_out == 3
         and fix_findings(
@@ -482,11 +487,11 @@ def test_a_cure_is_never_in_place_and_counts(ds):
 
 def test_cures_refuse_what_is_not_theirs(ds):
     d = replace_columns(ds, caption=[None] + list(ds["caption"])[1:])
-    (f,) = lint_records(d, pictures=False)
+    (f,) = lint_records(d, images=False)
     with pytest.raises(ValueError, match="another set"):
         fix_findings(ds, f)
     with pytest.raises(ValueError, match="another set"):
-        fix_findings(fix_findings(d, f).ds, f)
+        fix_findings(fix_findings(d, f).dataset, f)
     with pytest.raises(ValueError, match="the parts here are 'train'"):
         fix_findings(dict(train=d), f)
     with pytest.raises(ValueError, match="did you mean 'rewrite'"):
@@ -496,12 +501,12 @@ def test_cures_refuse_what_is_not_theirs(ds):
     with pytest.raises(ValueError, match="too little"):
         fix_findings(made(None), lint_records(made(None)), how="rewrite")
     with pytest.raises(KeyError, match="there is no caption"):
-        lint_records(d, pictures=False).of("vague")
+        lint_records(d, images=False).of("vague")
 
 
 def test_findings_go_into_a_file(ds, tmp_path):
     d = replace_columns(ds, caption=[None] + list(ds["caption"])[1:])
-    found = lint_records(d, pictures=False)
+    found = lint_records(d, images=False)
     found.save(tmp_path / "lint.json")
     back = json.loads((tmp_path / "lint.json").read_text(encoding="utf-8"))
     assert (
@@ -523,5 +528,5 @@ def test_a_real_set():
     )
     for f in found:
         c = fix_findings(d, f)
-        assert c.before == len(d) and len(c.ds) == len(d) - c.left_out
+        assert c.before == len(d) and len(c.dataset) == len(d) - c.left_out
     assert len(findings_page(found).page) > 1000

@@ -417,10 +417,10 @@ def test_decisions_are_kept_undone_and_applied(ds, tmp_path):
     } == {3: "keep", 5: "keep", 8: "remove", 9: "fix"}
     done = again.apply(ds)
     assert (
-        (done.changed, done.left_out, len(done.ds)) == (1, 1, len(ds) - 1)
-        and done.ds["caption"][8] == "A dark lesion."
+        (done.changed, done.left_out, len(done.dataset)) == (1, 1, len(ds) - 1)
+        and done.dataset["caption"][8] == "A dark lesion."
         and ds["caption"][9] != "A dark lesion."
-        and done.ds["id"][8] == ds["id"][9]
+        and done.dataset["id"][8] == ds["id"][9]
     )
     while again.undo():
         pass

@@ -37,10 +37,10 @@ from mmkit.data.questions import make_questions
 from mmkit.data.records import (
     FEATURES,
     LABELS,
+    dataset_fingerprint,
     evict_pair_sets,
     iter_raw_records,
     make_record,
-    text_fingerprint,
     write_records,
 )
 from mmkit.data.splits import (
@@ -402,7 +402,7 @@ def test_fingerprint_sees_every_field():
     )
 
     def mark(r):
-        return text_fingerprint(Dataset.from_list([r], features=FEATURES))
+        return dataset_fingerprint(Dataset.from_list([r], features=FEATURES))
 
     other = dict(
         image=flat("blue"),
@@ -429,14 +429,14 @@ def test_fingerprint_sees_every_field():
 def test_fingerprint_knows_order_and_not_place(ds, tmp_path):
     first = ds.select(range(10))
     assert (
-        text_fingerprint(first)
-        == text_fingerprint(Dataset.from_list(list(iter_raw_records(first)), features=FEATURES))
-        != text_fingerprint(first.select([*range(1, 10), 0]))
+        dataset_fingerprint(first)
+        == dataset_fingerprint(Dataset.from_list(list(iter_raw_records(first)), features=FEATURES))
+        != dataset_fingerprint(first.select([*range(1, 10), 0]))
     )
     assert (
-        text_fingerprint(DatasetDict(a=first, b=ds))
-        == text_fingerprint(dict(b=ds, a=first))
-        != text_fingerprint(dict(a=ds, b=first))
+        dataset_fingerprint(DatasetDict(a=first, b=ds))
+        == dataset_fingerprint(dict(b=ds, a=first))
+        != dataset_fingerprint(dict(a=ds, b=first))
     )
     at = []
     for where in ("here", "there"):
@@ -448,19 +448,19 @@ def test_fingerprint_knows_order_and_not_place(ds, tmp_path):
                 features=FEATURES,
             )
         )
-    assert text_fingerprint(at[0]) == text_fingerprint(at[1])
+    assert dataset_fingerprint(at[0]) == dataset_fingerprint(at[1])
     (tmp_path / "there" / "x.png").write_bytes(flat("blue")["bytes"])
-    assert text_fingerprint(at[0]) != text_fingerprint(at[1])
+    assert dataset_fingerprint(at[0]) != dataset_fingerprint(at[1])
     (tmp_path / "there" / "x.png").unlink()
     with pytest.raises(FileNotFoundError, match="x.png is gone"):
-        text_fingerprint(at[1])
+        dataset_fingerprint(at[1])
 
 
 def test_fingerprint_is_the_same_in_another_process(ds, cache):
     code = (
         "from mmkit.data import load_melanoma_pairs\n"
-        "from mmkit.data.records import text_fingerprint\n"
-        "print(text_fingerprint(load_melanoma_pairs(n=120, seed=2, size=48)))"
+        "from mmkit.data.records import dataset_fingerprint\n"
+        "print(dataset_fingerprint(load_melanoma_pairs(n=120, seed=2, size=48)))"
     )
     out = subprocess.run(
         [sys.executable, "-c", code],
@@ -468,7 +468,7 @@ def test_fingerprint_is_the_same_in_another_process(ds, cache):
         text=True,
         env=os.environ | dict(PYTHONHASHSEED="7"),
     )
-    assert out.stdout.strip() == text_fingerprint(ds), out.stderr[-500:]
+    assert out.stdout.strip() == dataset_fingerprint(ds), out.stderr[-500:]
 
 
 # ---- split
@@ -606,8 +606,8 @@ def test_every_kind_of_leak_is_found(ds):
     assert [(k, i, j) for k, i, j, _ in leaks.found if k != "same patient"] == [
         ("same name", 1, 0),
         ("same lesion", 3, 2),
-        ("identical picture", 5, 4),
-        ("near-identical picture", 4, 3),
+        ("identical image", 5, 4),
+        ("near-identical image", 4, 3),
     ]
     assert (
         [j for _, _, j, _ in leaks.of("same patient")] == [1]

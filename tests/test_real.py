@@ -15,7 +15,7 @@ from mmkit.data.clinical import load_ddi, load_fitzpatrick17k, load_pad_ufes_20
 from mmkit.data.folders import load_folder
 from mmkit.data.gallery import plot_records
 from mmkit.data.isic import load_ham10000, load_isic2017, load_siim_isic
-from mmkit.data.records import text_fingerprint
+from mmkit.data.records import dataset_fingerprint
 from mmkit.data.seven_point import load_derm7pt, load_ph2
 from mmkit.data.splits import find_leakage, remove_leakage, split_records
 from mmkit.data.tables import load_table
@@ -188,7 +188,7 @@ def test_copies_across_an_official_split_are_found_and_cured(tmp_path):
     (tmp_path / "ISIC-2017_Validation_Data" / "ISIC_12.jpg").write_bytes(at.read_bytes())
     s = split_records(load_isic2017(tmp_path)[0])
     leaks = find_leakage(s["train"], s["validation"])
-    assert [(k, w) for k, _, _, w in leaks.found] == [("identical picture", "ISIC_3 = ISIC_12")]
+    assert [(k, w) for k, _, _, w in leaks.found] == [("identical image", "ISIC_3 = ISIC_12")]
     cured = remove_leakage(s)
     assert (
         "ISIC_3" not in cured["train"]["id"][:]
@@ -255,7 +255,7 @@ def test_pad_ufes(tmp_path):
     assert (
         ds["lesion"][0] != ds["lesion"][2]
         and ds[1]["image"].mode == "RGB"
-        and report.reasons == {"picture missing": 1}
+        and report.reasons == {"image missing": 1}
     )
     want = PIL.Image.open(tmp_path / "imgs_part_2" / "PAT_1_8_2.png")
     white = PIL.Image.new("RGBA", want.size, "white")
@@ -593,23 +593,23 @@ def test_other_registers_and_a_quick_look(siim):
     )
     (siim / "train" / "ISIC_1.jpg").write_bytes((siim / "train" / "ISIC_1.jpg").read_bytes()[:-60])
     assert len(load_siim_isic(siim, decode=False)[0]) == 3 and len(load_siim_isic(siim)[0]) == 2
-    alone = load_siim_isic(siim, pictures=False)[0]
+    alone = load_siim_isic(siim, with_images=False)[0]
     assert (
         alone[0]["image"] is None
-        and text_fingerprint(alone) != text_fingerprint(alone.select([1, 0, 2]))
+        and dataset_fingerprint(alone) != dataset_fingerprint(alone.select([1, 0, 2]))
         and plot_records(alone, n=2)
     )
 
 
 def test_same_columns_in_another_order_are_the_same_records(siim):
-    mark = text_fingerprint(load_siim_isic(siim)[0])
+    mark = dataset_fingerprint(load_siim_isic(siim)[0])
     file = siim / "ISIC_2020_Training_GroundTruth_v2.csv"
     rows = [item.split(",") for item in file.read_text().split("\n")]
     order = np.random.default_rng(0).permutation(9)
     file.write_bytes(
         b"\xef\xbb\xbf" + "\r\n".join(";".join(r[k] for k in order) for r in rows).encode()
     )
-    assert text_fingerprint(load_siim_isic(siim)[0]) == mark
+    assert dataset_fingerprint(load_siim_isic(siim)[0]) == mark
 
 
 # ---- the real files
@@ -617,7 +617,7 @@ def test_same_columns_in_another_order_are_the_same_records(siim):
 def test_real_isic2017():
     ds, report = load_folder(REAL / "isic2017")
     assert (
-        len(ds) == 750 and report.reasons == {"picture missing": 1400} and report.rows == 2150
+        len(ds) == 750 and report.reasons == {"image missing": 1400} and report.rows == 2150
     )  # trap 1: more rows than files
     s = split_records(ds)
     assert [len(p) for p in s.values()] == [600, 150, 0] and Counter(s["train"]["label"][:])[
@@ -626,7 +626,7 @@ def test_real_isic2017():
     assert None in ds["age"][:] and ds[0]["image"].size == (256, 256)  # trap 4: 'unknown' ages
     leaks = find_leakage(s["train"], s["validation"])
     assert ("ISIC_0000171 = ISIC_0015124" in str(leaks)) and len(
-        leaks.of("near-identical picture")
+        leaks.of("near-identical image")
     ) < 5  # copies across the official split
     cured = remove_leakage(s)
     assert not find_leakage(cured["train"], cured["validation"]) and len(cured["validation"]) == 150
@@ -634,7 +634,7 @@ def test_real_isic2017():
 
 @real("siim_isic_2020")
 def test_real_siim():
-    ds, report = load_siim_isic(REAL / "siim_isic_2020", pictures=False)
+    ds, report = load_siim_isic(REAL / "siim_isic_2020", with_images=False)
     n = Counter(ds["label"][:])
     per = Counter(ds["patient"][:])
     assert (
@@ -657,13 +657,13 @@ def test_real_siim():
     assert [Counter(p["label"][:])["melanoma"] for p in s.values()] == pytest.approx(
         [467, 58, 58], abs=4
     )
-    with pytest.raises(ValueError, match="pictures=False.*33,126 set aside"):
+    with pytest.raises(ValueError, match="with_images=False.*33,126 set aside"):
         load_siim_isic(REAL / "siim_isic_2020")
 
 
 @real("ham10000")
 def test_real_ham():
-    ds, report = load_ham10000(REAL / "ham10000", pictures=False)
+    ds, report = load_ham10000(REAL / "ham10000", with_images=False)
     n = Counter(ds["lesion"][:])
     assert (
         len(ds) == 10015 and sum(v > 1 for v in n.values()) == 1956 and max(n.values()) == 6
@@ -676,12 +676,12 @@ def test_real_ham():
     s = split_records(ds)
     assert not set(s["train"]["lesion"][:]) & set(s["test"]["lesion"][:])
     ds, report = load_folder(REAL / "ham10000")
-    assert len(ds) == 60 and report.reasons == {"picture missing": 9955}
+    assert len(ds) == 60 and report.reasons == {"image missing": 9955}
 
 
 @real("pad_ufes_20")
 def test_real_pad():
-    ds, report = load_pad_ufes_20(REAL / "pad_ufes_20", pictures=False)
+    ds, report = load_pad_ufes_20(REAL / "pad_ufes_20", with_images=False)
     assert (
         len(ds) == 2298
         and sum(v is None for v in ds["skin_type"][:]) == 804
@@ -695,7 +695,7 @@ def test_real_pad():
 
 @real("fitzpatrick17k")
 def test_real_fitzpatrick():
-    ds, report = load_fitzpatrick17k(REAL / "fitzpatrick17k", pictures=False)
+    ds, report = load_fitzpatrick17k(REAL / "fitzpatrick17k", with_images=False)
     assert (
         report.counts["no address in the table"] == 41
         and len(report.aside) == 17

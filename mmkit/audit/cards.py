@@ -25,7 +25,7 @@ from mmkit.audit.card_sections import (
 )
 from .fairness import GroupMetrics
 from .groups import has_column
-from ..data.records import get_column, text_fingerprint
+from ..data.records import dataset_fingerprint, get_column
 from ..data.splits import find_leakage
 from ..models.parts import unwrap_model
 
@@ -270,7 +270,7 @@ def create_dataset_card(
         f"- {say('maintenance')}",
         f"- contact: {say('contact')}",
         *(
-            f"- fingerprint of {escape_markdown(k)}: `{text_fingerprint(d)}`"
+            f"- fingerprint of {escape_markdown(k)}: `{dataset_fingerprint(d)}`"
             for k, d in splits.items()
             if hasattr(d, "column_names")
         ),

@@ -17,7 +17,7 @@ from ..core.display import html_escape, make_thumbnail
 from ..core.runtime import atomic_write, get_assets_dir
 from ..core.sliders import is_interactive
 from ..data.lint_fix import FixResult, replace_columns
-from ..data.records import get_column, hash_digest, text_fingerprint
+from ..data.records import dataset_fingerprint, get_column, hash_digest
 from ..data.text_checks import find_stray_tokens
 
 # %% ../../nbs/library/audit/label_review.ipynb #9c08c018
@@ -30,7 +30,7 @@ def _fingerprint_pairs(records):
     if not hasattr(records, "column_names"):
         return hash_digest(get_column(records, "id"), get_column(records, "caption"))
     columns = [name for name in ("id", "image", "caption") if name in records.column_names]
-    return text_fingerprint(records.select_columns(columns))
+    return dataset_fingerprint(records.select_columns(columns))
 
 # %% ../../nbs/library/audit/label_review.ipynb #c63187fd
 class LabelReview:

@@ -58,7 +58,7 @@ def compose_caption_from_columns(
 
 # %% ../../nbs/library/data/assembly.ipynb #b8d2e6ac
 def load_mask_fields(folder, stem, size, report):
-    "Mask and lesion box of a picture where there is a usable mask."
+    "Mask and lesion box of an image where there is a usable mask."
     file = folder.mask(stem)
     if file is None:
         return {}
@@ -67,7 +67,7 @@ def load_mask_fields(folder, stem, size, report):
         if not m.any():
             raise RecordRejected("mask is empty", file.name)
         if abs(m.shape[1] / m.shape[0] - size[0] / size[1]) > 0.03 * size[0] / size[1]:
-            raise RecordRejected("mask has another shape than its picture", file.name)
+            raise RecordRejected("mask has another shape than its image", file.name)
     except RecordRejected as e:
         report.counts[f"{e.explain}, left out"] += 1
         return {}
@@ -94,18 +94,18 @@ IDENTIFIER_COLUMNS = (
 
 # %% ../../nbs/library/data/assembly.ipynb #977af6c7
 def finish_record(
-    d: dict,  # fields of a record, and besides: picture, diagnosis, caption, colours, asked
+    d: dict,  # fields of a record, and besides: image, diagnosis, caption, colours, asked
     report: LoadingReport,
     folder: ImageFolder | None,
     caption_style: str,
     decode: bool,
 ) -> dict:  # fields of a record
-    "Look at the picture, write what the columns say, check every text."
-    picture, diagnosis, says, colours, asked = (
-        d.pop(k, None) for k in ("picture", "diagnosis", "caption", "colours", "asked")
+    "Look at the image, write what the columns say, check every text."
+    image_name, diagnosis, says, colours, asked = (
+        d.pop(k, None) for k in ("image_name", "diagnosis", "caption", "colours", "asked")
     )
     if folder is not None:
-        file = folder.find(picture)
+        file = folder.find(image_name)
         d["image"], size = get_stored_image(file, decode)
         d |= {
             k: v
@@ -131,7 +131,7 @@ def finish_record(
         )
     d["caption"] = clean_text(says, "caption")
     if d["caption"] is None:
-        raise RecordRejected("empty caption", "nothing is said about this picture")
+        raise RecordRejected("empty caption", "nothing is said about this image")
     boxes = {b["name"]: b["box"] for b in d.get("boxes") or []}
     d["questions"] = d.get("questions") or make_questions(a, colours, label, boxes, rng) + (
         asked or []
@@ -144,7 +144,7 @@ def finish_record(
 def records_from_rows(
     report: LoadingReport,
     tables: list,  # of (name, rows of `read_table`, describe: row -> fields of a record)
-    folder: ImageFolder | None,  # where the pictures are; None: records without pictures
+    folder: ImageFolder | None,  # where the images are; None: records without images
     licence: str | None = None,
     caption_style: str = "dense",
     decode: bool = True,
@@ -162,15 +162,15 @@ def records_from_rows(
         id = next((str(row[c]) for c in IDENTIFIER_COLUMNS if parse_optional_text(row.get(c))), "")
         try:
             d = describe(row)
-            picture = d.get("picture")
-            if not picture:
-                raise RecordRejected("no picture named")
-            id = d["id"] = d.get("id") or Path(picture.replace("\\", "/")).stem
+            image_name = d.get("image_name")
+            if not image_name:
+                raise RecordRejected("no image named")
+            id = d["id"] = d.get("id") or Path(image_name.replace("\\", "/")).stem
             id.encode("utf-8")
             if id in seen:
                 raise RecordRejected("duplicate id", f"already in {seen[id]}")
             d = finish_record(d, report, folder, caption_style, decode)
-            where = json.dumps(dict(table=name, row=n, picture=picture), sort_keys=True)
+            where = json.dumps(dict(table=name, row=n, image=image_name), sort_keys=True)
             out.append(make_record(source=report.source, licence=licence, provenance=where, **d))
             seen[id] = f"{name} row {n}"
         except RecordRejected as e:
@@ -181,12 +181,12 @@ def records_from_rows(
     spare = [p.name for p in folder.paths.values() if p not in folder.used] if folder else []
     if spare:
         report.notes.append(
-            f"{len(spare):,} picture files are named by no row that was loaded, such as {spare[0]}"
+            f"{len(spare):,} image files are named by no row that was loaded, such as {spare[0]}"
         )
     if not out:
-        missing = folder and set(report.reasons) == {"picture missing"}
+        missing = folder and set(report.reasons) == {"image missing"}
         raise ValueError(
             "nothing could be"
-            f" loaded{' (pictures=False loads the table alone)' if missing else ''}. {report}"
+            f" loaded{' (with_images=False loads the table alone)' if missing else ''}. {report}"
         )
     return Dataset.from_list(out, features=FEATURES)

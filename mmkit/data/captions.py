@@ -194,7 +194,7 @@ def hard_negative_captions(
     n: int,
     seed,
 ) -> list:  # n captions
-    """Captions that the picture does not show: the record's own with one attribute at another
+    """Captions that the image does not show: the record's own with one attribute at another
     level, each time a different one.
     """
     a = {

@@ -24,12 +24,12 @@ PAD_UFES_20_DIAGNOSES = {
 
 # %% ../../nbs/library/data/clinical.ipynb #8c7e51aa
 def load_pad_ufes_20(
-    folder,  # metadata.csv and imgs_part_1 … 3, or one folder of pictures
-    pictures: bool = True,
+    folder,  # metadata.csv and imgs_part_1 … 3, or one folder of images
+    with_images: bool = True,
     caption_style: str = "dense",
     decode: bool = True,
-) -> tuple:  # Dataset, Report
-    "PAD-UFES-20: 2,298 pictures by smartphone, with Fitzpatrick types for two thirds."
+) -> tuple:  # Dataset, LoadingReport
+    "PAD-UFES-20: 2,298 images by smartphone, with Fitzpatrick types for two thirds."
     report = LoadingReport("pad_ufes_20")
     file, rows = read_publisher_table(
         folder, report, ["img_id", "patient_id", "diagnostic"], "metadata.csv"
@@ -48,7 +48,7 @@ def load_pad_ufes_20(
             "fitspatrick", row.get("fitzpatrick")
         )  # spelt the first way by the publisher
         return dict(
-            picture=row["img_id"],
+            image_name=row["img_id"],
             label=label,
             diagnosis=name,
             patient=patient,
@@ -63,7 +63,7 @@ def load_pad_ufes_20(
         records_from_rows(
             report,
             [(file.name, rows, describe)],
-            ImageFolder(folder) if pictures else None,
+            ImageFolder(folder) if with_images else None,
             "CC BY 4.0",
             caption_style,
             decode,
@@ -73,13 +73,13 @@ def load_pad_ufes_20(
 
 # %% ../../nbs/library/data/clinical.ipynb #11a9bb37
 def load_fitzpatrick17k(
-    folder,  # fitzpatrick17k.csv, and pictures named <md5hash>.jpg
-    pictures: bool = True,
+    folder,  # fitzpatrick17k.csv, and images named <md5hash>.jpg
+    with_images: bool = True,
     caption_style: str = "dense",
     decode: bool = True,
-) -> tuple:  # Dataset, Report
-    """Fitzpatrick17k: clinical pictures of 114 conditions with skin types; the table gives
-    addresses, the pictures are fetched by you.
+) -> tuple:  # Dataset, LoadingReport
+    """Fitzpatrick17k: clinical images of 114 conditions with skin types; the table gives
+    addresses, the images are fetched by you.
     """
     report = LoadingReport("fitzpatrick17k")
     file, rows = read_publisher_table(
@@ -94,7 +94,7 @@ def load_fitzpatrick17k(
         ],
         "fitzpatrick17k.csv",
     )
-    where = ImageFolder(folder) if pictures else None
+    where = ImageFolder(folder) if with_images else None
 
     def describe(row):
         if (parse_optional_text(row.get("qc")) or "").startswith("3"):
@@ -105,19 +105,19 @@ def load_fitzpatrick17k(
         label = "benign" if row["three_partition_label"] == "benign" else None
         if row["nine_partition_label"] == "malignant melanoma":
             label = "melanoma"
-        picture = row["md5hash"]
+        image_name = row["md5hash"]
         if (
             where is not None
-            and picture not in where.stems
+            and image_name not in where.stems
             and parse_optional_text(row.get("url_alphanum")) in where.names
         ):
-            picture = row["url_alphanum"]
+            image_name = row["url_alphanum"]
         skin = (
             None if skin == "-1" else parse_integer(skin, 1, 6, report, "skin type")
         )  # −1: not known
         return dict(
             id=row["md5hash"],
-            picture=picture,
+            image_name=image_name,
             label=label,
             diagnosis=parse_optional_text(row["label"]),
             skin_type=skin,
@@ -132,12 +132,12 @@ def load_fitzpatrick17k(
 
 # %% ../../nbs/library/data/clinical.ipynb #d2749072
 def load_ddi(
-    folder,  # ddi_metadata.csv and the pictures
-    pictures: bool = True,
+    folder,  # ddi_metadata.csv and the images
+    with_images: bool = True,
     caption_style: str = "dense",
     decode: bool = True,
-) -> tuple:  # Dataset, Report
-    """Diverse Dermatology Images: 656 pictures in three groups of skin types; a group is no type,
+) -> tuple:  # Dataset, LoadingReport
+    """Diverse Dermatology Images: 656 images in three groups of skin types; a group is no type,
     so only the attribute is filled.
     """
     report = LoadingReport("ddi")
@@ -157,14 +157,17 @@ def load_ddi(
             row["skin_tone"], {"12": "light", "34": "medium", "56": "dark"}, "skin_tone"
         )
         return dict(
-            picture=row["DDI_file"], label=label, diagnosis=dx or None, attributes=dict(skin=tone)
+            image_name=row["DDI_file"],
+            label=label,
+            diagnosis=dx or None,
+            attributes=dict(skin=tone),
         )
 
     return (
         records_from_rows(
             report,
             [(file.name, rows, describe)],
-            ImageFolder(folder) if pictures else None,
+            ImageFolder(folder) if with_images else None,
             "research use, see the publisher",
             caption_style,
             decode,

@@ -20,8 +20,8 @@ from .records import hash_digest, iter_image_bytes, iter_raw_records
 
 # %% ../../nbs/library/data/duplicates.ipynb #bc8dfd53
 # names of the bytes (N,), perceptual bits (N, 64), thumbnails (N, 1024)
-def compute_image_hashes(records: Dataset, desc="pictures") -> tuple:
-    """For each picture a digest of its bytes, its perceptual hash, and a small standardised
+def compute_image_hashes(records: Dataset, desc="images") -> tuple:
+    """For each image a digest of its bytes, its perceptual hash, and a small standardised
     thumbnail; None, zeros where there is none.
     """
     exact, bits, small = (
@@ -53,7 +53,7 @@ def compute_image_hashes(records: Dataset, desc="pictures") -> tuple:
     return np.array(exact, dtype=object), bits, small
 
 # %% ../../nbs/library/data/duplicates.ipynb #41bf151a
-def find_close_hashes(a, b, near, alike, block=2000):  # positions (i, j) of near-identical pictures
+def find_close_hashes(a, b, near, alike, block=2000):  # positions (i, j) of near-identical images
     "Compare in blocks: bits as ±1, so that a product of matrices counts the differing ones."
     (ea, ba, ta), (eb, bb, tb) = a, b
     sb, out = bb.astype(np.float32).T * 2 - 1, []  # (64, M)
@@ -75,7 +75,7 @@ def find_near_duplicates(
     alike: float = 0.95,
     hashes: tuple = None,  # the `compute_image_hashes` of records, where they are known already
 ) -> list:  # of (i, j), i < j
-    """Pairs of positions whose pictures are copies: at most `near` of 64 hash bits differ and the
+    """Pairs of positions whose images are copies: at most `near` of 64 hash bits differ and the
     thumbnails correlate.
     """
     h = hashes or compute_image_hashes(records)

@@ -77,7 +77,7 @@ def parse_integer(value, low, high, report: LoadingReport, what: str) -> int | N
     return None
 
 # %% ../../nbs/library/data/fields.ipynb #6ff259d9
-# Fitzpatrick types in LEVELS['skin']
+# Fitzpatrick types in ATTRIBUTE_LEVELS['skin']
 SKIN_TONES = {1: "light", 2: "light", 3: "medium", 4: "medium", 5: "dark", 6: "dark"}
 
 # %% ../../nbs/library/data/fields.ipynb #2f13ee08
@@ -102,7 +102,7 @@ AGE_BANDS = {
 }  # band -> where the next one begins
 
 # %% ../../nbs/library/data/fields.ipynb #13d22ddc
-def get_age_band(age) -> str | None:  # one of `AGES`; None where unknown
+def get_age_band(age) -> str | None:  # one of `AGE_BANDS`; None where unknown
     "A span of years."
     return (
         None

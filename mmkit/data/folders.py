@@ -35,8 +35,8 @@ def _header_has_column(file, column):
 def load_folder(
     folder,
     **kw,  # caption_style, decode
-) -> tuple:  # Dataset, Report
-    "Load a folder as the set it is: a published layout, or one table with pictures."
+) -> tuple:  # Dataset, LoadingReport
+    "Load a folder as the set it is: a published layout, or one table with images."
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")

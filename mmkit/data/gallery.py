@@ -19,9 +19,9 @@ def escape_mathtext(text):
 
 # %% ../../nbs/library/data/gallery.ipynb #b2e21e7f
 def plot_record(ax, record: dict, boxes: bool = True, width: int = 38):
-    "One picture with its boxes, mask outline, label and caption."
+    "One image with its boxes, mask outline, label and caption."
     if record["image"] is None:
-        ax.text(0.5, 0.5, "no picture", ha="center", va="center", transform=ax.transAxes)
+        ax.text(0.5, 0.5, "no image", ha="center", va="center", transform=ax.transAxes)
     else:
         image = record["image"]
         w, h = image.size
@@ -64,7 +64,7 @@ def plot_records(
     columns: int = 3,
     boxes: bool = True,
 ):
-    "A picture of pairs: caption, label, mask outline and boxes."
+    "An image of pairs: caption, label, mask outline and boxes."
     n = min(n, len(records))
     columns = max(1, min(columns, n))
     rows = -(-n // columns)

@@ -50,7 +50,7 @@ def caption_from_attributes(attributes: dict, label: str | None = None) -> str:
 
 # %% ../../nbs/library/data/instructions.ipynb #5de1c37b
 def json_from_attributes(attributes: dict, label: str | None = None) -> str:
-    "What is known of a record, as `SCHEMA` wants it."
+    "What is known of a record, as `JSON_SCHEMA` wants it."
     out = {
         k: v if "enum" in f else v == "present"
         for k, f in JSON_SCHEMA["properties"].items()
@@ -161,7 +161,7 @@ def instruction_mix(
 
 # %% ../../nbs/library/data/instructions.ipynb #d825ce91
 def parse_json_answer(text: str) -> tuple:  # (fields or None, follows the schema?)
-    "A JSON object as fields that may be marked, and whether `SCHEMA` allows all of it."
+    "A JSON object as fields that may be marked, and whether `JSON_SCHEMA` allows all of it."
 
     def once(pairs):
         if len({k for k, _ in pairs}) < len(pairs):

@@ -17,11 +17,11 @@ from .text_tables import read_table, require_columns
 # %% ../../nbs/library/data/isic.ipynb #727049e3
 def load_siim_isic(
     folder,  # ISIC_2020_Training_GroundTruth_v2.csv, or Kaggle's train.csv, and the JPEGs
-    pictures: bool = True,  # False: records of the table alone
+    with_images: bool = True,  # False: records of the table alone
     caption_style: str = "dense",
     decode: bool = True,
-) -> tuple:  # Dataset, Report
-    "SIIM-ISIC 2020: 33,126 pictures of 2,056 patients, 584 melanomas."
+) -> tuple:  # Dataset, LoadingReport
+    "SIIM-ISIC 2020: 33,126 images of 2,056 patients, 584 melanomas."
     report = LoadingReport("siim_isic")
     file, rows = read_publisher_table(
         folder,
@@ -35,7 +35,7 @@ def load_siim_isic(
     if copies:
         names, found = read_table(copies, LoadingReport(""))
         require_columns(names, ["image_name_1", "image_name_2"], copies.name)
-        for _, r in found:  # pictures of one lesion under two names
+        for _, r in found:  # images of one lesion under two names
             a, b = r["image_name_1"], r["image_name_2"]
             twin[a] = twin[b] = twin.get(a) or twin.get(b) or f"copies of {min(a, b)}"
         report.notes.append(
@@ -61,7 +61,7 @@ def load_siim_isic(
                 "columns contradict each other", f"target {row['target']}, benign_malignant {said}"
             )
         return dict(
-            picture=row["image_name"],
+            image_name=row["image_name"],
             label=label,
             patient=row["patient_id"],
             lesion=parse_optional_text(row.get("lesion_id")) or twin.get(row["image_name"]),
@@ -74,7 +74,7 @@ def load_siim_isic(
         records_from_rows(
             report,
             [(file.name, rows, describe)],
-            ImageFolder(folder) if pictures else None,
+            ImageFolder(folder) if with_images else None,
             "CC BY-NC 4.0",
             caption_style,
             decode,
@@ -85,9 +85,9 @@ def load_siim_isic(
 # %% ../../nbs/library/data/isic.ipynb #8c3d3053
 # ISIC-2017_Training_Part3_GroundTruth.csv (or _Classes.csv) …, ISIC-2017_Training_Data/ …
 def load_isic2017(
-    folder, pictures: bool = True, caption_style: str = "dense", decode: bool = True
-) -> tuple:  # Dataset, Report
-    """ISIC 2017 part 3: 2,000 training, 150 validation and 600 test pictures; the official split
+    folder, with_images: bool = True, caption_style: str = "dense", decode: bool = True
+) -> tuple:  # Dataset, LoadingReport
+    """ISIC 2017 part 3: 2,000 training, 150 validation and 600 test images; the official split
     is kept.
     """
     report, tables = LoadingReport("isic2017"), []
@@ -123,7 +123,7 @@ def load_isic2017(
                     "columns contradict each other", "melanoma and seborrheic_keratosis are both 1"
                 )
             return dict(
-                picture=row["image_id"],
+                image_name=row["image_id"],
                 label=None if mel is None else LABELS[mel],
                 sex=parse_sex(m.get("sex")),
                 age=parse_age(m, "age_approximate", report),
@@ -141,7 +141,12 @@ def load_isic2017(
         )
     return (
         records_from_rows(
-            report, tables, ImageFolder(folder) if pictures else None, "CC0", caption_style, decode
+            report,
+            tables,
+            ImageFolder(folder) if with_images else None,
+            "CC0",
+            caption_style,
+            decode,
         ),
         report,
     )
@@ -159,12 +164,12 @@ HAM10000_DIAGNOSES = {
 
 # %% ../../nbs/library/data/isic.ipynb #b8f600ea
 def load_ham10000(
-    folder,  # HAM10000_metadata.csv and the pictures
-    pictures: bool = True,
+    folder,  # HAM10000_metadata.csv and the images
+    with_images: bool = True,
     caption_style: str = "dense",
     decode: bool = True,
-) -> tuple:  # Dataset, Report
-    """HAM10000: 10,015 pictures of 7,470 lesions; no patient numbers, so a lesion's pictures are
+) -> tuple:  # Dataset, LoadingReport
+    """HAM10000: 10,015 images of 7,470 lesions; no patient numbers, so a lesion's images are
     what a split keeps together.
     """
     report = LoadingReport("ham10000")
@@ -179,7 +184,7 @@ def load_ham10000(
     def describe(row):
         label, name = map_code(row["dx"], HAM10000_DIAGNOSES, "diagnosis") or (None, None)
         return dict(
-            picture=row["image_id"],
+            image_name=row["image_id"],
             label=label,
             diagnosis=name,
             lesion=row["lesion_id"],
@@ -192,7 +197,7 @@ def load_ham10000(
         records_from_rows(
             report,
             [(file.name, rows, describe)],
-            ImageFolder(folder) if pictures else None,
+            ImageFolder(folder) if with_images else None,
             "CC BY-NC 4.0",
             caption_style,
             decode,

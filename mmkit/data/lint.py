@@ -18,7 +18,7 @@ from ..core.display import Page, html_escape, make_progress_bar, make_table
 from mmkit.data.lint_checks import (
     FIX_KINDS,
     Finding,
-    dataset_digest,
+    caption_fingerprint,
     hash_readable_images,
     lint_balance,
     lint_captions,
@@ -30,14 +30,14 @@ from .splits import find_leakage
 # %% ../../nbs/library/data/lint.ipynb #b028f726
 FINDING_ORDER = (
     "leaks",
-    "one picture, two labels",
-    "no picture",
+    "one image, two labels",
+    "no image",
     "no caption",
     "contradictions",
     "stray tokens",
     "shortcut",
     "one label",
-    "copied pictures",
+    "copied images",
     "repeated captions",
     "vague captions",
     "language",
@@ -74,10 +74,10 @@ class Findings(list):
     def table(self):
         return make_table(
             [
-                dict(part=f.part or "–", finding=f.kind, says=f.says, cure=FIX_KINDS[f.cure])
+                dict(part=f.part or "–", finding=f.kind, says=f.says, fix=FIX_KINDS[f.fix])
                 for f in self
             ],
-            ["part", "finding", "says", "cure"],
+            ["part", "finding", "says", "fix"],
         )
 
     def json(self) -> dict:
@@ -112,7 +112,7 @@ class Findings(list):
 # %% ../../nbs/library/data/lint.ipynb #1e6c7896
 def lint_leakage(
     parts: dict,  # name -> data set
-    hashes: dict,  # name -> `picture_hashes`, where they are known
+    hashes: dict,  # name -> `compute_image_hashes`, where they are known
 ) -> list:  # of Finding, each about the earlier part
     "What a part shows that a later one shows again."
     out, names = [], [k for k in parts if len(parts[k])]
@@ -158,7 +158,7 @@ def _find_unchecked(parts, hashes):
     unseen = every and all(e is None for h in hashes.values() for e in h[0])
     return (
         [v for c, v in said.items() if lacks(c)]
-        + (["pictures (none was opened)"] if unseen else [])
+        + (["images (none was opened)"] if unseen else [])
         + [
             f"groups{' in ' + k if k else ''} (below 200 records every group is small)"
             for k, d in parts.items()
@@ -169,8 +169,8 @@ def _find_unchecked(parts, hashes):
 # %% ../../nbs/library/data/lint.ipynb #b00c5ead
 def lint_records(
     records,  # a data set, a list of records, or parts as `split_records` gives
-    pictures: bool = True,  # open the pictures? Copies and leaks by picture are not seen otherwise
-    bar: bool = True,
+    images: bool = True,  # open the images? Copies and leaks by image are not seen otherwise
+    show_progress: bool = True,
     **kw,  # arguments of `lint_captions`
 ) -> Findings:
     "Everything that is wrong with these pairs, as far as it can be seen without a model."
@@ -185,15 +185,15 @@ def lint_records(
         for k, d in parts.items()
         if len(d)
         for what in (
-            ("captions", "pictures", "balance")
-            if pictures and "image" in d.column_names
+            ("captions", "images", "balance")
+            if images and "image" in d.column_names
             else ("captions", "balance")
         )
     ]
     for k, what in make_progress_bar(
-        steps, desc="lint", disable=not bar or sum(map(len, parts.values())) < 2000
+        steps, desc="lint", disable=not show_progress or sum(map(len, parts.values())) < 2000
     ):
-        if what == "pictures":
+        if what == "images":
             hashes[k], bad = hash_readable_images(parts[k])
             got = lint_images(parts[k], hashes[k], bad)
         else:
@@ -202,13 +202,13 @@ def lint_records(
             f.part = k
         found += got
     found += lint_leakage(parts, hashes)
-    names = {k: dataset_digest(d) for k, d in parts.items()}
+    names = {k: caption_fingerprint(d) for k, d in parts.items()}
     for f in found:
         f.about = names[f.part]
     return Findings(found, parts, _find_unchecked(parts, hashes))
 
 # %% ../../nbs/library/data/lint.ipynb #a749da99
-def with_key_columns(d):  # `leakage` asks for these columns
+def with_key_columns(d):  # `find_leakage` asks for these columns
     for c in ("id", "patient", "lesion", "source"):
         if c not in d.column_names:
             d = d.add_column(c, [None] * len(d))
@@ -239,8 +239,8 @@ def _make_thumbnail(records, i, size=72):
         image = records[int(i)]["image"].convert("RGB")
     except Exception:
         return (
-            f'<div style="width:{size}px;height:{size}px;background:#eee;font-size:11px">no'
-            " picture</div>"
+            f'<div style="width:{size}px;height:{size}px;background:#eee;font-size:11px">'
+            "no image</div>"
         )
     image.thumbnail((2 * size, 2 * size))
     out = io.BytesIO()
@@ -278,8 +278,8 @@ def findings_page(
         head = f"{f.part + ': ' if f.part else ''}{f.kind}"
         blocks.append(
             f'<h4 style="margin:1em 0 .2em">{html_escape(head)}</h4><p style="margin:.1em'
-            f' 0;max-width:60em">{html_escape(f.says)} <i>Cure:'
-            f" {html_escape(FIX_KINDS[f.cure])}.</i></p><table><tr>{cells}</tr></table>"
+            f' 0;max-width:60em">{html_escape(f.says)} <i>Fix:'
+            f" {html_escape(FIX_KINDS[f.fix])}.</i></p><table><tr>{cells}</tr></table>"
         )
         lines += [str(f)] + [
             f"  {get_value(records, i, 'id')}: {(captions[i] or '–')[:100]} ({f.why.get(i, '')})"

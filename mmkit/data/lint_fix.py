@@ -15,7 +15,7 @@ from datasets import DatasetDict
 
 from .captions import NUMBERS, compose_caption
 from .lint import to_dataset, with_key_columns
-from .lint_checks import FIX_KINDS, Finding, dataset_digest
+from .lint_checks import FIX_KINDS, Finding, caption_fingerprint
 from .records import get_column
 from .splits import find_leakage
 from .text_checks import strip_stray_tokens
@@ -35,7 +35,7 @@ def replace_columns(records, **columns):  # name -> values
 class FixResult:
     "The new set, and what was done."
 
-    ds: object
+    dataset: object
     changed: int
     left_out: int
     added: int
@@ -82,19 +82,19 @@ def _balance_labels(records, groups, seed):  # positions to leave out
 
 # %% ../../nbs/library/data/lint_fix.ipynb #0dc95a1c
 def fix_findings(
-    records,  # the set, or the parts, that `lint` saw
+    records,  # the set, or the parts, that `lint_records` checked
     findings,  # a Finding, or several
-    how: str = None,  # another cure for all of them: a key of `CURES`; None: each finding's own
+    how: str = None,  # another fix for all of them: a key of `FIX_KINDS`; None: each finding's own
     seed: int = 0,
 ) -> FixResult:
-    """A new set in which the findings' cures were applied; where one of them says 'look', nothing
+    """A new set in which the findings' fixes were applied; where one of them says 'look', nothing
     is done about it.
     """
     findings = [findings] if isinstance(findings, Finding) else list(findings)
     parts = dict(records) if isinstance(records, dict) else {"": records}
     if how not in (None, *FIX_KINDS):
         raise ValueError(
-            f"no cure {how!r}"
+            f"no fix {how!r}"
             + (
                 f"; did you mean {near[0]!r}?"
                 if (near := difflib.get_close_matches(str(how), FIX_KINDS, 1))
@@ -108,7 +108,7 @@ def fix_findings(
                 f"finding {f.kind!r} is about part {f.part!r}; the parts here are"
                 f" {', '.join(map(repr, parts))}"
             )
-        if f.about != dataset_digest(to_dataset(parts[f.part])):
+        if f.about != caption_fingerprint(to_dataset(parts[f.part])):
             raise ValueError(
                 f"finding {f.kind!r} is about another set: its positions would hit the wrong"
                 " records. Lint this set again, or apply several findings in one call"
@@ -117,7 +117,7 @@ def fix_findings(
         mine = [f for f in findings if f.part == name]
         if mine:
             parts[name] = _fix_part(to_dataset(part), mine, parts, how, seed, done)
-    done.ds = (
+    done.dataset = (
         (DatasetDict if isinstance(records, DatasetDict) else dict)(parts)
         if isinstance(records, dict)
         else parts[""]
@@ -134,9 +134,9 @@ def _fix_part(records, findings, parts, how, seed, done):
     )
     attributes, gone, twice, new, note = get_column(records, "attributes"), set(), [], {}, {}
     for f in sorted(
-        findings, key=lambda f: (how or f.cure) == "rewrite"
+        findings, key=lambda f: (how or f.fix) == "rewrite"
     ):  # who is written anew needs no stripping, so that comes last
-        what = how or f.cure
+        what = how or f.fix
         if what == "rewrite":
             new |= {
                 i: rewrite_caption(
@@ -152,8 +152,8 @@ def _fix_part(records, findings, parts, how, seed, done):
         elif what == "first of each":
             if not f.groups:
                 raise ValueError(
-                    f"finding {f.kind!r} has no groups of which one could stay; its cure is"
-                    f" {f.cure!r}"
+                    f"finding {f.kind!r} has no groups of which one could stay; its fix is"
+                    f" {f.fix!r}"
                 )
             gone |= {i for g in f.groups for i in g[1:]}
         elif what == "even out":

@@ -89,7 +89,7 @@ def load_melanoma_pairs(
     size: int = 96,  # pixels a side
     caption_style: str = "dense",  # 'dense', 'vague' or 'yesno' captions
     masks: bool = True,  # with the lesion's mask
-    cache_dir=None,  # where to keep them; None: `cache_folder()`
+    cache_dir=None,  # where to keep them; None: `get_cache_dir()`
     **world_params,  # of the world: prevalence, difficulty, label_noise, site_label …
 ) -> Dataset:
     "Procedural pairs, drawn once, kept on disk, and the same for the same arguments."

@@ -42,7 +42,7 @@ def read_publisher_table(folder, report, expected, *names):
 
 # %% ../../nbs/library/data/publishers.ipynb #fcce1db6
 def map_code(value, accept: dict, what="label"):
-    "A coded value, or `Refused`."
+    "A coded value, or `RecordRejected`."
     v = parse_optional_text(value)
     if v is None:
         return None

@@ -137,9 +137,9 @@ def make_questions(
     rng=None,
     subject: str = "lesion",
     ground: str = "skin",
-    unanswerable: int = 2,  # how many that the picture cannot answer
+    unanswerable: int = 2,  # how many that the image cannot answer
 ) -> list:  # of dict(question, answer, kind, box)
-    """Questions with answers about one picture: attributes, counts, places with their boxes, and
+    """Questions with answers about one image: attributes, counts, places with their boxes, and
     some without an answer.
     """
     pick = (lambda xs: xs[0]) if rng is None else (lambda xs: xs[int(rng.integers(len(xs)))])

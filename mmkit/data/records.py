@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'LABELS', 'make_record', 'get_cache_dir', 'encode_png', 'hash_digest', 'write_records', 'evict_pair_sets',
-           'iter_image_bytes', 'iter_raw_records', 'text_fingerprint', 'get_column', 'parse_provenance', 'as_yes_no',
+           'iter_image_bytes', 'iter_raw_records', 'dataset_fingerprint', 'get_column', 'parse_provenance', 'as_yes_no',
            'get_patient_indices']
 
 # %% ../../nbs/library/data/records.ipynb #3f1b3578
@@ -38,12 +38,14 @@ FEATURES = Features(
         label=_TEXT,  # 'benign', 'melanoma' or None
         patient=_TEXT,
         lesion=_TEXT,
-        attributes={name: _TEXT for name in ATTRIBUTE_LEVELS},  # a level of LEVELS[name], or None
+        attributes={
+            name: _TEXT for name in ATTRIBUTE_LEVELS
+        },  # a level of ATTRIBUTE_LEVELS[name], or None
         questions=[dict(question=_TEXT, answer=_TEXT, kind=_TEXT, box=[Value("float32")])],
         mask=datasets.Image(mode="L"),  # 0 and 255
         boxes=[
             dict(name=_TEXT, box=[Value("float32")])
-        ],  # x0, y0, x1, y1 as fractions of the picture
+        ],  # x0, y0, x1, y1 as fractions of the image
         skin_type=Value("int32"),  # Fitzpatrick 1–6
         camera=_TEXT,
         site=_TEXT,
@@ -105,7 +107,7 @@ def get_cache_dir() -> Path:
 
 # %% ../../nbs/library/data/records.ipynb #e91f6a05
 def encode_png(pixels) -> bytes:  # (H, W, 3) or (H, W) uint8, or (H, W) bool
-    "A picture as PNG bytes, nothing lost."
+    "An image as PNG bytes, nothing lost."
     a, out = np.asarray(pixels), io.BytesIO()
     PIL.Image.fromarray(a.astype(np.uint8) * 255 if a.dtype == bool else a).save(
         out, "PNG", compress_level=1
@@ -149,7 +151,7 @@ def write_records(
 
 # %% ../../nbs/library/data/records.ipynb #4b9a6705
 def evict_pair_sets(folder: Path, cache_size_limit: float = 4e9):
-    "Remove the oldest kept pair sets when together they outgrow `keep_bytes`."
+    "Remove the oldest kept pair sets when together they outgrow `cache_size_limit`."
     kept = sorted(Path(folder).glob("pairs-*"), key=lambda p: p.stat().st_mtime, reverse=True)
     total = 0
     for k, p in enumerate(kept):
@@ -174,12 +176,12 @@ def iter_image_bytes(image, where):
 
 # %% ../../nbs/library/data/records.ipynb #42d690e6
 def iter_raw_records(records: Dataset):
-    "The records one by one with pictures still encoded."
+    "The records one by one with images still encoded."
     for batch in records.with_format("arrow").iter(100):
         yield from batch.to_pylist()
 
 # %% ../../nbs/library/data/records.ipynb #42f8856f
-def text_fingerprint(
+def dataset_fingerprint(
     records,  # a data set, or several by name
 ) -> str:  # 32 hexadecimal digits
     """A name for exactly this data in this order; any change of a field or a pixel changes it,
@@ -187,13 +189,17 @@ def text_fingerprint(
     """
     if isinstance(records, dict):
         return hash_digest(
-            *[part for name in sorted(records) for part in (name, text_fingerprint(records[name]))]
+            *[
+                part
+                for name in sorted(records)
+                for part in (name, dataset_fingerprint(records[name]))
+            ]
         )
-    pictures = [name for name, f in records.features.items() if isinstance(f, datasets.Image)]
+    images = [name for name, f in records.features.items() if isinstance(f, datasets.Image)]
     rows = (
         hash_digest(
-            {k: v for k, v in r.items() if k not in pictures},
-            *[iter_image_bytes(r[p], r.get("id")) for p in pictures],
+            {k: v for k, v in r.items() if k not in images},
+            *[iter_image_bytes(r[p], r.get("id")) for p in images],
         )
         for r in iter_raw_records(records)
     )

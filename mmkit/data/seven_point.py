@@ -29,13 +29,13 @@ def _make_spots_question(level):
 def load_derm7pt(
     folder,  # release_v0: meta/meta.csv, meta/train_indexes.csv …, images/
     view: str = "derm",  # 'derm' or 'clinic'
-    pictures: bool = True,
+    with_images: bool = True,
     caption_style: str = "dense",
     decode: bool = True,
-) -> tuple:  # Dataset, Report
+) -> tuple:  # Dataset, LoadingReport
     "The seven-point checklist set: 1,011 cases with structures; the official split is kept."
     if view not in ("derm", "clinic"):
-        raise ValueError(f"view {view!r}: the set has 'derm' and 'clinic' pictures")
+        raise ValueError(f"view {view!r}: the set has 'derm' and 'clinic' images")
     report = LoadingReport("derm7pt")
     file, rows = read_publisher_table(
         folder,
@@ -94,7 +94,7 @@ def load_derm7pt(
         asked = _make_spots_question(spots)
         return dict(
             id=f"{row['case_num']}-{view}",
-            picture=parse_optional_text(row[view]),
+            image_name=parse_optional_text(row[view]),
             label=label,
             diagnosis=dx or None,
             lesion=row["case_num"],
@@ -106,7 +106,7 @@ def load_derm7pt(
         )
 
     images = Path(folder) / "images"
-    where = ImageFolder(images if images.is_dir() else folder) if pictures else None
+    where = ImageFolder(images if images.is_dir() else folder) if with_images else None
     return (
         records_from_rows(
             report,
@@ -192,11 +192,11 @@ def _read_ph2_sheet(file, report):
 # %% ../../nbs/library/data/seven_point.ipynb #193b42b8
 def load_ph2(
     folder,  # PH2_dataset.txt or .xlsx, and 'PH2 Dataset images'
-    pictures: bool = True,
+    with_images: bool = True,
     caption_style: str = "dense",
     decode: bool = True,
-) -> tuple:  # Dataset, Report
-    "PH2: 200 dermoscopic pictures with masks, asymmetry, colours and structures."
+) -> tuple:  # Dataset, LoadingReport
+    "PH2: 200 dermoscopic images with masks, asymmetry, colours and structures."
     report, file = LoadingReport("ph2"), find_table(folder, "PH2_dataset.txt", "PH2_dataset.xlsx")
     if file is None:
         read_publisher_table(folder, report, [], "PH2_dataset.txt", "PH2_dataset.xlsx")
@@ -244,7 +244,7 @@ def load_ph2(
         asked = _make_spots_question(spots)
         label = map_code(row["Clinical Diagnosis"], {"0": "benign", "1": "benign", "2": "melanoma"})
         return dict(
-            picture=row["Name"],
+            image_name=row["Name"],
             label=label,
             attributes=a,
             colours=hues,
@@ -256,7 +256,7 @@ def load_ph2(
         records_from_rows(
             report,
             [(file.name, rows, describe)],
-            ImageFolder(folder) if pictures else None,
+            ImageFolder(folder) if with_images else None,
             "research and education, see the publisher",
             caption_style,
             decode,

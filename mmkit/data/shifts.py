@@ -25,7 +25,7 @@ from ..lesions.render import World, render_lesion
 
 # %% ../../nbs/library/data/shifts.ipynb #9a6bcc7c
 SHIFTS = dict(  # -> what it does at strength 1
-    camera="another maker: warmer, dimmer, dark at the rim; the same for every picture",
+    camera="another maker: warmer, dimmer, dark at the rim; the same for every image",
     light="a lamp from one side, and up to one stop too much or too little",
     blur="out of focus: a Gaussian of 3.5% of the side",
     jpeg="compression of quality 5",
@@ -38,7 +38,7 @@ SHIFTS = dict(  # -> what it does at strength 1
 
 # %% ../../nbs/library/data/shifts.ipynb #53a6db1e
 def pixel_coordinates(height: int, width: int) -> tuple:  # x, y: (h, w) in -1…1
-    "Pixel centres of a picture of any shape."
+    "Pixel centres of an image of any shape."
     y, x = np.mgrid[:height, :width].astype(np.float32)
     return (2 * x + 1) / width - 1, (2 * y + 1) / height - 1
 
@@ -118,7 +118,7 @@ IMAGE_CORRUPTIONS = dict(
     blur=blur_image,
     jpeg=compress_jpeg,
     hairs=overlay_hairs,
-)  # what acts on any picture
+)  # what acts on any image
 
 # %% ../../nbs/library/data/shifts.ipynb #1097c6bd
 def reword_prompt(prompt: str, strength: float) -> str:
@@ -149,13 +149,13 @@ def rerender_with(
     if "index" not in p:
         raise ValueError(
             f"record {record.get('id')!r} comes from {record.get('source')!r}: only the world can"
-            " draw skin, site or another shot of a lesion. Real pictures take"
+            " draw skin, site or another shot of a lesion. Real images take"
             f" {', '.join(IMAGE_CORRUPTIONS)}, prevalence and prompt"
         )
     if done := [k for k, *_ in p.get("shifts", []) if k in IMAGE_CORRUPTIONS]:
         raise ValueError(
             f"record {record.get('id')!r} has been through {done[-1]!r}, which drawing it again"
-            " would undo; shift skin and site first, then the picture"
+            " would undo; shift skin and site first, then the image"
         )
     was = apply_lesion_shifts(
         World(seed=p["seed"], num_lesions=p["index"] + 1, **p["params"]).lesion(p["index"]),
@@ -241,7 +241,7 @@ def validate_shift(kind, strength):
 # %% ../../nbs/library/data/shifts.ipynb #2dafe8d7
 def apply_shift(
     records,  # a data set, or a list of records with images
-    kind: str,  # one of `KINDS`
+    kind: str,  # one of `SHIFTS`
     strength: float = 1.0,  # 0 (unchanged, bit for bit) to 1
     seed: int = 0,  # of where the lamp and the hairs are, and of who stays away
 ) -> list:  # records; those of 'prevalence' are fewer
@@ -277,7 +277,7 @@ def _shift_record(record, index, kind, strength, seed):
         record = rerender_with(record, lambda item: shift_lesion(item, kind, strength, rng))
     else:
         if record.get("image") is None:
-            raise ValueError(f"record {record.get('id')!r} has no picture to shift")
+            raise ValueError(f"record {record.get('id')!r} has no image to shift")
         record = dict(
             record,
             image=_to_pil_image(
@@ -322,7 +322,7 @@ def rephotograph(
 def augment_with_shifts(
     records,
     kinds=tuple(IMAGE_CORRUPTIONS),  # which shifts
-    fraction: float = 0.5,  # of the pictures are shifted …
+    fraction: float = 0.5,  # of the images are shifted …
     strengths=(0.2, 1.0),  # … this much
     seed: int = 0,
 ) -> list:

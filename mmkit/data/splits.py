@@ -40,9 +40,9 @@ def _grouping_keys(records, column):
 # %% ../../nbs/library/data/splits.ipynb #79849d0e
 def find_linked_groups(
     records: Dataset,
-    linked=(),  # pairs of positions that belong together, e.g. from `near_identical`
+    linked=(),  # pairs of positions that belong together, e.g. from `find_near_duplicates`
 ) -> np.ndarray:  # (N,) int: records with one number must stay together
-    "Connected by patient, lesion, picture name or a link."
+    "Connected by patient, lesion, image name or a link."
     n, edges = len(records), [tuple(map(int, e)) for e in linked]
     for column in ("patient", "lesion", "id"):
         first = {}
@@ -148,8 +148,8 @@ class LeakageReport:
         "same name",
         "same patient",
         "same lesion",
-        "identical picture",
-        "near-identical picture",
+        "identical image",
+        "near-identical image",
     )
 
     def __len__(self):
@@ -194,9 +194,9 @@ class LeakageReport:
 def find_leakage(
     a: Dataset,
     b: Dataset,
-    near: int = 8,  # of 64 hash bits may differ between copies; −1: do not open pictures
+    near: int = 8,  # of 64 hash bits may differ between copies; −1: do not open images
     alike: float = 0.95,  # least correlation of two thumbnails to be called copies
-    hashes: tuple = None,  # the `picture_hashes` of a and of b, where they are known already
+    hashes: tuple = None,  # the `compute_image_hashes` of a and of b, where they are known already
 ) -> LeakageReport:  # one line for each record of b and kind, with one partner in a
     "Everything of `b` that `a` already shows."
     out = LeakageReport()
@@ -216,7 +216,7 @@ def find_leakage(
     ids, same = a["id"][:], {e: i for i, e in enumerate(ha[0]) if e is not None}
     twin = {j: same[e] for j, e in enumerate(hb[0]) if e in same}
     close = {j: i for i, j in find_close_hashes(ha, hb, near, alike) if j not in twin}
-    for kind, found in (("identical picture", twin), ("near-identical picture", close)):
+    for kind, found in (("identical image", twin), ("near-identical image", close)):
         out.found += [(kind, i, j, f"{ids[i]} = {b[j]['id']}") for j, i in sorted(found.items())]
     return out
 

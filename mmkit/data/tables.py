@@ -120,15 +120,15 @@ def _parse_questions(value):
 # %% ../../nbs/library/data/tables.ipynb #74dbbadd
 def load_table(
     file,  # .csv, .tsv, .txt or .jsonl
-    images=None,  # the folder of the pictures; None: the table's
+    images=None,  # the folder of the images; None: the table's
     columns: dict = None,  # field -> your column's name, where it is unusual
     labels: dict = None,  # your label -> 'benign', 'melanoma' or None
     source: str = None,  # a name for the set; None: the table's
     licence: str = None,
     caption_style: str = "dense",
     decode: bool = True,
-) -> tuple:  # Dataset, Report
-    "Pairs from a table and a folder of pictures."
+) -> tuple:  # Dataset, LoadingReport
+    "Pairs from a table and a folder of images."
     file = Path(file)
     report = LoadingReport(source or file.stem)
     names, rows = read_table(file, report)
@@ -165,7 +165,7 @@ def load_table(
             raise RecordRejected("split outside the set", repr(part))
         says = get("caption")
         return dict(
-            picture=parse_optional_text(get("image")),
+            image_name=parse_optional_text(get("image")),
             caption=(says or "") if use["caption"] else None,
             label=label,
             id=parse_optional_text(get("id")),

@@ -32,7 +32,7 @@ def texts(n):
             attributes=[lesions[a].attributes() for a in at],
         )
     )
-    return lambda: data.lint_records(d, bar=False)
+    return lambda: data.lint_records(d, show_progress=False)
 
 
 def hashes(n):
