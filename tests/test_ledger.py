@@ -248,10 +248,7 @@ def test_a_misplaced_picture_is_still_the_same_tokens(run):
         got, told = place.moved(ids, labels, where, Tok())
         assert sorted(got) == sorted(ids) and [t for t in told if t != -100] == [40, 41, 5], where
         assert all(t in (-100, i) for i, t in zip(got, told)), where
-    at = {
-        where: place.moved(ids, labels, where, Tok())[0]
-        for where in place.PLACES + place.BROKEN
-    }
+    at = {where: place.moved(ids, labels, where, Tok())[0] for where in place.PLACES + place.BROKEN}
     assert at["before the prompt"] == ids and at["off by one"] == [
         2,
         20,
