@@ -82,7 +82,7 @@ def read(
     return {
         k: (
             np.array([r["label"] == "melanoma" for r in ds]),
-            audit.extract_features(model, processor, ds, cache=kept).s,
+            audit.extract_features(model, processor, ds, cache=kept).scores,
         )
         for k, ds in exam.items()
     }

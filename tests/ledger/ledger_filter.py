@@ -37,7 +37,7 @@ def one(seed, small, kind, share):
         if share
         else PlantedNoise(list(ds["caption"]), np.zeros(len(ds), bool), kind, 0.0)
     )
-    wrong, fold = planted.wrong, assign_folds(ds, seed=seed)
+    wrong, fold = planted.is_wrong, assign_folds(ds, seed=seed)
     x, y = extract_pair_features(model, processor, ds, planted.captions)
     X, Y = extract_pair_features(model, processor, test)
     scores, _ = run_detectors(x, y, planted.captions, fold, seed)
