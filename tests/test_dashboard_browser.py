@@ -362,7 +362,7 @@ def test_presets_and_the_tour(page):
     assert k["ce"] == k["contrastive"] == 0
     page.wait_for_function(
         "text => document.querySelector('.mm-sentence').textContent == text",
-        arg=tuner.PRESETS["MSE only"].says,
+        arg=tuner.PRESETS["MSE only"].description,
     )
     f.start()
     f.root.locator(".mm-found").wait_for()

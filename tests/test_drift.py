@@ -406,7 +406,7 @@ def test_measure_on_real_like_records(family):
         kinds=("blur", "prevalence", "prompt"),
         strengths=(1.0,),
         answer_words=WORDS,
-        batch=4,
+        batch_size=4,
     )
     assert (
         len(got.labels) == 6
@@ -743,7 +743,7 @@ def test_cures(ds, tiny):
     assert 3 <= n <= 15
     model, processor = tiny
     was = {n: p.clone() for n, p in model.named_parameters()}
-    twin = finetune_copy(model, processor, ds, train=("projector",), max_steps=2, batch=4)
+    twin = finetune_copy(model, processor, ds, train=("projector",), max_steps=2, batch_size=4)
     assert all((p == was[n]).all() for n, p in model.named_parameters()) and any(
         (p != was[n]).any() for n, p in twin.named_parameters()
     )

@@ -51,6 +51,7 @@ TAU = [
 PAGER = [
     """from transformers import AutoProcessor
 from mmkit.chat import Collator
+from mmkit.chat.collator import pad_batch
 from mmkit.core.runtime import get_assets_dir
 from mmkit.data import load_melanoma_pairs
 processor = AutoProcessor.from_pretrained(get_assets_dir()/'base'); pairs = load_melanoma_pairs(n=4, masks=False); records = [pairs[i] for i in range(4)]

@@ -106,7 +106,8 @@ def late(seed, small, lr, steps, batch, hidden=528):
     )
     with FlopCounterMode(display=False) as count:
         (
-            net.encode_image(torch.randn(batch, 36, 128)).sum() + net.encode_text(torch.randn(batch, 128)).sum()
+            net.encode_image(torch.randn(batch, 36, 128)).sum()
+            + net.encode_text(torch.randn(batch, 128)).sum()
         ).backward()
     said = retrieve_captions(net, model, processor, test, parts["train"])
     own, other = (

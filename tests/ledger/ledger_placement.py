@@ -48,8 +48,9 @@ def moved(
 
 def rows_of(processor, ds, place, answers=True):
     "All rows of a part with their picture in that place."
-    said = list(ds["caption"]) if answers else None
-    out = chat.tokenize_conversations(processor, [PROMPT] * len(ds), said)
+    captions = list(ds["caption"]) if answers else [None] * len(ds)
+    conversations = [chat.build_messages(PROMPT, caption) for caption in captions]
+    out = chat.tokenize_conversations(processor, conversations, add_generation_prompt=not answers)
     return [
         dict(
             zip(

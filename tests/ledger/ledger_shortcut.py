@@ -177,12 +177,12 @@ def run_of(seed, small, agree, words, cure, steps):
         how = dict(
             train=("projector",),
             lora=8,
-            batch=BATCH,
+            batch_size=BATCH,
             prompt=YESNO_PROMPT,
-            notes=True,
+            include_notes=True,
             seed=seed,
-            bar=False,
-            folder=folder,
+            show_progress=False,
+            cache_dir=folder,
         )
         look = explain.DominanceCallback(
             processor, probe, eval_steps=steps, prompt=YESNO_PROMPT, notes=True, min_gain=0.0
@@ -191,11 +191,11 @@ def run_of(seed, small, agree, words, cure, steps):
             rng = np.random.default_rng((seed, 5))
             train = [dict(r, notes=r["notes"] if rng.random() < 0.5 else None) for r in train]
         if cure == "contrastive":
-            how["weights"] = losses.LossWeights(contrastive=0.3)
+            how["loss_weights"] = losses.LossWeights(contrastive=0.3)
         if cure.startswith("vision : text"):
             how.update(
                 train=("vision", "projector"),
-                lr=rates(
+                learning_rate=rates(
                     dict(zip(("2e-4 : 5e-4", "5e-4 : 2e-4"), (2.5, 0.4)))[cure.partition(" = ")[2]]
                 ),
             )
