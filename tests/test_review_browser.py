@@ -136,7 +136,7 @@ def test_in_jupyterlab(browser, lab):
         (lab.folder / "decisions.json").write_text("{")
         f.root.focus()
         f.press("k")
-        f.says("changed by somebody else")
+        f.says("changed by another program")
         assert (lab.folder / "decisions.json").read_text() == "{"
         assert not tab.troubles, tab.troubles
 

@@ -49,9 +49,9 @@ TAU = [
     watched(cells("04_losses", "interact(turned")[0], "dial"),
 ]
 PAGER = [
+    cells("03_chat", "from mmkit import chat")[0],
     """from transformers import AutoProcessor
 from mmkit.chat import Collator
-from mmkit.chat.collator import pad_batch
 from mmkit.core.runtime import get_assets_dir
 from mmkit.data import load_melanoma_pairs
 processor = AutoProcessor.from_pretrained(get_assets_dir()/'base'); pairs = load_melanoma_pairs(n=4, masks=False); records = [pairs[i] for i in range(4)]
