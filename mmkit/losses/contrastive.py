@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.nn.functional import all_gather
 from torch.utils.checkpoint import checkpoint
 
 from .memory_efficient import TiledLogSumExp, TiledMeanOfPositives
@@ -75,32 +76,12 @@ def _logit_scale(temperature, device):
 def _get_num_processes():
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-# %% ../../nbs/library/losses/contrastive.ipynb #bd394e74
-class _AllGatherWithGrad(torch.autograd.Function):
-    "The rows of all processes; the gradient of one's own is the sum over what all did with them."
-
-    # torch.distributed.nn.functional.all_gather needs an all-to-all in backward, which gloo lacks.
-
-    @staticmethod
-    def forward(ctx, rows):
-        ctx.n_rows = len(rows)
-        gathered = [torch.empty_like(rows) for _ in range(_get_num_processes())]
-        dist.all_gather(gathered, rows.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        grad_output = grad_output.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad_output)
-        start = dist.get_rank() * ctx.n_rows
-        return grad_output[start : start + ctx.n_rows]
-
 # %% ../../nbs/library/losses/contrastive.ipynb #6f19f291
 def all_gather_with_grad(
     rows: torch.Tensor,  # (n, …), the same n in every process
 ) -> torch.Tensor:  # (processes·n, …)
     "The rows of all processes in the order of their ranks, with gradients."
-    return rows if _get_num_processes() == 1 else _AllGatherWithGrad.apply(rows)
+    return rows if _get_num_processes() == 1 else torch.cat(all_gather(rows))
 
 # %% ../../nbs/library/losses/contrastive.ipynb #5b1f1bc3
 def _report_process_mean(loss):
