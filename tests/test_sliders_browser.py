@@ -39,10 +39,19 @@ from mmkit import chat, losses
 from mmkit.chat.prompts import PROMPT
 from mmkit.core import PALETTE, interact, set_plot_style
 set_plot_style()
-def follow(t, name):
-    line = ipywidgets.Label(); line.add_class(name + '-told'); t.view.box.add_class(name); drawn, put = [], t.view.put
-    def told(shown): put(shown); drawn.append(1); line.value = json.dumps(dict(t.state, drawn=len(drawn), error=str(t.error or '')))
-    t.view.put = told; t.view.put([('png' if hasattr(c, 'format') else 'html', c.value) for c in t.view.stage.children]); display(line)
+def follow(plot, name):
+    view, label = plot.view, ipywidgets.Label()
+    view.box.add_class(name)
+    label.add_class(name + '-told')
+    drawn, update_output = [], view.update_output
+    def update_and_report(outputs):
+        update_output(outputs)
+        drawn.append(1)
+        label.value = json.dumps(dict(plot.state, drawn=len(drawn), error=str(plot.error or '')))
+    view.update_output = update_and_report
+    kinds = ['png' if hasattr(child, 'format') else 'html' for child in view.output_box.children]
+    update_and_report([(kind, child.value) for kind, child in zip(kinds, view.output_box.children)])
+    display(label)
 """
 TAU = [
     cells("04_losses", "def plot_tau")[0].rpartition("plot_tau(mark")[0],
