@@ -270,7 +270,7 @@ def test_every_answer_of_a_talk_carries_loss(any_processor):
     ]
     assert (
         sum(s.role == "image" for s in got) == 2
-        and max(t.picture for t in describe_tokens(p, row["input_ids"])) == 1
+        and max(t.image_index for t in describe_tokens(p, row["input_ids"])) == 1
     )
 
 
@@ -322,7 +322,7 @@ def test_roles_and_labels_agree_on_any_talk(turns, brief, family):
     row = tokenize_conversations(p, [talk], [[SIZE] * sum(n for *_, n in turns)])[0]
     row_tokens = describe_tokens(p, row["input_ids"])
     assert [t.role == "answer" for t in row_tokens] == [label != -100 for label in row["labels"]]
-    assert max(t.picture for t in row_tokens) + 1 == sum(n for *_, n in turns)
+    assert max(t.image_index for t in row_tokens) + 1 == sum(n for *_, n in turns)
     prompts = [s.text.strip() for s in group_token_spans(p, row["input_ids"]) if s.role == "prompt"]
     assert "".join("".join(prompts).split()) == "".join(
         (brief + "".join(q for q, *_ in turns)).split()
@@ -716,10 +716,10 @@ def test_check_passes_what_is_right(any_processor):
             "3 × 36 = 108 image tokens.*107.*row 1 has 35",
             lambda b: swap(b, input_ids=edit(b["input_ids"], lambda t: t[1, 7].fill_(99))),
         ),
-        ("2 pictures need", lambda b: swap(b, pixel_values=b["pixel_values"][:2])),
+        ("2 images need", lambda b: swap(b, pixel_values=b["pixel_values"][:2])),
         ("no pixel_values", lambda b: {k: v for k, v in b.items() if k != "pixel_values"}),
         (
-            "stand in 5 groups.*row 1 has 3.*torn",
+            "form 5 groups.*row 1 has 3.*split up",
             lambda b: swap(
                 b,
                 **{
@@ -745,7 +745,7 @@ def test_check_passes_what_is_right(any_processor):
         ),
         ("never normalised", lambda b: swap(b, pixel_values=(b["pixel_values"] + 1) * 127.5)),
         (
-            "all 3 rows carry the same picture",
+            "all 3 rows have the same image",
             lambda b: swap(b, pixel_values=b["pixel_values"][:1].repeat(3, 1, 1, 1)),
         ),
         (
@@ -753,13 +753,13 @@ def test_check_passes_what_is_right(any_processor):
             lambda b: {k: v for k, v in b.items() if k != "token_type_ids"},
         ),
         ("token_type_ids mark", lambda b: swap(b, token_type_ids=b["token_type_ids"].roll(1, 1))),
-        ("image tokens carry loss", lambda b: swap(b, labels=b["input_ids"].clone())),
+        ("image tokens are included in the loss", lambda b: swap(b, labels=b["input_ids"].clone())),
         (
-            "rows .0, 1, 2. have no token with loss",
+            "rows .0, 1, 2. have no token in the loss",
             lambda b: swap(b, labels=torch.full_like(b["labels"], -100)),
         ),
         (
-            "rows .1. have no token with loss",
+            "rows .1. have no token in the loss",
             lambda b: swap(b, labels=edit(b["labels"], lambda t: t[1].fill_(-100))),
         ),
         ("shifted by one", lambda b: swap(b, labels=b["labels"].roll(-1, 1))),
@@ -782,11 +782,11 @@ def test_check_passes_what_is_right(any_processor):
             lambda b: {k: v[:, :70] if v.ndim == 2 else v for k, v in b.items()},
         ),
         (
-            "row 0: '<end_of_turn>' after the answer carries no loss",
+            "row 0 does not include '<end_of_turn>' after the answer in the loss",
             lambda b: swap(b, labels=b["labels"].masked_fill(b["labels"] == 5, -100)),
         ),
         (
-            "row 2: only .* of an answer",
+            "row 2 includes only .* of an answer",
             lambda b: swap(
                 b,
                 labels=edit(
@@ -796,7 +796,7 @@ def test_check_passes_what_is_right(any_processor):
             ),
         ),
         (
-            "padding tokens carry loss",
+            "padding tokens are included in the loss",
             lambda b: dict(
                 pad_all(b), labels=torch.cat([b["labels"], torch.zeros(3, 2, dtype=int)], 1)
             ),
@@ -827,7 +827,7 @@ def test_check_needs_the_template_for_what_the_ids_do_not_say(processor):
         if get_token_roles(processor, b["input_ids"][0])[r] == "prompt"
     ]
     b["labels"][0, at[0]] = b["input_ids"][0, at[0]]
-    with pytest.raises(ValueError, match="row 0: prompt tokens carry loss"):
+    with pytest.raises(ValueError, match="row 0: prompt tokens are included in the loss"):
         validate_batch(b, processor)
 
 
@@ -873,7 +873,7 @@ def test_a_misplaced_picture_is_found_in_every_family(families, family):
         same[k] = (
             torch.cat([same[k][: len(same[k]) // 2]] * 2) if k in ("pixel_values",) else same[k]
         )
-    assert any("same picture" in f for f in find_batch_errors(same, p)), find_batch_errors(same, p)
+    assert any("same image" in f for f in find_batch_errors(same, p)), find_batch_errors(same, p)
 
 
 @pytest.mark.parametrize(
@@ -945,7 +945,7 @@ def test_xray_draws_every_family_and_what_is_wrong(any_processor):
         and "nothing is wrong" in " ".join(t.get_text() for t in fig.axes[1].texts)
     )
     words = " ".join(t.get_text() for t in fig.axes[3].texts)
-    assert "graded: This lesion shows" in words and "image token" in words
+    assert "in the loss: This lesion shows" in words and "image token" in words
     bad = dict(b, labels=b["labels"].roll(-1, 1), pixel_values=b["pixel_values"])
     assert "shifted by one" in " ".join(t.get_text() for t in xray_batch(bad, p).axes[1].texts)
     xray_batch({k: v for k, v in b.items() if k != "labels"}, p)
