@@ -37,7 +37,7 @@ from mmkit.explain.maps import (
 from mmkit.explain.plots import plot_head_grid
 from mmkit.explain.supervision import attention_supervision_loss
 from mmkit.explain.words import WordAttributions, attribute_words, join_tokens_to_words
-from mmkit.models.freezing import frozen_eval_mode
+from mmkit.models.modes import frozen_eval_mode
 from mmkit.models.parts import part_of
 from mmkit.models.tiny import TINY_CONFIGS
 

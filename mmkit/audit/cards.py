@@ -27,7 +27,7 @@ from .fairness import GroupMetrics
 from .groups import has_column
 from ..data.records import dataset_fingerprint, get_column
 from ..data.splits import find_leakage
-from ..models.parts import unwrap_model
+from ..models.modes import unwrap_model
 
 # %% ../../nbs/library/audit/cards.ipynb #ac00
 def _group_section(result):

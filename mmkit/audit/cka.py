@@ -17,7 +17,8 @@ from ..chat.prompts import YESNO_PROMPT
 from ..core.stats import Interval, bootstrap
 from ..explain.attention_weights import compute_attention, find_attention_modules
 from ..explain.scoring import predict_logits
-from ..models.parts import part_of, unwrap_model
+from ..models.modes import unwrap_model
+from ..models.parts import part_of
 
 # %% ../../nbs/library/audit/cka.ipynb #735b47d8
 def center_gram(features) -> np.ndarray:  # features (N, D) -> (N, N)

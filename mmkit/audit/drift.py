@@ -28,8 +28,7 @@ from ..data.records import as_yes_no, get_column, get_patient_indices, parse_pro
 from ..data.shifts import SHIFTS, apply_shift, rephotograph, subsample_positives, validate_shift
 from ..explain.scoring import choice_logprobs
 from ..models.features import get_image_features, pool_patches, project_patches
-from ..models.freezing import eval_mode
-from ..models.parts import unwrap_model
+from ..models.modes import eval_mode, unwrap_model
 from ..training.fitting import fit
 
 # %% ../../nbs/library/audit/drift.ipynb #9d54320c

@@ -19,7 +19,7 @@ from .synthetic import LabeledImages
 from ..chat.images import images_to_pixel_values
 from ..core.stats import Interval
 from ..models.features import pool_patches
-from ..models.parts import unwrap_model
+from ..models.modes import unwrap_model
 
 # %% ../../nbs/library/audit/synthetic_quality.ipynb #c5d8e04b
 @torch.no_grad()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CaptionScores', 'auroc_interval', 'compare_scores', 'compute_similarity', 'generate', 'get_pooled_features',
-           'greedy_decode', 'macro_f1_score', 'majority_baseline', 'paired_difference', 'plot_scores', 'score_captions',
+           'macro_f1_score', 'majority_baseline', 'paired_difference', 'plot_scores', 'score_captions',
            'score_impressions', 'show_captions']
 
 # %% ../../nbs/library/evaluate/00_evaluate.ipynb #796240c8
@@ -17,7 +17,7 @@ from mmkit.evaluate.captions import (
     plot_scores,
     score_captions,
 )
-from .generation import generate, get_pooled_features, greedy_decode
+from .generation import generate, get_pooled_features
 from .marked_captions import show_captions
 from .scoring import auroc_interval, compute_similarity, score_impressions
 
@@ -28,7 +28,6 @@ _all_ = [
     "compute_similarity",
     "generate",
     "get_pooled_features",
-    "greedy_decode",
     "macro_f1_score",
     "majority_baseline",
     "paired_difference",

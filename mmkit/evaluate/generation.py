@@ -17,8 +17,7 @@ from ..chat.prompts import PROMPT
 from ..core.display import make_progress_bar
 from ..core.stats import random_derangement
 from ..models.features import project_patches
-from ..models.freezing import eval_mode
-from ..models.parts import unwrap_model
+from ..models.modes import eval_mode
 from ..training.cache import cache_features
 from ..training.dataset import select_text_columns
 
@@ -51,12 +50,11 @@ def get_pooled_features(
 
 # %% ../../nbs/library/evaluate/generation.ipynb #1ebf55d0
 def embed_prompts(
-    model,
+    model,  # as `unwrap_model` gives it
     input_ids: torch.Tensor,  # (B, T) equally long sequences with image tokens
     pooled_features: torch.Tensor,  # (B, P, D)
 ) -> dict:  # inputs_embeds (B, T, W), attention_mask (B, T), token_type_ids (B, T)
     "Token embeddings with the images' in their places, as the model's `forward` takes them."
-    model = unwrap_model(model)
     input_ids = input_ids.to(model.device)
     is_image = input_ids == model.config.image_token_id  # (B, T)
     image_embeds = project_patches(
@@ -85,14 +83,13 @@ def group_by_length(
 # %% ../../nbs/library/evaluate/generation.ipynb #58ebfbdf
 @torch.no_grad()
 def greedy_decode(
-    model,
+    model,  # as `unwrap_model` or `eval_mode` gives it
     processor,
     input_ids: torch.Tensor,  # (B, T) equally long prompts
     pooled_features: torch.Tensor,  # (B, P, D)
     max_new_tokens: int,
 ) -> torch.Tensor:  # (B, up to max_new_tokens); after its end a sequence is padded
     "The most likely token at each step, with a key-value cache; transformers' greedy `generate`."
-    model = unwrap_model(model)
     pad_id = processor.tokenizer.pad_token_id
     stop_ids = torch.as_tensor(model.generation_config.eos_token_id, device=model.device).reshape(
         -1
@@ -133,12 +130,11 @@ def generate(
     prompts = [row["input_ids"] for row in collator.tokenize_records(select_text_columns(records))]
     captions = [""] * len(prompts)
     batches = list(group_by_length(prompts, batch_size))
-    with eval_mode(model):
+    with eval_mode(model) as base_model:
         for batch in make_progress_bar(batches, desc="captions") if show_progress else batches:
             input_ids = torch.tensor([prompts[i] for i in batch])
-            tokens = greedy_decode(
-                model, processor, input_ids, features[torch.as_tensor(batch)], max_new_tokens
-            )
+            pooled = features[torch.as_tensor(batch)]
+            tokens = greedy_decode(base_model, processor, input_ids, pooled, max_new_tokens)
             texts = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
             for i, text in zip(batch, texts):
                 captions[i] = text.strip()

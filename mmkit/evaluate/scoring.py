@@ -24,8 +24,7 @@ from mmkit.evaluate.generation import (
     group_by_length,
 )
 from ..models.features import embed_texts, project_patches
-from ..models.freezing import eval_mode
-from ..models.parts import unwrap_model
+from ..models.modes import eval_mode, unwrap_model
 from ..training.dataset import select_text_columns
 
 # %% ../../nbs/library/evaluate/scoring.ipynb #a64186d6
@@ -47,7 +46,7 @@ def _common_prefix_length(sequence_a, sequence_b):
 def _token_logprobs(model, input_ids, pooled_features):
     "(B, T - 1) log-probability of every token but the first, given those before it."
     inputs = embed_prompts(model, input_ids, pooled_features)
-    logits = unwrap_model(model)(**inputs, use_cache=False).logits[:, :-1]  # (B, T-1, V)
+    logits = model(**inputs, use_cache=False).logits[:, :-1]  # (B, T-1, V)
     targets = input_ids[:, 1:, None].to(logits.device)
     return logits.float().log_softmax(-1).gather(2, targets)[..., 0].cpu()
 
@@ -92,9 +91,11 @@ def score_impressions(
     prompts = [row["input_ids"] for row in collator.tokenize_records(select_text_columns(records))]
     starts = [cut_before_impression(caption) for caption in captions]
     tokenizer = processor.tokenizer
-    with eval_mode(model):
+    with eval_mode(model) as base_model:
         positive, negative = (
-            _word_logprobs(model, tokenizer, prompts, starts, word, pooled_features, batch_size)
+            _word_logprobs(
+                base_model, tokenizer, prompts, starts, word, pooled_features, batch_size
+            )
             for word in LABELS
         )
     return 1 / (1 + np.exp(negative - positive))

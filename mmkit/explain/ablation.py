@@ -20,7 +20,7 @@ from ..core.runtime import did_you_mean
 from ..core.stats import Interval, bootstrap, random_derangement
 from .layout import repeat_batch
 from .scoring import token_accuracy
-from ..models.parts import unwrap_model
+from ..models.modes import unwrap_model
 
 # %% ../../nbs/library/explain/ablation.ipynb #3848e1f1
 def permutation_importance(

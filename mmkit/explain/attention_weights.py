@@ -16,8 +16,8 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .layout import ImageTokenLayout, forward_batch
-from ..models.freezing import frozen_eval_mode
-from ..models.parts import part_of, unwrap_model
+from ..models.modes import frozen_eval_mode, unwrap_model
+from ..models.parts import part_of
 
 # %% ../../nbs/library/explain/attention_weights.ipynb #064add73
 def compute_attention_weights(

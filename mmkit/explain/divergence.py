@@ -20,7 +20,7 @@ from ..core.display import html_escape
 from ..core.runtime import did_you_mean
 from .ablation import ablate_image, require_one_image_each
 from .scoring import predict_logits, require_generative
-from ..models.freezing import eval_mode
+from ..models.modes import eval_mode
 
 # %% ../../nbs/library/explain/divergence.ipynb #0f17a80b
 def _kl_bits(p_logprobs, q_logprobs):

@@ -8,7 +8,7 @@ __all__ = ['IMAGE_TOKENS_OUTSIDE_TEXT', 'TEXT_INPUT_KEYS', 'ImageTokenLayout', '
 # %% ../../nbs/library/explain/layout.ipynb #ca80b41b
 import torch
 
-from ..models.parts import unwrap_model
+from ..models.modes import unwrap_model
 
 # %% ../../nbs/library/explain/layout.ipynb #e67ac88d
 IMAGE_TOKENS_OUTSIDE_TEXT = (

@@ -28,8 +28,8 @@ from .words import attribute_words, join_tokens_to_words
 from ..lesions.lesion import STRUCTURES
 from ..lesions.render import render_lesion
 from ..models.features import get_image_features
-from ..models.freezing import frozen_eval_mode
-from ..models.parts import part_of, unwrap_model
+from ..models.modes import frozen_eval_mode, unwrap_model
+from ..models.parts import part_of
 
 # %% ../../nbs/library/explain/map_evaluation.ipynb #21892ab4
 def resize_map(

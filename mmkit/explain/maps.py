@@ -15,7 +15,7 @@ from mmkit.explain.attention_weights import (
     record_attention,
 )
 from .layout import ImageTokenLayout, forward_batch, mask_patches, repeat_batch
-from ..models.freezing import frozen_eval_mode
+from ..models.modes import frozen_eval_mode
 from ..models.parts import part_of
 
 # %% ../../nbs/library/explain/maps.ipynb #f3f2505d

@@ -22,7 +22,7 @@ from .scoring import compute_model_loss
 from .shapley import compute_image_share, shapley_two_players
 from ..losses.weighting import LossWeights, compute_gradient_shares
 from ..models.features import pool_patches, project_patches
-from ..models.freezing import eval_mode
+from ..models.modes import eval_mode
 from ..models.parts import PART_NAME_SEGMENTS, parameter_names_by_part, part_of
 
 # %% ../../nbs/library/explain/monitor.ipynb #e6cd2f59

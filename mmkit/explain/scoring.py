@@ -12,8 +12,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..losses.weighting import LossWeights
-from ..models.freezing import eval_mode
-from ..models.parts import unwrap_model
+from ..models.modes import eval_mode, unwrap_model
 from ..models.tiny import TINY_CONFIGS
 from ..training.steps import compute_losses, embed_image_tokens
 

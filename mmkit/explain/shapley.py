@@ -23,8 +23,7 @@ from mmkit.explain.ablation import (
 )
 from .scoring import pair_score
 from ..models.features import pool_patches
-from ..models.freezing import eval_mode
-from ..models.parts import unwrap_model
+from ..models.modes import eval_mode, unwrap_model
 
 # %% ../../nbs/library/explain/shapley.ipynb #25239ffc
 def sample_shapley_values(

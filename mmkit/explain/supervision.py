@@ -21,7 +21,7 @@ from ..lesions.lesion import STRUCTURES
 from ..models.adapters import add_lora
 from ..models.features import project_patches
 from ..models.freezing import freeze_all_but
-from ..models.parts import unwrap_model
+from ..models.modes import unwrap_model
 from ..training.cache import cache_features
 
 # %% ../../nbs/library/explain/supervision.ipynb #b639b6f7
@@ -64,7 +64,7 @@ def _forward_with_attention(model, batch, pooled_features):
     """
     plain_model = unwrap_model(model)
     is_image = batch["input_ids"] == plain_model.config.image_token_id
-    image_embeds = project_patches(model, pooled_features.to(plain_model.device))
+    image_embeds = project_patches(plain_model, pooled_features.to(plain_model.device))
     embeds = plain_model.get_input_embeddings()(batch["input_ids"])
     embeds = embeds.masked_scatter(is_image[..., None], image_embeds)
     inputs = {k: v for k, v in batch.items() if k not in ("input_ids", "labels")}

@@ -21,8 +21,7 @@ from ..core.runtime import did_you_mean
 from ..data.caption_reader import find_mentions
 from ..data.melanoma_pairs import rerender
 from .maps import ATTRIBUTION_METHODS
-from ..models.freezing import frozen_eval_mode
-from ..models.parts import unwrap_model
+from ..models.modes import frozen_eval_mode, unwrap_model
 
 # %% ../../nbs/library/explain/words.ipynb #2f2a665b
 @dataclass

@@ -20,12 +20,8 @@ from .connectors import QFormer
 from .features import embed_images, embed_texts, pool_patches, project_patches
 from .freezing import UnfreezeSchedule, build_param_groups, freeze_all_but
 from .loading import load
-from mmkit.models.parts import (
-    linear_module_names,
-    parameter_summary,
-    plot_parameter_summary,
-    unwrap_model,
-)
+from .modes import unwrap_model
+from .parts import linear_module_names, parameter_summary, plot_parameter_summary
 from .surgery import replace_connector
 from .tiny import tiny_random_model
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..core.runtime import atomic_path
-from .parts import get_trainable_parameters, linear_module_names, part_of, unwrap_model
-from .quantization import disable_cpu_repack
+from .modes import disable_cpu_repack, unwrap_model
+from .parts import get_trainable_parameters, linear_module_names, part_of
 
 # %% ../../nbs/library/models/adapters.ipynb #979939b8
 def add_lora(

@@ -74,7 +74,7 @@ class Connector(nn.Module):
     def attach(self, model):
         "Hook into a model's layers, for connectors that need it."
 
-    def detach(self):
+    def remove(self):
         "Remove those hooks."
 
 # %% ../../nbs/library/models/connectors.ipynb #0e11fce1

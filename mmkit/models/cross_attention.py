@@ -145,7 +145,7 @@ class CrossAttentionConnector(Connector):
             module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in targets
         ]
 
-    def detach(self):
+    def remove(self):
         "Remove the hooks."
         for hook in self.hooks:
             hook.remove()

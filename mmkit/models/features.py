@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 
-from .parts import unwrap_model
+from .modes import unwrap_model
 
 # %% ../../nbs/library/models/features.ipynb #83548623
 def get_image_features(
@@ -24,12 +24,12 @@ def get_image_features(
 
 # %% ../../nbs/library/models/features.ipynb #ce302ddb
 def pool_patches(
-    model,  # of the Gemma 3 family, or its projector alone
+    model,  # of the Gemma 3 family, as `unwrap_model` gives it; or its projector alone
     patches: torch.Tensor,  # (N, patches, Dv) out of the vision encoder
 ) -> torch.Tensor:  # (N, tokens, Dv)
     "Gemma 3's average pooling of patches. Nothing here trains, so the result may be cached."
     is_projector = hasattr(model, "avg_pool")
-    projector = model if is_projector else unwrap_model(model).model.multi_modal_projector
+    projector = model if is_projector else model.model.multi_modal_projector
     N, _, Dv = patches.shape
     side = projector.patches_per_image
     grid = patches.transpose(1, 2).reshape(N, Dv, side, side)  # (N, Dv, rows, columns)
@@ -37,11 +37,11 @@ def pool_patches(
 
 # %% ../../nbs/library/models/features.ipynb #e54cab15
 def project_patches(
-    model,  # of the Gemma 3 family
+    model,  # of the Gemma 3 family, as `unwrap_model` gives it
     pooled_patches: torch.Tensor,  # (N, tokens, Dv) as `pool_patches` gives them
 ) -> torch.Tensor:  # (N, tokens, D)
     "Norm and projection of pooled patches: after `pool_patches`, the same as `get_image_features`."
-    projector = unwrap_model(model).model.multi_modal_projector
+    projector = model.model.multi_modal_projector
     if hasattr(projector, "project"):  # a `connectors.Connector`
         return projector.project(pooled_patches)
     normed = projector.mm_soft_emb_norm(pooled_patches)

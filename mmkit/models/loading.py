@@ -18,7 +18,8 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from ..core.runtime import default_device, get_assets_dir
-from .quantization import build_quantization_config, disable_cpu_repack
+from .modes import disable_cpu_repack
+from .quantization import build_quantization_config
 from .surgery import ConnectedForConditionalGeneration
 
 # %% ../../nbs/library/models/loading.ipynb #25371e50

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['PART_NAME_SEGMENTS', 'PART_COLOURS', 'part_of', 'parameter_names_by_part', 'numel_and_nbytes', 'parameter_summary',
-           'plot_parameter_summary', 'part_error_hint', 'get_trainable_parameters', 'unwrap_model',
-           'linear_module_names']
+           'plot_parameter_summary', 'part_error_hint', 'get_trainable_parameters', 'linear_module_names']
 
 # %% ../../nbs/library/models/parts.ipynb #9d559126
 import matplotlib.pyplot as plt
@@ -13,6 +12,7 @@ import torch
 
 from ..core.display import PALETTE, Table, make_table
 from ..core.runtime import did_you_mean
+from .modes import unwrap_model
 
 # %% ../../nbs/library/models/parts.ipynb #fd15b8f4
 # Whole segments of a parameter's name; the first part that matches has it.
@@ -230,16 +230,6 @@ def get_trainable_parameters(
             f"({len(adapters['vision'])}), none in {part!r}. {remedy}"
         )
     return parameters
-
-# %% ../../nbs/library/models/parts.ipynb #c1b34a7e
-def unwrap_model(
-    model,  # a transformers model, in peft's or torch's (DDP, FSDP) wrapping or in none
-):
-    "The transformers model itself. Public functions call it once; their helpers get its result."
-    model = getattr(model, "module", model)
-    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-        return model.get_base_model()
-    return model
 
 # %% ../../nbs/library/models/parts.ipynb #01624177
 def _linear_names_by_part(model, kinds):

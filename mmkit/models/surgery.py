@@ -23,7 +23,7 @@ from mmkit.models.connectors import (
     get_patches_per_side,
 )
 from .cross_attention import CrossAttentionConnector
-from .parts import unwrap_model
+from .modes import unwrap_model
 
 # %% ../../nbs/library/models/surgery.ipynb #c9397831
 def _check_connector_fits(base_model, connector):
@@ -62,7 +62,7 @@ def replace_connector(
     _check_connector_fits(base_model, connector)
     previous = base_model.model.multi_modal_projector
     if isinstance(previous, Connector):
-        previous.detach()
+        previous.remove()
     like = next(base_model.model.vision_tower.parameters())
     connector = connector.to(like.device, like.dtype).train(base_model.training)
     base_model.model.multi_modal_projector = connector

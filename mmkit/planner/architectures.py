@@ -15,7 +15,8 @@ from transformers import AutoModelForImageTextToText
 from transformers.initialization import no_init_weights
 
 from ..core.runtime import did_you_mean
-from ..models.parts import part_of, unwrap_model
+from ..models.modes import unwrap_model
+from ..models.parts import part_of
 
 # %% ../../nbs/library/planner/architectures.ipynb #c2eb7961
 def _gemma3_config(

@@ -16,7 +16,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ..losses.memory_efficient import matmul_fp32
 from ..models.features import project_patches
-from ..models.parts import unwrap_model
+from ..models.modes import unwrap_model
 from mmkit.planner.architectures import (
     get_image_seq_length,
     layer_kinds,
@@ -120,7 +120,7 @@ def _embed_images(model, config, options):
         if config.model_type != "gemma3":
             return torch.empty(batch_size, num_tokens, width, dtype=dtype)
         pooled = torch.empty(batch_size, num_tokens, vision.hidden_size, dtype=dtype)
-        return project_patches(model, pooled)
+        return project_patches(unwrapped, pooled)
     if config.model_type == "qwen2_vl":
         return _embed_qwen2_vl_images(unwrapped, config, batch_size, num_tokens, dtype)
     size = vision.image_size

@@ -21,8 +21,7 @@ from mmkit.evaluate.generation import (
     greedy_decode,
     group_by_length,
 )
-from ..models.freezing import eval_mode
-from ..models.parts import unwrap_model
+from ..models.modes import eval_mode, unwrap_model
 from .task import TaskNotApplicable
 
 # %% ../../nbs/library/report/context.ipynb #2558355c
@@ -200,10 +199,11 @@ def generate_from_features(
     sequences = [row["input_ids"] for row in tokenized]
     features = {name: context.pooled_features(name) for name in set(image_conditions)}
     answers = [""] * len(sequences)
+    base_model = unwrap_model(context.model)
     for batch in group_by_length(sequences, context.batch_size):
         pooled = torch.stack([features[image_conditions[i]][indices[i]] for i in batch])
         input_ids = torch.tensor([sequences[i] for i in batch])
-        tokens = greedy_decode(context.model, context.processor, input_ids, pooled, max_new_tokens)
+        tokens = greedy_decode(base_model, context.processor, input_ids, pooled, max_new_tokens)
         texts = context.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         for i, text in zip(batch, texts):
             answers[i] = text.strip()

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core.display import Table, html_escape, make_progress_bar
 from ..core.runtime import atomic_write, dump_json
 from ..core.stats import required_positives
-from ..models.parts import unwrap_model
+from ..models.modes import unwrap_model
 from .context import EvalContext
 from .page import render_report_page
 from mmkit.report.task import (

@@ -27,8 +27,7 @@ from ..core.display import make_progress_bar
 from ..core.runtime import atomic_path, evict_lru
 from ..data.records import get_cache_dir
 from ..models.features import embed_texts, pool_patches
-from ..models.freezing import eval_mode
-from ..models.parts import unwrap_model
+from ..models.modes import eval_mode, unwrap_model
 
 try:
     import fcntl
@@ -70,30 +69,36 @@ def _fingerprint(kind, module, settings, chunks):
     return digest.hexdigest()[:40]
 
 # %% ../../nbs/library/training/cache.ipynb #4f33196f
-def features_key(model, processor, records) -> str:  # 40 hexadecimal digits
+def features_key(
+    model,  # of the Gemma 3 family, as `unwrap_model` gives it
+    processor,
+    records,  # N records with images
+) -> str:  # 40 hexadecimal digits
     """A fingerprint of all that the pooled patches depend on: vision encoder, pooling, image
     processor, images and their order."""
-    unwrapped = unwrap_model(model)
-    projector = unwrapped.model.multi_modal_projector
+    projector = model.model.multi_modal_projector
     num_tokens = (projector.patches_per_image // projector.avg_pool.kernel_size) ** 2
     settings = (
-        unwrapped.config.vision_config.to_dict(),
+        model.config.vision_config.to_dict(),
         num_tokens,
         processor.image_processor.to_dict(),
     )
     return _fingerprint(
-        "pooled patches, 1", unwrapped.model.vision_tower, settings, _iter_image_bytes(records)
+        "pooled patches, 1", model.model.vision_tower, settings, _iter_image_bytes(records)
     )
 
 # %% ../../nbs/library/training/cache.ipynb #ccc1dd59
-def captions_key(model, processor, captions: list) -> str:  # 40 hexadecimal digits
+def captions_key(
+    model,  # any vision-language model, as `unwrap_model` gives it
+    processor,
+    captions: list,  # N texts
+) -> str:  # 40 hexadecimal digits
     """A fingerprint of all that the caption embeddings depend on: text model, and the captions'
     token ids in their order."""
-    unwrapped = unwrap_model(model)
-    settings = [unwrapped.config.get_text_config().to_dict()]
+    settings = [model.config.get_text_config().to_dict()]
     token_ids = processor.tokenizer(list(captions)).input_ids
     chunks = (str(ids).encode() for ids in token_ids)
-    return _fingerprint("captions read alone, 1", unwrapped.get_decoder(), settings, chunks)
+    return _fingerprint("captions read alone, 1", model.get_decoder(), settings, chunks)
 
 # %% ../../nbs/library/training/cache.ipynb #2a4ab143
 class FeatureCache:
@@ -211,7 +216,7 @@ def cache_features(
                 pooled.append(pool_patches(unwrapped, patches).cpu())
         return torch.cat(pooled)
 
-    key = features_key(model, processor, records)
+    key = features_key(unwrapped, processor, records)
     return _get_or_compute(cache_dir, key, compute, cache_size_limit)
 
 # %% ../../nbs/library/training/cache.ipynb #0feb2652
@@ -246,5 +251,5 @@ def cache_captions(
         position = {caption: i for i, caption in enumerate(distinct)}
         return torch.cat(embeds)[[position[caption] for caption in captions]]
 
-    key = captions_key(model, processor, captions)
+    key = captions_key(unwrapped, processor, captions)
     return _get_or_compute(cache_dir, key, compute, cache_size_limit)

@@ -11,7 +11,7 @@ import contextlib
 import torch
 from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer, Gemma3RMSNorm
 
-from ..models.parts import unwrap_model
+from ..models.modes import unwrap_model
 
 # %% ../../nbs/library/training/fast_gemma3.ipynb #f049927c
 class _FrozenRMSNorm(torch.autograd.Function):

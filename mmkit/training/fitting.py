@@ -24,8 +24,8 @@ from ..core.runtime import default_device, seed_everything
 from ..losses.weighting import LossWeights
 from ..models.adapters import add_lora
 from ..models.freezing import UnfreezeSchedule, build_param_groups, freeze_all_but
-from ..models.parts import part_error_hint, unwrap_model
-from ..models.quantization import disable_cpu_repack
+from ..models.modes import disable_cpu_repack, unwrap_model
+from ..models.parts import part_error_hint
 from .callbacks import BudgetCallback, LossSpikeCallback, UnfreezeCallback
 from .dataset import TokenizedDataset, build_dataset
 from .fast_gemma3 import fast_gemma3_forward

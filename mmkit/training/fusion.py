@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..core.runtime import seed_everything
 from ..losses.contrastive import info_nce
-from ..models.parts import unwrap_model
+from ..models.modes import unwrap_model
 from .cache import cache_captions, cache_features
 from .callbacks import warmup_cosine
 from .dataset import epoch_permutation

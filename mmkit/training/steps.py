@@ -20,18 +20,18 @@ from ..losses.causal_lm import causal_lm_loss
 from ..losses.contrastive import embedding_mse, info_nce
 from ..losses.weighting import LossWeights, combine_losses
 from ..models.features import embed_texts, project_patches
-from ..models.parts import unwrap_model
+from ..models.modes import unwrap_model
 from .fast_gemma3 import AnswerOnlyDecoderLayer, build_attention_masks
 
 # %% ../../nbs/library/training/steps.ipynb #c0d5cbf2
 def embed_image_tokens(
-    model,
+    model,  # as `unwrap_model` gives it
     batch: dict,  # with `features` (B, P, D), or with `pixel_values`
 ) -> torch.Tensor:  # (B, P, W)
     "Projected image tokens, from cached features where the batch carries them."
     if "features" in batch:
-        return project_patches(model, batch["features"].to(unwrap_model(model).dtype))
-    return unwrap_model(model).model.get_image_features(batch["pixel_values"]).pooler_output
+        return project_patches(model, batch["features"].to(model.dtype))
+    return model.model.get_image_features(batch["pixel_values"]).pooler_output
 
 # %% ../../nbs/library/training/steps.ipynb #a2c98836
 def _full_precision(tensor):
@@ -84,10 +84,11 @@ def compute_losses(
     embeds_out: dict = None,  # receives `image_embeds` and `text_embeds` (B, W), detached
 ) -> dict:  # term ('ce', 'contrastive', 'mse') -> scalar
     "The terms of the loss, not yet weighted."
+    model = unwrap_model(model)
     image_tokens = embed_image_tokens(model, batch)
     losses = {}
     if loss_weights.ce:
-        losses["ce"] = _answer_loss(unwrap_model(model), image_tokens, batch, num_items_in_batch)
+        losses["ce"] = _answer_loss(model, image_tokens, batch, num_items_in_batch)
     if not (loss_weights.contrastive or loss_weights.mse):
         return losses
     image_embeds = image_tokens.mean(1)  # (B, W)

@@ -14,7 +14,7 @@ import torch
 from transformers import Trainer
 
 from ..losses.weighting import LossWeights
-from ..models.parts import unwrap_model
+from ..models.modes import unwrap_model
 from .callbacks import BudgetCallback, LossSpikeCallback
 from mmkit.training.checkpoints import (
     get_last_checkpoint,

@@ -26,7 +26,7 @@ from ..lesions.lesion import CAMERAS
 from ..losses.contrastive import embedding_collapse, embedding_mse, info_nce
 from ..losses.weighting import LossWeights
 from ..models.features import embed_texts, pool_patches, project_patches
-from ..models.freezing import eval_mode
+from ..models.modes import eval_mode
 from ..training.cache import cache_features
 from ..training.dataset import TokenizedDataset, select_text_columns
 from ..training.steps import compute_losses

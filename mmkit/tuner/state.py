@@ -18,8 +18,8 @@ from ..losses.contrastive import Temperature
 from ..losses.weighting import LossWeights
 from ..models.adapters import add_lora
 from ..models.loading import load
-from ..models.parts import get_trainable_parameters, unwrap_model
-from ..models.quantization import disable_cpu_repack
+from ..models.modes import disable_cpu_repack, unwrap_model
+from ..models.parts import get_trainable_parameters
 from ..training.cache import cache_features
 from ..training.fast_gemma3 import fast_gemma3_forward
 from ..training.steps import training_step

@@ -19,8 +19,9 @@ import torch
 import transformers
 
 from mmkit import losses, models, training
+from mmkit.models.modes import disable_cpu_repack
 from mmkit.models.parts import numel_and_nbytes
-from mmkit.models.quantization import build_quantization_config, disable_cpu_repack
+from mmkit.models.quantization import build_quantization_config
 from mmkit.planner.architectures import resolve_config
 from mmkit.planner.memory import measure_peak_memory
 from mmkit.planner.plan import plan_training

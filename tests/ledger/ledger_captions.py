@@ -18,7 +18,7 @@ from mmkit.chat.prompts import PROMPTS
 from mmkit.data.captions import compose_caption
 from mmkit.evaluate.captions import confusion_per_patient
 from mmkit.lesions.lesion import ATTRIBUTE_LEVELS
-from mmkit.models.quantization import disable_cpu_repack
+from mmkit.models.modes import disable_cpu_repack
 
 IDS = ("C9", "C27")
 REGISTERS, STEPS, DENSE, HELD, NEAR = (

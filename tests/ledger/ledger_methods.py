@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 from world import fresh, pairs_of
 
 from mmkit import evaluate, models, pretrain, training
+from mmkit.models.modes import disable_cpu_repack
 from mmkit.models.parts import get_trainable_parameters
-from mmkit.models.quantization import disable_cpu_repack
 from mmkit.pretrain.gates import measure_shape_accuracy
 
 IDS = ("C15", "C17")

@@ -10,6 +10,7 @@ from mmkit.chat.collator import pad_batch
 from mmkit.chat.prompts import PROMPT
 from mmkit.core.runtime import seed_everything
 from mmkit.core.stats import random_derangement
+from mmkit.evaluate.generation import greedy_decode
 from mmkit.models.parts import get_trainable_parameters
 from mmkit.training.callbacks import BudgetCallback
 from mmkit.training.dataset import epoch_permutation
@@ -180,7 +181,7 @@ def speak(model, processor, ds, place):
     ids, out = torch.tensor([r["input_ids"] for r in asked]), []
     for k in range(0, len(ids), 128):
         out += processor.tokenizer.batch_decode(
-            evaluate.greedy_decode(model, processor, ids[k : k + 128], pooled[k : k + 128], 64),
+            greedy_decode(model, processor, ids[k : k + 128], pooled[k : k + 128], 64),
             skip_special_tokens=True,
         )
     return [t.strip() for t in out]
