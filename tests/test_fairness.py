@@ -20,6 +20,7 @@ from mmkit import audit, evaluate
 from mmkit.audit.card_sections import CARD_CHECKS, NOT_MEASURED, summarize_dataset
 from mmkit.audit.group_gaps import measure_gap_amplification, minimum_detectable_gap
 from mmkit.audit.groups import assign_groups
+from mmkit.audit.linear_probe import fit_linear_probe
 from mmkit.audit.synthetic import (
     LabeledImages,
     render_labeled_images,
@@ -27,7 +28,6 @@ from mmkit.audit.synthetic import (
     sample_exaggerated,
     subgroup_counts,
 )
-from mmkit.audit.synthetic_quality import fit_linear_probe
 from mmkit.audit.weighted_metrics import LOWER_IS_BETTER, permute_groups
 from mmkit.core.claims import load_claim
 from mmkit.core.stats import Interval, bootstrap, expected_calibration_error
@@ -668,12 +668,10 @@ def test_a_data_card_counts(cache):
         and text.count("fingerprint of") == 2
     )
     shared = len(set(ds["patient"][:31]) & set(ds["patient"][31:]))
-    assert shared and "with the same patient" in text, "patients across the cut are told"
+    assert shared and "with the same patient" in text, "patients in both splits are counted"
     assert yaml.safe_load(card.content.split("---")[1])["size_categories"] == ["n<1K"]
     lists = audit.create_dataset_card("x", people([1, None, 0])).text
-    assert (
-        "unlabelled | 1" in lists and "no record says anything" in lists and "| site |" not in lists
-    )
+    assert "unlabelled | 1" in lists and "Not recorded: " in lists and "| site |" not in lists
     assert [
         re.search(
             r"size_categories:\n- (.+)",
@@ -760,9 +758,9 @@ def test_pad_ufes_20_by_skin_type():
         "metadata only", measurements={"skin": got}, test_dataset=ds
     ).text
     assert (
-        "nothing is said of" in text
+        "not reported for" in text
         and "| V |" in text
-        and "real pictures" in text.split("Not tested: ")[1]
+        and "real images" in text.split("Not tested: ")[1]
     )
 
 

@@ -10,6 +10,7 @@ __all__ = ['NOT_MEASURED', 'CARD_CHECKS', 'MODEL_CARD_FIELDS', 'DATASET_CARD_FIE
 # %% ../../nbs/library/audit/card_sections.ipynb #ab03
 import difflib
 import re
+import statistics
 from collections import Counter
 from pathlib import Path
 
@@ -24,26 +25,27 @@ from ..data.records import get_column
 from ..data.splits import LeakageReport
 from ..evaluate.captions import CaptionScores
 
-# %% ../../nbs/library/audit/card_sections.ipynb #d24ac1d8
+# %% ../../nbs/library/audit/card_sections.ipynb #286adbd0
 NOT_MEASURED = "not measured"
+# check -> what it tests
 CARD_CHECKS = {
-    "discrimination": "tells what is looked for from the rest, with intervals by patient",
-    "baselines": "better than the commoner label, and than the text alone",
-    "calibration": "its probabilities are frequencies",
+    "discrimination": "separates the target class from the rest, with intervals by patient",
+    "baselines": "better than the majority class, and than the text alone",
+    "calibration": "predicted probabilities agree with observed frequencies",
     "skin": "gaps by skin tone",
     "sex": "gaps by sex",
     "age": "gaps by age",
     "site": "gaps by site",
     "camera": "gaps by camera",
-    "skin · sex": "gaps where groups cross",
-    "leakage": "patients and pictures of training and test are apart",
-    "mismatch": "captions belong to their pictures",
+    "skin · sex": "gaps between intersections of groups",
+    "leakage": "training and test share no patients and no images",
+    "mismatch": "captions belong to their images",
     "shift": "other cameras, light and places",
-    "image reliance": "the picture decides, not the words",
+    "image reliance": "the answer depends on the image, not on the text alone",
     "hallucination": "names no structure that is absent",
-    "memorisation": "gives no training picture away",
-    "real pictures": "tried on photographs, not on drawn lesions",
-    "prospective": "watched in use, with the people who use it",
+    "memorisation": "reproduces no training image",
+    "real images": "tested on photographs, not only on drawn lesions",
+    "prospective": "tested in use, with the people who use it",
 }
 MODEL_CARD_FIELDS = (
     "developers",
@@ -72,273 +74,296 @@ DATASET_CARD_FIELDS = (
     "contact",
 )
 
-# %% ../../nbs/library/audit/card_sections.ipynb #286adbd0
+# %% ../../nbs/library/audit/card_sections.ipynb #a8d64c22
 def escape_markdown(text) -> str:
     "`text` as itself in Markdown and its HTML, on one line."
-    return re.sub(
-        r"([\\`*_\[\]#|~$])",
-        r"\\\1",
-        " ".join(html_escape(text).replace("&quot;", '"').replace("&#x27;", "'").split()),
-    )
+    escaped = html_escape(text).replace("&quot;", '"').replace("&#x27;", "'")
+    one_line = " ".join(escaped.split())
+    return re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", one_line)
 
-# %% ../../nbs/library/audit/card_sections.ipynb #3f6e0c05
+# %% ../../nbs/library/audit/card_sections.ipynb #822d3b28
 def markdown_table(header, rows) -> str:
     "A table in Markdown; cells are taken as they are."
 
     def line(cells):
-        return "| " + " | ".join(str(c) for c in cells) + " |"
+        return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
 
-# %% ../../nbs/library/audit/card_sections.ipynb #a8d64c22
-def make_field_reader(statements, field_names):
+# %% ../../nbs/library/audit/card_sections.ipynb #97d4868c
+def make_field_reader(
+    statements: dict,  # field -> what the authors state
+    field_names: tuple,  # the fields that a card has
+):  # field -> its statement, escaped, or '*not stated*'
+    "A function that looks statements up. ValueError for a field that no card has."
     statements = dict(statements or {})
-    if odd := set(statements) - set(field_names):
-        near = difflib.get_close_matches(sorted(odd)[0], field_names, 1)
-        raise ValueError(
-            f"about has {sorted(odd)[0]!r}"
-            + (
-                f"; did you mean {near[0]!r}?"
-                if near
-                else f"; a card says {', '.join(field_names)}"
-            )
-        )
-    return lambda k: escape_markdown(statements[k]) if statements.get(k) else "*not stated*"
+    unknown = sorted(set(statements) - set(field_names))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], field_names, 1)
+        hint = f"the fields are {', '.join(field_names)}"
+        if near:
+            hint = f"did you mean {near[0]!r}?"
+        raise ValueError(f"statements has the unknown field {unknown[0]!r}; {hint}")
 
-# %% ../../nbs/library/audit/card_sections.ipynb #d9776c22
-def write_text(text, path, overwrite):
-    "The file, whole or not at all; what is there stays, unless told otherwise."
+    def read_field(name):
+        return escape_markdown(statements[name]) if statements.get(name) else "*not stated*"
+
+    return read_field
+
+# %% ../../nbs/library/audit/card_sections.ipynb #75b42e5d
+def write_text(
+    text: str,
+    path,  # its folder is made
+    overwrite: bool,  # False: FileExistsError where there is a file
+):
+    "Write a file atomically; an existing one is replaced only on request."
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(
-            f"{path.name} is there already, perhaps with words that somebody wrote by hand; pass"
+            f"{path.name} exists, perhaps with text that was written by hand; pass"
             " overwrite=True, or another name"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, text)
 
-# %% ../../nbs/library/audit/card_sections.ipynb #932b36ed
-def summarize_dataset(records) -> dict:  # what -> how many
-    "What can be counted in a data set without opening its pictures."
+# %% ../../nbs/library/audit/card_sections.ipynb #7f549bf6
+def _is_missing(value):
+    return value is None or value == ""
 
-    def get(c):
-        return get_column(records, c)
 
-    def tally(xs):
-        return dict(
-            sorted(
-                Counter(str(x) for x in xs if x is not None and x != "").items(),
-                key=lambda kv: (-kv[1], kv[0]),
-            )
-        )
+def _count_values(values):
+    "value -> how many; the most frequent first, missing ones left out."
+    counts = Counter(str(value) for value in values if not _is_missing(value))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
-    label, said, ages = (
-        get("label"),
-        [c for c in get("caption") if c],
-        sorted(a for a in get("age") if a is not None and a == a),
-    )
-    words = sorted(len(c.split()) for c in said)
-
-    def middle(v):
-        return v[len(v) // 2] if v else None
-
+# %% ../../nbs/library/audit/card_sections.ipynb #25b113d5
+def _skin_groups(records):
+    "(group of each record, groups in order); no groups where nothing is known of the skin."
     try:
-        names, order = assign_groups(records, "skin")
+        return assign_groups(records, "skin")
     except ValueError:
-        names, order = [None] * len(records), []
-    out = dict(
-        records=len(records),
-        patients=len({str(p) for p in get("patient")} - {"None"}) or None,
-        melanoma=sum(one_label == "melanoma" for one_label in label),
-        benign=sum(one_label == "benign" for one_label in label),
-        unlabelled=sum(one_label is None for one_label in label),
-    )
-    out |= {
-        "skin": {o: names.count(o) for o in order},
-        "Fitzpatrick type": {
-            FITZPATRICK_NAMES[int(k)]: n
-            for k, n in sorted(tally(get("skin_type")).items())
-            if k.isdigit() and int(k) in FITZPATRICK_NAMES
+        return [None] * len(records), []
+
+# %% ../../nbs/library/audit/card_sections.ipynb #234ffef9
+def _count_skin_types(records):
+    counts = sorted(_count_values(get_column(records, "skin_type")).items())
+    return {
+        FITZPATRICK_NAMES[int(skin_type)]: count
+        for skin_type, count in counts
+        if skin_type.isdigit() and int(skin_type) in FITZPATRICK_NAMES
+    }
+
+# %% ../../nbs/library/audit/card_sections.ipynb #624bb4c2
+def _describe_ages(ages):
+    known = [age for age in ages if age is not None and age == age]  # nan is not equal to itself
+    if not known:
+        return None
+    return f"{min(known)} to {max(known)}, median {statistics.median_high(known)}"
+
+
+def _describe_captions(captions):
+    captions = [caption for caption in captions if caption]
+    if not captions:
+        return None
+    median = statistics.median_high(len(caption.split()) for caption in captions)
+    return f"{len(captions)}, {len(set(captions))} of them different, median length {median} words"
+
+# %% ../../nbs/library/audit/card_sections.ipynb #22eb898a
+def _missing_shares(records, skin_groups):
+    "field -> share of records in which it is empty."
+    fields = ("patient", "age", "sex", "site", "camera", "skin_type", "caption", "label")
+    num_records = max(1, len(records))
+    shares = {
+        name: sum(map(_is_missing, get_column(records, name))) / num_records for name in fields
+    }
+    return shares | {"skin": skin_groups.count(None) / num_records}
+
+# %% ../../nbs/library/audit/card_sections.ipynb #b7baea19
+def summarize_dataset(
+    records,  # a data set, or a list of records
+) -> dict:  # what was counted -> a number, value counts, a text; None where nothing is recorded
+    "What can be counted in a data set without opening its images."
+    labels = list(get_column(records, "label"))
+    patients = {str(patient) for patient in get_column(records, "patient")} - {"None"}
+    skin_groups, order = _skin_groups(records)
+    return {
+        "records": len(records),
+        "patients": len(patients) or None,
+        "melanoma": labels.count("melanoma"),
+        "benign": labels.count("benign"),
+        "unlabelled": labels.count(None),
+        "skin": {group: skin_groups.count(group) for group in order},
+        "Fitzpatrick type": _count_skin_types(records),
+        **{
+            name: _count_values(get_column(records, name))
+            for name in ("sex", "site", "camera", "source", "licence")
         },
-        **{k: tally(get(k)) for k in ("sex", "site", "camera", "source", "licence")},
-    }
-    out |= {
-        "age": f"{ages[0]} to {ages[-1]}, middle {middle(ages)}" if ages else None,
-        "captions": (
-            f"{len(said)}, {len(set(said))} of them different, middle length {middle(words)} words"
-            if said
-            else None
-        ),
-    }
-    return out | {
-        "missing": {
-            k: sum(v is None or v == "" for v in get(k)) / max(1, len(records))
-            for k in (
-                "patient",
-                "age",
-                "sex",
-                "site",
-                "camera",
-                "skin_type",
-                "caption",
-                "label",
-            )
-        }
-        | {"skin": names.count(None) / max(1, len(records))}
+        "age": _describe_ages(get_column(records, "age")),
+        "captions": _describe_captions(get_column(records, "caption")),
+        "missing": _missing_shares(records, skin_groups),
     }
 
-# %% ../../nbs/library/audit/card_sections.ipynb #822d3b28
-def summary_table(splits):  # name -> data set; rows of Markdown
-    "What was counted, one column for each part."
-    C = {k: summarize_dataset(d) for k, d in splits.items()}
+# %% ../../nbs/library/audit/card_sections.ipynb #9d8ec711
+_NOT_RECORDED = "*not recorded*"
 
-    def say(v, n):
-        if isinstance(v, dict):
-            return (
-                ", ".join(
-                    f"{escape_markdown(k)} {c:,} ({c / max(1, n):.0%})"
-                    for k, c in list(v.items())[:8]
-                )
-                + (f", and {len(v) - 8} more" if len(v) > 8 else "")
-                if v
-                else "*no record says*"
-            )
-        return (
-            "*no record says*"
-            if v is None
-            else f"{v:,}"
-            if isinstance(v, int)
-            else escape_markdown(v)
-        )
 
-    keys = [k for k in next(iter(C.values())) if k != "missing"]
-    mute = [k for k in keys if all(c[k] in (None, {}) for c in C.values())]
-    missing = [
-        "left empty",
-        *(
-            ", ".join(f"{k} {v:.0%}" for k, v in c["missing"].items() if v) or "nothing"
-            for c in C.values()
-        ),
+def _summary_cell(value, num_records):
+    "One entry of a summary as the text of a table's cell."
+    if value is None or value == {}:
+        return _NOT_RECORDED
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, dict):
+        return escape_markdown(value)
+    shown = [
+        f"{escape_markdown(name)} {count:,} ({count / max(1, num_records):.0%})"
+        for name, count in list(value.items())[:8]
     ]
-    return markdown_table(
-        ["", *map(escape_markdown, C)],
-        [[k, *(say(c[k], c["records"]) for c in C.values())] for k in keys if k not in mute]
-        + [missing],
-    ) + (f"\n\nOf {', '.join(mute)} no record says anything." if mute else "")
+    if len(value) > 8:
+        shown.append(f"and {len(value) - 8} more")
+    return ", ".join(shown)
 
-# %% ../../nbs/library/audit/card_sections.ipynb #d9c2e14d
-def format_measurement(measurement):  # on how many; what came of it
-    "A measurement in a line; anything else is refused."
+# %% ../../nbs/library/audit/card_sections.ipynb #875ec790
+def _missing_cell(shares):
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share) or "nothing"
 
-    if isinstance(measurement, GroupMetrics):
-        m = (
-            "recall"
-            if measurement.gaps.get("recall")
-            else next((k for k in measurement.gaps if measurement.gaps[k]), None)
-        )
-        n = sum(c["records"] for c in measurement.counts.values())
-        if m is None:
-            return (
-                f"{n:,} records",
-                f"no two groups have {measurement.min_patients} patients to be compared by",
-            )
-        g = measurement.gaps[m]
+# %% ../../nbs/library/audit/card_sections.ipynb #a6c25d9f
+def summary_table(
+    splits: dict,  # name -> data set
+) -> str:  # Markdown
+    "What was counted, one column for each split."
+    summaries = {name: summarize_dataset(records) for name, records in splits.items()}
+    names = [name for name in next(iter(summaries.values())) if name != "missing"]
+    not_recorded = [
+        name for name in names if all(summary[name] in (None, {}) for summary in summaries.values())
+    ]
+    rows = []
+    for name in names:
+        if name not in not_recorded:
+            cells = [_summary_cell(s[name], s["records"]) for s in summaries.values()]
+            rows.append([name, *cells])
+    rows.append(["left empty", *(_missing_cell(s["missing"]) for s in summaries.values())])
+    table = markdown_table(["", *map(escape_markdown, summaries)], rows)
+    if not_recorded:
+        table += f"\n\nNot recorded: {', '.join(not_recorded)}."
+    return table
+
+# %% ../../nbs/library/audit/card_sections.ipynb #d6161364
+def _format_group_metrics(result):
+    num_records = sum(count["records"] for count in result.counts.values())
+    comparable = [metric for metric, gap in result.gaps.items() if gap]
+    if not comparable:
         return (
-            f"{n:,} records, {measurement.num_patients:,} patients",
-            f"{m} {measurement.by_group[m][g.worst]} in {escape_markdown(g.worst)},"
-            f" {measurement.by_group[m][g.best]} in {escape_markdown(g.best)}; gap {g.difference},"
-            f" by chance up to {g.under_permutation.high:.2f}: "
-            + ("a gap" if g.significant else "not told from chance")
-            + (
-                "; nothing is said of"
-                f" {', '.join(escape_markdown(s) for s in measurement.too_small)} (too few)"
-                if measurement.too_small
-                else ""
-            ),
+            f"{num_records:,} records",
+            f"no two groups have the {result.min_patients} patients that a comparison needs",
         )
-    if isinstance(measurement, CaptionScores):
-        return f"{measurement.n:,} records, {measurement.patients:,} patients", "; ".join(
-            f"{k} {x}"
-            for k, x in [
-                ("caption macro-F1", measurement.macro_f1),
-                *(
-                    (k.replace("_", " "), measurement.impression[k])
-                    for k in ("balanced_accuracy", "sensitivity", "specificity")
-                    if k in measurement.impression
-                ),
-            ]
-            if x is not None
-        )
-    if isinstance(measurement, LeakageReport):
-        return (
-            "all records of both parts",
-            ", ".join(
-                f"{len(measurement.of(k))} records with the {k}"
-                for k in measurement.KINDS
-                if measurement.of(k)
-            )
-            or "nothing is shared",
-        )
-    if isinstance(measurement, MemorizationResult):
-        return (
-            f"{measurement.num_samples:,} samples, {measurement.num_images:,} training pictures",
-            escape_markdown(measurement),
-        )
-    if isinstance(measurement, Claim):
-        return (
-            f"{len(measurement['seeds'])} seeds",
-            (
-                f"{measurement['id']}: {escape_markdown(measurement['verdict'])}"
-                f" ({measurement['kind']})"
-            ),
-        )
-    if (
+    metric = "recall" if "recall" in comparable else comparable[0]
+    gap, values = result.gaps[metric], result.by_group[metric]
+    finding = (
+        f"{metric} {values[gap.worst]} in {escape_markdown(gap.worst)},"
+        f" {values[gap.best]} in {escape_markdown(gap.best)}; gap {gap.difference},"
+        f" by chance up to {gap.under_permutation.high:.2f}:"
+        f" {'a gap' if gap.significant else 'not told from chance'}"
+    )
+    if result.too_small:
+        too_small = ", ".join(map(escape_markdown, result.too_small))
+        finding += f"; not reported for {too_small} (too few)"
+    return f"{num_records:,} records, {result.num_patients:,} patients", finding
+
+# %% ../../nbs/library/audit/card_sections.ipynb #0a2aaa6a
+def _format_caption_scores(scores):
+    values = {"caption macro-F1": scores.macro_f1}
+    for name in ("balanced_accuracy", "sensitivity", "specificity"):
+        values[name.replace("_", " ")] = scores.impression.get(name)
+    found = "; ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+    return f"{scores.n:,} records, {scores.patients:,} patients", found
+
+
+def _format_leakage(report):
+    counts = {kind: len(report.of(kind)) for kind in report.KINDS}
+    found = [f"{count} records with the {kind}" for kind, count in counts.items() if count]
+    return "all records of both parts", ", ".join(found) or "nothing is shared"
+
+
+def _format_memorization(result):
+    size = f"{result.num_samples:,} samples, {result.num_images:,} training images"
+    return size, escape_markdown(result)
+
+
+def _format_claim(claim):
+    verdict = f"{claim['id']}: {escape_markdown(claim['verdict'])} ({claim['kind']})"
+    return f"{len(claim['seeds'])} seeds", verdict
+
+
+def _format_named_interval(measurement):
+    num_records, interval, *names = measurement
+    return f"{int(num_records):,} records", " ".join([*map(escape_markdown, names), str(interval)])
+
+# %% ../../nbs/library/audit/card_sections.ipynb #2f712d60
+def _is_named_interval(measurement):
+    "Is it (how many records, Interval), with or without a name behind?"
+    return (
         isinstance(measurement, tuple)
         and not isinstance(measurement, Interval)
         and len(measurement) in (2, 3)
         and isinstance(measurement[1], Interval)
-    ):
-        return f"{int(measurement[0]):,} records", " ".join(
-            [*map(escape_markdown, measurement[2:]), str(measurement[1])]
-        )
+    )
+
+# %% ../../nbs/library/audit/card_sections.ipynb #e00ed6de
+def format_measurement(
+    measurement,  # a result of mmkit, or (number of records, Interval, name)
+) -> tuple:  # (how many were measured, the result), as texts
+    "A measurement in a line. TypeError for what is not the result of one."
+    formatters = {
+        GroupMetrics: _format_group_metrics,
+        CaptionScores: _format_caption_scores,
+        LeakageReport: _format_leakage,
+        MemorizationResult: _format_memorization,
+        Claim: _format_claim,
+    }
+    for result_type, formatter in formatters.items():
+        if isinstance(measurement, result_type):
+            return formatter(measurement)
+    if _is_named_interval(measurement):
+        return _format_named_interval(measurement)
     raise TypeError(
-        f"{type(measurement).__name__} {str(measurement)[:40]!r} is not a measurement: a card takes"
-        " what `gaps`, `evaluate.score`, `pairs.leakage`, `copies` or `measured` return, or (how"
-        " many records, Interval, its name). What you only believe belongs in `about`"
+        f"{type(measurement).__name__} {str(measurement)[:40]!r} is not a measurement: a card"
+        " takes what `compute_group_metrics`, `score_captions`, `find_leakage`,"
+        " `memorization_test` or `load_claim` return, or (number of records, Interval, name)."
+        " What was not measured belongs in `statements`."
     )
 
-# %% ../../nbs/library/audit/card_sections.ipynb #65fcbfa9
+# %% ../../nbs/library/audit/card_sections.ipynb #88b72953
 def build_checklist(
-    measurements: dict,
-) -> list:  # (check, what it asks, on how many, what came of it)
-    "Every check, tested or not; those of your own at the end."
-    return [
-        (
-            k,
-            CARD_CHECKS.get(k, "a check of your own"),
-            *(
-                format_measurement(measurements[k])
-                if k in measurements
-                else ("–", f"**{NOT_MEASURED}**")
-            ),
-        )
-        for k in dict.fromkeys([*CARD_CHECKS, *measurements])
-    ]
+    measurements: dict,  # check -> what measured it
+) -> list:  # (check, what it tests, how many were measured, result)
+    "Every check, measured or not; your own at the end."
+    rows = []
+    for check in dict.fromkeys([*CARD_CHECKS, *measurements]):
+        result = ("–", f"**{NOT_MEASURED}**")
+        if check in measurements:
+            result = format_measurement(measurements[check])
+        rows.append((check, CARD_CHECKS.get(check, "a check of your own"), *result))
+    return rows
 
-# %% ../../nbs/library/audit/card_sections.ipynb #97d4868c
-def add_derived_checks(measurements):
-    "What one evaluation says about another check."
-    measurements, g = (
-        dict(measurements or {}),
-        next((v for v in (measurements or {}).values() if isinstance(v, GroupMetrics)), None),
-    )
-    if g:
-        n = sum(c["records"] for c in g.counts.values())
-        for check, m in (("discrimination", "AUROC"), ("calibration", "ECE")):
-            if m in g.overall:
-                measurements.setdefault(check, (n, g.overall[m], m))
-    return measurements, g
+# %% ../../nbs/library/audit/card_sections.ipynb #1d1756b0
+def add_derived_checks(
+    measurements: dict,  # check -> what measured it
+) -> tuple:  # (measurements with those that follow from them, the first GroupMetrics or None)
+    "Group metrics hold the overall AUROC and calibration error: they answer two more checks."
+    measurements = dict(measurements or {})
+    of_groups = (value for value in measurements.values() if isinstance(value, GroupMetrics))
+    group_metrics = next(of_groups, None)
+    if group_metrics:
+        num_records = sum(count["records"] for count in group_metrics.counts.values())
+        for check, metric in (("discrimination", "AUROC"), ("calibration", "ECE")):
+            if metric in group_metrics.overall:
+                derived = (num_records, group_metrics.overall[metric], metric)
+                measurements.setdefault(check, derived)
+    return measurements, group_metrics
 
-# %% ../../nbs/library/audit/card_sections.ipynb #2a400fac
-def join_sections(sections) -> str:  # a list's items stay together
+# %% ../../nbs/library/audit/card_sections.ipynb #15d99e7a
+def join_sections(
+    sections,  # Markdown; the items of a list begin with '- '
+) -> str:  # with blank lines between, but not between the items of a list
     return re.sub(r"(?m)^(- .*)\n\n(?=- )", r"\1\n", "\n\n".join(sections)) + "\n"

@@ -6,7 +6,10 @@
 __all__ = ['create_model_card', 'create_dataset_card']
 
 # %% ../../nbs/library/audit/cards.ipynb #ab04
+from itertools import combinations
+
 import numpy as np
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from mmkit.audit.card_sections import (
     DATASET_CARD_FIELDS,
@@ -29,15 +32,19 @@ from ..data.records import dataset_fingerprint, get_column
 from ..data.splits import find_leakage
 from ..models.modes import unwrap_model
 
-# %% ../../nbs/library/audit/cards.ipynb #ac00
+# %% ../../nbs/library/audit/cards.ipynb #ac01
+_MISSING = f"*{NOT_MEASURED}*"
+
+
 def _group_section(result):
     "Metrics of every group, and the gap between the worst and the best, as Markdown."
     heading = escape_markdown(result.by)
+    metrics = list(result.by_group)
     rows = [
-        [escape_markdown(group), *(result.by_group[m][group] for m in result.by_group)]
+        [escape_markdown(group), *(result.by_group[metric][group] for metric in metrics)]
         for group in result.counts
     ]
-    rows.append(["all together", *(result.overall[m] for m in result.by_group)])
+    rows.append(["all together", *(result.overall[metric] for metric in metrics)])
     gaps = []
     for metric, gap in result.gaps.items():
         if not gap:
@@ -48,15 +55,13 @@ def _group_section(result):
         gaps.append([metric, worst, best, gap.difference, by_chance, f"{gap.p_value:.3f}"])
     return [
         f"### By {heading}",
-        markdown_table([heading, *result.by_group], rows),
+        markdown_table([heading, *metrics], rows),
         markdown_table(["measure", "worst", "best", "gap", "by chance up to", "p"], gaps),
     ]
 
-# %% ../../nbs/library/audit/cards.ipynb #ac01
+# %% ../../nbs/library/audit/cards.ipynb #ac02
 def _eval_results(group_metrics):
     "The overall metrics as the hub's model index takes them."
-    from huggingface_hub import EvalResult
-
     overall = group_metrics.overall if group_metrics else {}
     return [
         EvalResult(
@@ -70,11 +75,11 @@ def _eval_results(group_metrics):
         if np.isfinite(value.value)
     ]
 
-# %% ../../nbs/library/audit/cards.ipynb #ac02
-def _list_groups(groups):
+# %% ../../nbs/library/audit/cards.ipynb #7128ffd8
+def _list_groups(results):
     "A line for each grouping: its groups and what they hold."
     lines = []
-    for result in groups.values():
+    for result in results:
         target = escape_markdown(result.target_name)
         parts = [
             f"{escape_markdown(name)} ({count['records']:,} records, {count['patients']:,}"
@@ -84,198 +89,217 @@ def _list_groups(groups):
         lines.append(f"- {escape_markdown(result.by)}: {', '.join(parts)}")
     return lines
 
-# %% ../../nbs/library/audit/cards.ipynb #7128ffd8
+# %% ../../nbs/library/audit/cards.ipynb #ac09
+def _count_parameters(model):
+    if model is None:
+        return f"- parameters: {_MISSING}"
+    num_parameters = sum(parameter.numel() for parameter in unwrap_model(model).parameters())
+    return f"- {num_parameters:,} parameters"
+
+
+def _describe_metrics(group_metrics):
+    if not group_metrics:
+        return _MISSING
+    return (
+        f"{', '.join(group_metrics.overall)}; 95% intervals by resampling patients; groups with"
+        f" fewer than {group_metrics.min_patients} patients of a class are not reported."
+    )
+
+
+def _describe_data(name, records):
+    return _MISSING if records is None else summary_table({name: records})
+
+# %% ../../nbs/library/audit/cards.ipynb #f3b916ba
+def _detail_sections(read_field, model):
+    "Who made the model, what it is, what it is for: statements, and its size."
+    details, uses = MODEL_CARD_FIELDS[:6], MODEL_CARD_FIELDS[6:9]
+    return [
+        "## Model details",
+        *(f"- {name}: {read_field(name)}" for name in details),
+        _count_parameters(model),
+        "## Intended use",
+        *(f"- {name}: {read_field(name)}" for name in uses),
+    ]
+
+
+def _evaluation_sections(group_results, first_metrics, test_dataset, train_dataset):
+    "What was measured, on which data, by which groups."
+    sections = [
+        "## Factors",
+        *(_list_groups(group_results) or [f"Groups: {_MISSING}."]),
+        "## Metrics",
+        _describe_metrics(first_metrics),
+        "## Evaluation data",
+        _describe_data("test", test_dataset),
+        "## Training data",
+        _describe_data("training", train_dataset),
+        "## Quantitative analyses",
+    ]
+    for result in group_results:
+        sections += _group_section(result)
+    return sections if group_results else [*sections, _MISSING]
+
+
+def _checklist_sections(measurements, group_results, read_field):
+    "All checks with their results, and what follows for the use of the model."
+    rows = build_checklist(measurements)
+    not_tested = [check for check, _, count, _ in rows if count == "–"]
+    caveats = [sentence for result in group_results for sentence in result.caveats()]
+    return [
+        "## Assessment checklist",
+        markdown_table(["check", "what it tests", "on", "result"], rows),
+        "## Ethical considerations",
+        read_field("ethical considerations"),
+        *(f"- {escape_markdown(sentence)}" for sentence in caveats),
+        "## Caveats and recommendations",
+        read_field("recommendations"),
+        f"Not tested: {', '.join(not_tested) or 'nothing of the list above'}.",
+        "This model must not be used on patients.",
+    ]
+
+# %% ../../nbs/library/audit/cards.ipynb #5393b7a3
 def create_model_card(
     name: str,  # the model's
-    measurements: dict = None,  # check (a key of CHECKS) -> the result that measured it
+    measurements: dict = None,  # check (a key of CARD_CHECKS) -> the result that measured it
     train_dataset=None,
     test_dataset=None,  # data sets, which are counted
-    statements: dict = None,  # what you state, by the names in `ABOUT_MODEL`; nobody measured it
+    statements: dict = None,  # what the authors state: a field of MODEL_CARD_FIELDS -> text
     model=None,  # its parameters are counted
     path=None,  # README.md in the model's folder, usually
     overwrite: bool = False,
 ):  # a huggingface_hub ModelCard; `print` it, or look at `content`
-    """A model card of measured numbers (after Mitchell et al.
+    """A model card of measured numbers (after Mitchell et al. 2019).
 
-    2019): whatever was not measured says so.
+    Whatever was not measured is marked as such.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    say, (measurements, g) = (
-        make_field_reader(statements, MODEL_CARD_FIELDS),
-        add_derived_checks(measurements),
-    )
-    groups = {k: v for k, v in measurements.items() if isinstance(v, GroupMetrics)}
-    rows = build_checklist(measurements)
-    licence = (statements or {}).get("licence")
-    results = _eval_results(g)
-    head = ModelCardData(
-        model_name=name,
-        license=licence,
-        base_model=(statements or {}).get("base model"),
-        tags=["mmkit", "dermoscopy"],
-        eval_results=results or None,
-    )
-    size = (
-        f"{sum(p.numel() for p in unwrap_model(model).parameters()):,} parameters"
-        if model is not None
-        else f"parameters: *{NOT_MEASURED}*"
-    )
-    parts = [
+    read_field = make_field_reader(statements, MODEL_CARD_FIELDS)
+    statements = statements or {}
+    measurements, first_metrics = add_derived_checks(measurements)
+    group_results = [value for value in measurements.values() if isinstance(value, GroupMetrics)]
+    sections = [
         f"# {escape_markdown(name)}",
         (
-            "Filled in from measurements by mmkit. What nobody measured says so; what the authors"
-            " state is theirs, and was not checked."
+            "The numbers were filled in by mmkit from measurements; whatever was not measured is"
+            " marked. Statements are the authors' and were not checked."
         ),
-        "## Model details",
-        *(f"- {k}: {say(k)}" for k in MODEL_CARD_FIELDS[:6]),
-        f"- {size}",
-        "## Intended use",
-        *(f"- {k}: {say(k)}" for k in MODEL_CARD_FIELDS[6:9]),
-        "## Factors",
-        *(_list_groups(groups) or [f"Groups: *{NOT_MEASURED}*."]),
-        "## Metrics",
-        (
-            f"{', '.join(g.overall)}; 95% intervals by resampling patients; a group with fewer than"
-            f" {g.min_patients} patients of a kind is not spoken of."
-            if g
-            else f"*{NOT_MEASURED}*"
-        ),
-        "## Evaluation data",
-        (
-            summary_table(dict(test=test_dataset))
-            if test_dataset is not None
-            else f"*{NOT_MEASURED}*"
-        ),
-        "## Training data",
-        (
-            summary_table(dict(training=train_dataset))
-            if train_dataset is not None
-            else f"*{NOT_MEASURED}*"
-        ),
-        "## Quantitative analyses",
+        *_detail_sections(read_field, model),
+        *_evaluation_sections(group_results, first_metrics, test_dataset, train_dataset),
+        *_checklist_sections(measurements, group_results, read_field),
     ]
-    for result in groups.values():
-        parts += _group_section(result)
-    parts += [] if groups else [f"*{NOT_MEASURED}*"]
-    untested, silent = (
-        [c for c, _, n, _ in rows if n == "–"],
-        [r for v in groups.values() for r in v.caveats()],
+    metadata = ModelCardData(
+        model_name=name,
+        license=statements.get("licence"),
+        base_model=statements.get("base model"),
+        tags=["mmkit", "dermoscopy"],
+        eval_results=_eval_results(first_metrics) or None,
     )
-    parts += [
-        "## Assessment checklist",
-        markdown_table(["check", "it asks whether the model", "on", "what came of it"], rows),
-        "## Ethical considerations",
-        say("ethical considerations"),
-        *(f"- {escape_markdown(r)}" for r in silent),
-        "## Caveats and recommendations",
-        say("recommendations"),
-        f"Not tested: {', '.join(untested) or 'nothing of the list above'}.",
-        "This model must not be used on patients.",
-    ]
-    card = ModelCard(f"---\n{head.to_yaml()}\n---\n\n" + join_sections(parts))
+    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + join_sections(sections))
     if path is not None:
         write_text(str(card), path, overwrite)
     return card
 
-# %% ../../nbs/library/audit/cards.ipynb #ac09
-def _describe_overlap(first, second, real, compare_images):
-    "What two parts of a data set share, in words."
-    if real:
+# %% ../../nbs/library/audit/cards.ipynb #fa5e964d
+def _describe_overlap(first, second, are_datasets, compare_images):
+    "What two splits share, in words; lists of records are compared by patient only."
+    if are_datasets:
         near = 8 if compare_images else -1
-        text = format_measurement(find_leakage(first, second, near=near))[1]
-        return text + "; pictures were not compared" * (not compare_images)
+        found = format_measurement(find_leakage(first, second, near=near))[1]
+        return found if compare_images else found + "; images were not compared"
     if not (has_column(first, "patient") and has_column(second, "patient")):
-        return f"*{NOT_MEASURED}*"
-    patients = {p for p in get_column(first, "patient") if p is not None}
-    both = patients & set(get_column(second, "patient"))
-    found = f"{len(both):,} patients" if both else "no patient"
-    return found + "; names, lesions and pictures were not compared"
+        return _MISSING
+    patients = {patient for patient in get_column(first, "patient") if patient is not None}
+    shared = patients & set(get_column(second, "patient"))
+    found = f"{len(shared):,} patients" if shared else "no patient"
+    return found + "; names, lesions and images were not compared"
 
-# %% ../../nbs/library/audit/cards.ipynb #f3b916ba
+# %% ../../nbs/library/audit/cards.ipynb #a9328369
+def _size_category(num_records):
+    "The size category of the hub's metadata."
+    categories = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")
+    return categories[min(4, max(0, len(str(num_records)) - 3))]
+
+
+def _overlap_lines(splits, are_datasets, compare_images):
+    "A line for each pair of splits."
+    lines = []
+    for first, second in combinations(splits, 2):
+        overlap = _describe_overlap(splits[first], splits[second], are_datasets, compare_images)
+        lines.append(f"- {escape_markdown(first)} and {escape_markdown(second)}: {overlap}")
+    return lines or ["one split only"]
+
+
+def _measurement_table(measurements):
+    if not measurements:
+        return _MISSING
+    rows = [
+        (escape_markdown(check), *format_measurement(value))
+        for check, value in measurements.items()
+    ]
+    return markdown_table(["check", "on", "result"], rows)
+
+
+def _fingerprint_lines(splits):
+    return [
+        f"- fingerprint of {escape_markdown(name)}: `{dataset_fingerprint(records)}`"
+        for name, records in splits.items()
+        if hasattr(records, "column_names")
+    ]
+
+# %% ../../nbs/library/audit/cards.ipynb #2720dc57
 def create_dataset_card(
     name: str,  # the data set's
     splits,  # a data set, or {'train': …, 'test': …}
-    statements: dict = None,  # what you state, by the names in `ABOUT_DATA`; nobody measured it
-    compare_images: bool = False,  # open all pictures, to look for the same ones in two parts
-    measurements: dict = None,  # check -> what measured it, as for `model_card`
+    statements: dict = None,  # what the authors state: a field of DATASET_CARD_FIELDS -> text
+    compare_images: bool = False,  # open all images, to look for the same ones in two splits
+    measurements: dict = None,  # check -> what measured it, as for `create_model_card`
     path=None,
     overwrite: bool = False,
 ):  # a huggingface_hub DatasetCard
-    """A data card of what can be counted (after Gebru et al.
+    """A dataset card of what can be counted (after Gebru et al. 2018).
 
-    2018): motivation and consent can only be stated.
+    Motivation and consent can only be stated.
     """
-    from itertools import combinations
-
-    from huggingface_hub import DatasetCard, DatasetCardData
-
     splits = dict(splits) if isinstance(splits, dict) else {"all": splits}
-    say = make_field_reader(statements, DATASET_CARD_FIELDS)
-    measurements = dict(measurements or {})
-    n, real = (
-        sum(map(len, splits.values())),
-        all(hasattr(d, "column_names") for d in splits.values()),
-    )
-    size = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")[
-        min(4, max(0, len(str(n)) - 3))
+    read_field = make_field_reader(statements, DATASET_CARD_FIELDS)
+    are_datasets = all(hasattr(records, "column_names") for records in splits.values())
+    summaries = [summarize_dataset(records) for records in splits.values()]
+    licences = sorted({licence for summary in summaries for licence in summary["licence"]})
+    in_records = ", ".join(map(escape_markdown, licences)) or "*not recorded*"
+    sections = [
+        f"# {escape_markdown(name)}",
+        "Counted by mmkit. Statements are the authors' and were not checked.",
+        "## Motivation",
+        f"- why: {read_field('motivation')}",
+        f"- funding: {read_field('funding')}",
+        "## Composition",
+        summary_table(splits),
+        "## Collection process",
+        *(f"- {field}: {read_field(field)}" for field in ("collection", "consent")),
+        "## Preprocessing, cleaning, labelling",
+        *(f"- {field}: {read_field(field)}" for field in ("preprocessing", "labelling")),
+        "## What the splits share",
+        *_overlap_lines(splits, are_datasets, compare_images),
+        "## Checks",
+        _measurement_table(measurements),
+        "## Uses",
+        f"- for: {read_field('uses')}",
+        f"- not for: {read_field('not for')}",
+        "## Distribution",
+        f"- licences in the records: {in_records}",
+        f"- {read_field('distribution')}",
+        "## Maintenance",
+        f"- {read_field('maintenance')}",
+        f"- contact: {read_field('contact')}",
+        *_fingerprint_lines(splits),
     ]
-    licences = sorted({item for d in splits.values() for item in summarize_dataset(d)["licence"]})
-
-    shared = [
-        f"- {escape_markdown(a)} and {escape_markdown(b)}: "
-        + _describe_overlap(splits[a], splits[b], real, compare_images)
-        for a, b in combinations(splits, 2)
-    ]
-    head = DatasetCardData(
+    metadata = DatasetCardData(
         pretty_name=name,
-        size_categories=[size],
+        size_categories=[_size_category(sum(map(len, splits.values())))],
         tags=["mmkit", "dermoscopy"],
         task_categories=["image-to-text", "image-classification"],
         license="other" if licences else None,
     )
-    text = [
-        f"# {escape_markdown(name)}",
-        "Counted by mmkit. What the authors state is theirs, and was not checked.",
-        "## Motivation",
-        f"- why: {say('motivation')}",
-        f"- funding: {say('funding')}",
-        "## Composition",
-        summary_table(splits),
-        "## Collection process",
-        *(f"- {k}: {say(k)}" for k in ("collection", "consent")),
-        "## Preprocessing, cleaning, labelling",
-        *(f"- {k}: {say(k)}" for k in ("preprocessing", "labelling")),
-        "## What the parts share",
-        *(shared or ["one part only"]),
-        "## Checks",
-        (
-            markdown_table(
-                ["check", "on", "what came of it"],
-                [(escape_markdown(k), *format_measurement(v)) for k, v in measurements.items()],
-            )
-            if measurements
-            else f"*{NOT_MEASURED}*"
-        ),
-        "## Uses",
-        f"- for: {say('uses')}",
-        f"- not for: {say('not for')}",
-        "## Distribution",
-        (
-            "- licences in the records:"
-            f" {', '.join(map(escape_markdown, licences)) or '*no record says*'}"
-        ),
-        f"- {say('distribution')}",
-        "## Maintenance",
-        f"- {say('maintenance')}",
-        f"- contact: {say('contact')}",
-        *(
-            f"- fingerprint of {escape_markdown(k)}: `{dataset_fingerprint(d)}`"
-            for k, d in splits.items()
-            if hasattr(d, "column_names")
-        ),
-    ]
-    card = DatasetCard(f"---\n{head.to_yaml()}\n---\n\n" + join_sections(text))
+    card = DatasetCard(f"---\n{metadata.to_yaml()}\n---\n\n" + join_sections(sections))
     if path is not None:
         write_text(str(card), path, overwrite)
     return card

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['normalize', 'standardize', 'LinearMap', 'CCAModel', 'fit_cca', 'score_by_similarity', 'k_nearest_neighbors',
            'score_by_neighbors', 'ContrastiveMaps', 'fit_contrastive_maps', 'contrastive_loss_per_pair',
-           'record_training_dynamics', 'score_by_dynamics', 'fit_linear_probe', 'ProbePredictions', 'cross_val_probe',
+           'record_training_dynamics', 'score_by_dynamics', 'ProbePredictions', 'cross_val_probe',
            'score_by_attributes']
 
 # %% ../../nbs/library/audit/detectors.ipynb #576047c0
@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from scipy.special import logsumexp
 from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
+from .linear_probe import fit_linear_probe
 from ..data.caption_reader import MISSING, parse_caption
 from ..losses.contrastive import info_nce
 from ..training.callbacks import BudgetCallback
@@ -291,12 +289,6 @@ def score_by_dynamics(
 ) -> np.ndarray:  # (N,)
     "The mean loss over epochs: a right pair is learned early, a wrong one late or by heart."
     return record_training_dynamics(image_features, text_features, caption_ids, **options).mean(0)
-
-# %% ../../nbs/library/audit/detectors.ipynb #6fa4c377
-def fit_linear_probe(features, labels, C=0.02):  # noqa: N803 (scikit-learn's name)
-    "Logistic regression on standardised features."
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=500))
-    return probe.fit(features, labels)
 
 # %% ../../nbs/library/audit/detectors.ipynb #65016fef
 @dataclass

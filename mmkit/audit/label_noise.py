@@ -19,13 +19,13 @@ from mmkit.audit.detectors import (
     ProbePredictions,
     cross_val_probe,
     fit_contrastive_maps,
-    fit_linear_probe,
     k_nearest_neighbors,
     score_by_attributes,
     score_by_dynamics,
     score_by_neighbors,
     score_by_similarity,
 )
+from .linear_probe import fit_linear_probe
 from ..core.display import make_table
 from ..core.stats import roc_auc
 from ..data.caption_reader import MISSING, parse_attributes, parse_caption
@@ -365,7 +365,7 @@ def _predict_attributes(image_features, captions, eval_image_features, attribute
         known = labels != MISSING
         if len(np.unique(labels[known])) < 2:
             continue
-        probe = fit_linear_probe(image_features[known], labels[known])
+        probe = fit_linear_probe(image_features[known], labels[known], C=0.02)
         for levels, level in zip(predicted, probe.predict(eval_image_features)):
             levels[attribute] = level
     return predicted

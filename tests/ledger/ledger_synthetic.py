@@ -7,6 +7,7 @@ from run import entry
 from world import fresh
 
 from mmkit import audit
+from mmkit.audit.linear_probe import fit_linear_probe
 from mmkit.audit.synthetic import (
     TONE_SKIN_TYPES,
     render_labeled_images,
@@ -14,7 +15,7 @@ from mmkit.audit.synthetic import (
     sample_exaggerated,
     subgroup_counts,
 )
-from mmkit.audit.synthetic_quality import extract_image_features, fit_linear_probe
+from mmkit.audit.synthetic_quality import extract_image_features
 from mmkit.evaluate.scoring import auroc_interval
 
 IDS = ("C12",)
