@@ -467,9 +467,11 @@ def test_json_and_reports_parse_back(truth, label):
         fits and fields.get("impression") == label and set(fields) <= set(JSON_SCHEMA["properties"])
     )
     assert all(
-        (fields[k] == truth[k])
-        if isinstance(fields[k], str)
-        else fields[k] == (truth[k] == "present")
+        (
+            (fields[k] == truth[k])
+            if isinstance(fields[k], str)
+            else fields[k] == (truth[k] == "present")
+        )
         for k in fields
         if k != "impression"
     )
