@@ -1,8 +1,10 @@
-"""Fixtures for tests in a real browser: `tab` (Chromium, 1280×720), `lab` and `voila` (servers of their own, always ended).
+"""Fixtures for tests in a real browser: `tab` (Chromium, 1280×720), `lab` and `voila` (servers of
+their own, always ended).
 
 A test writes a notebook, opens it and runs it:
 
-    url = lab.write('mine', ['import ipywidgets', …])        # cells -> a notebook in the server's folder; its address
+    url = lab.write('mine', ['import ipywidgets', …])        # cells -> a notebook in the server's
+    folder; its address
     tab.goto(url); lab.run_all(tab); tab.wait_for_selector('.my-widget')
 
 Where there is no Chromium or no JupyterLab the tests skip and say so; under CI they fail instead.
@@ -46,9 +48,9 @@ def missing(what):
     (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no browser test: {what}")
 
 
-@pytest.fixture(
-    scope="module"
-)  # no longer: while Playwright runs, this process cannot start an asyncio loop of its own, as nbclient wants to
+# Not for the session: while Playwright runs, this process cannot start an asyncio loop of its own,
+# as nbclient wants to.
+@pytest.fixture(scope="module")
 def browser():
     path = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -1,4 +1,5 @@
-"""Figures about the code: names, sizes, structure. Run: python tests/code_metrics.py [part-of-a-path …]
+"""Figures about the code: names, sizes, structure. Run: python tests/code_metrics.py
+[part-of-a-path …]
 
 Without arguments it reads mmkit/, nbs/, tests/ and setup.py. With arguments (for example `data` or
 `tests/test_lint.py`) it lists what stands out in the files whose path contains one of them.

@@ -1,6 +1,8 @@
-"""Kill a training run with signal 9 at a random moment, call it again, compare: `python tests/kill_nine.py 20`.
+"""Kill a training run with signal 9 at a random moment, call it again, compare: `python
+tests/kill_nine.py 20`.
 
-Every round must end with the very weights and losses of a run that was never stopped. `make test` runs one round.
+Every round must end with the very weights and losses of a run that was never stopped. `make test`
+runs one round.
 """
 
 import os

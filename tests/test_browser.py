@@ -17,7 +17,8 @@ from mmkit.explain.viewer import TokenViewer, energy_inside_mask, render_overlay
 from mmkit.explain.viewer_state import get_vmax, select_map
 
 WORDS = [
-    'Describe', ' the', ' lesion', '.', ' A', ' dark', ' network', ' with', ' <b>streaks</b>', ' and',
+    'Describe', ' the', ' lesion', '.', ' A', ' dark', ' network', ' with', ' <b>streaks</b>',
+      ' and',
     '\\n', ' a', ' veil', '.', ' Clinical', ' impression', ':', ' melanoma', '.',
 ]
 SETTINGS = [
@@ -118,9 +119,14 @@ class Viewer:
     def face(self):
         "What the page shows: maps, scales, pixels."
         return self.root.evaluate(
-            """e => ({maps: e.look().map(l => l.map && Array.from(l.map)), full: e.look().map(l => l.top), said: [...e.querySelectorAll('.mmkit-said')].map(s => s.textContent),
-            pixels: [...e.querySelectorAll('canvas')].map(c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, out = [];
-                for (let y = 24; y < c.height; y += 48) for (let x = 24; x < c.width; x += 48) out.push([...d.slice(4*(y*c.width + x), 4*(y*c.width + x) + 3)]); return out })})"""
+            """e => ({maps: e.look().map(l => l.map && Array.from(l.map)),
+              full: e.look().map(l => l.top),
+              said: [...e.querySelectorAll('.mmkit-said')].map(s => s.textContent),
+            pixels: [...e.querySelectorAll('canvas')].map(c => {
+              const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, out = [];
+                for (let y = 24; y < c.height; y += 48) for (let x = 24; x < c.width;
+                  x += 48) out.push([...d.slice(4*(y*c.width + x), 4*(y*c.width + x) + 3)]);
+                  return out })})"""
         )
 
     def agrees(self, **want):
@@ -184,7 +190,8 @@ def test_page_and_python_agree(page):
     v.control("layer").select_option("2")
     v.agrees(layer=2)
     known = v.root.evaluate(
-        """e => { const m = e.querySelector('[data-name=method]'); m.value = '"relevancy"'; m.dispatchEvent(new Event('change'))
+        """e => { const m = e.querySelector('[data-name=method]'); m.value = '"relevancy"';
+          m.dispatchEvent(new Event('change'))
         return [e.look()[0].map !== null, e.querySelector('[data-name=layer]').value] }"""
     )
     assert known == [True, '"mean"']

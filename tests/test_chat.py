@@ -139,8 +139,8 @@ def test_turn_formats_are_the_published_ones(families):
         text("qwen2_vl") == "<|im_start|>system\nBe"
         " brief.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is"
         " it?<|im_end|>\n"
-        "<|im_start|>assistant\nA"
-        " mole.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
+        "<|im_start|>assistant\nA mole.<|im_end|>\n"
+        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
     )
     assert (
         text("gemma3") == "<bos><start_of_turn>user\nBe brief.\n\n<start_of_image>What is"
@@ -834,10 +834,13 @@ def test_check_needs_the_template_for_what_the_ids_do_not_say(processor):
 LINES = dict(
     gemma3="<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n{}<end_of_turn>\n{}",
     llava="USER: {} ASSISTANT: {}</s>{}",
-    mllama="<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>{}",
+    mllama=(
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>{}"
+    ),
     qwen2_vl=(
-        "<|im_start|>system\nYou are a helpful"
-        " assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n{}"
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n{}"
     ),
 )
 

@@ -71,16 +71,22 @@ class Face:
 
     def drawn(self):
         return self.root.evaluate(
-            """e => Object.fromEntries([...e.querySelectorAll('figure canvas')].filter(c => c.clientWidth).map(c => [c.closest('figure').dataset.panel,
-        new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size]))"""
+            """e => Object.fromEntries(
+        [...e.querySelectorAll('figure canvas')].filter(c => c.clientWidth).map(c => [
+        c.closest('figure').dataset.panel,
+        new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width,
+          c.height).data.buffer)).size]))"""
         )
 
 
 def kernel(tab, code):
     "What a line of Python prints, in the kernel of the notebook that JupyterLab shows."
     return tab.evaluate(
-        """async code => { const k = jupyterapp.shell.currentWidget.sessionContext.session.kernel; let out = ''
-        const f = k.requestExecute({code, store_history: false}); f.onIOPub = m => { if (m.header.msg_type === 'stream') out += m.content.text; if (m.header.msg_type === 'error') out += m.content.ename + m.content.evalue }
+        """async code => { const k = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+          let out = ''
+        const f = k.requestExecute({code, store_history: false}); f.onIOPub = m => {
+          if (m.header.msg_type === 'stream') out += m.content.text;
+          if (m.header.msg_type === 'error') out += m.content.ename + m.content.evalue }
         await f.done; return out.trim() }""",
         code,
     )
@@ -463,14 +469,22 @@ def test_python_turns_the_page_and_a_refusal_is_said(page):
 
 # ---- the monkey
 
-ACT = """([kind, u, v]) => { const e = document.querySelector('.mmkit-dash'), all = s => [...e.querySelectorAll(s)].filter(x => !x.disabled && x.getClientRects().length), pick = l => l[Math.floor(u*l.length)]
+ACT = """([kind, u, v]) => { const e = document.querySelector('.mmkit-dash'),
+  all = s => [...e.querySelectorAll(s)].filter(x => !x.disabled && x.getClientRects().length),
+  pick = l => l[Math.floor(u*l.length)]
   if (kind === 'button') pick(all('button:not([data-do=end]):not([data-do=copy])'))?.click()
   else if (kind === 'start') all('.mm-go')[0]?.click()
-  else if (kind === 'range') { const r = pick(all('input[type=range]')); if (!r) return; r.value = Number(r.min) + v*(r.max - r.min); r.dispatchEvent(new Event('input', {bubbles: true})) }
+  else if (kind === 'range') { const r = pick(all('input[type=range]')); if (!r) return;
+    r.value = Number(r.min) + v*(r.max - r.min); r.dispatchEvent(new Event('input',
+    {bubbles: true})) }
   else if (kind === 'box') pick(all('input[type=checkbox], input[type=radio]'))?.click()
-  else if (kind === 'select') { const s = pick(all('select')); if (!s) return; s.value = s.options[Math.floor(v*s.options.length)].value; s.dispatchEvent(new Event('change', {bubbles: true})) }
+  else if (kind === 'select') { const s = pick(all('select')); if (!s) return;
+    s.value = s.options[Math.floor(v*s.options.length)].value; s.dispatchEvent(new Event('change',
+    {bubbles: true})) }
   else if (kind === 'word') pick(all('[data-w]'))?.click()
-  else if (kind === 'hover') { const c = pick(all('canvas')); if (!c) return; const b = c.getBoundingClientRect(); c.dispatchEvent(new PointerEvent('pointermove', {bubbles: true, clientX: b.left + v*b.width, clientY: b.top + u*b.height})) }
+  else if (kind === 'hover') { const c = pick(all('canvas')); if (!c) return;
+    const b = c.getBoundingClientRect(); c.dispatchEvent(new PointerEvent('pointermove',
+    {bubbles: true, clientX: b.left + v*b.width, clientY: b.top + u*b.height})) }
   else if (kind === 'summary') pick(all('summary'))?.click() }"""
 
 

@@ -12,7 +12,8 @@ from conftest import CHAPTERS, COURSE, LIBRARY, ROOT
 from nbdev.clean import clean_nb
 
 PATHS = re.compile(
-    r"(?<![\w.:/])/(?:root|work|home|tmp|Users|opt|mnt)/[\w.]|[A-Z]:\\\\?Users|site-packages|\.pyenv"
+    r"(?<![\w.:/])/(?:root|work|home|tmp|Users|opt|mnt)/[\w.]"
+    r"|[A-Z]:\\\\?Users|site-packages|\.pyenv"
 )
 DATA_URI = re.compile(r"data:[\w/+]+;base64,[A-Za-z0-9+/=]+")
 NUMBERED = [path for path in COURSE if re.match(r"[0-8]\d_", path.name)]

@@ -611,7 +611,8 @@ def test_a_reason_names_what_speaks_most_against_it():
     )
     assert (
         s.explain(1)
-        == "No single attribute stands out; as a whole, caption and image lie further apart than in 0% of the pairs."
+        == "No single attribute stands out; as a whole, caption and image lie further apart than"
+        " in 0% of the pairs."
         and s.ranking.tolist()
         == [
             0,

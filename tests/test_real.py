@@ -203,7 +203,8 @@ def test_ham_lesions_stay_together_and_unknowns_stay_unknown(tmp_path):
         tmp_path / "HAM10000_metadata.csv",
         "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
         + "\n".join(
-            f"HAM_{k // 2},ISIC_{k},{d},histo,{['', '0.0', '45.0', 'NaN'][k % 4]},{['male', 'unknown'][k % 2]},{['back', 'unknown'][k % 2]}"
+            f"HAM_{k // 2},ISIC_{k},{d},histo,{['', '0.0', '45.0', 'NaN'][k % 4]},"
+            f"{['male', 'unknown'][k % 2]},{['back', 'unknown'][k % 2]}"
             for k, d in enumerate(dx)
         ),
     )
@@ -231,7 +232,10 @@ def test_ham_lesions_stay_together_and_unknowns_stay_unknown(tmp_path):
 
 
 def test_pad_ufes(tmp_path):
-    head = "patient_id,lesion_id,background_father,age,gender,fitspatrick,region,diagnostic,itch,img_id"
+    head = (
+        "patient_id,lesion_id,background_father,age,gender,fitspatrick,region,diagnostic,itch,"
+        "img_id"
+    )
     rows = [
         "PAT_1,7,BRAZIL,55,FEMALE,3.0,NECK,MEL,UNK,PAT_1_7_1.png",
         "PAT_1,8,BRASIL,55,FEMALE,,FACE,NEV,True,PAT_1_8_2.png",
@@ -265,15 +269,19 @@ def test_pad_ufes(tmp_path):
     )
 
 
-DERM = "case_num,diagnosis,seven_point_score,pigment_network,streaks,pigmentation,regression_structures,dots_and_globules,blue_whitish_veil,vascular_structures,level_of_diagnostic_difficulty,elevation,location,sex,management,clinic,derm,case_id,notes"
+DERM = (
+    "case_num,diagnosis,seven_point_score,pigment_network,streaks,pigmentation,"
+    "regression_structures,dots_and_globules,blue_whitish_veil,vascular_structures,"
+    "level_of_diagnostic_difficulty,elevation,location,sex,management,clinic,derm,case_id,notes"
+)
 
 
 @pytest.fixture
 def derm(tmp_path):
     rows = [
         (
-            "1,melanoma (in situ),5,atypical,irregular,absent,blue"
-            ' areas,irregular,present,absent,high,flat,back,female,excision,NEL/Nel1.jpg,NEL/Nel2.jpg,,"two\nlines"'
+            "1,melanoma (in situ),5,atypical,irregular,absent,blue areas,irregular,present,absent,"
+            'high,flat,back,female,excision,NEL/Nel1.jpg,NEL/Nel2.jpg,,"two\nlines"'
         ),
         (
             "2,clark nevus,1,typical,absent,absent,absent,absent,absent,absent,low,flat,lower"
@@ -339,10 +347,12 @@ def test_derm7pt_speaks_of_structures(derm):
         load_derm7pt(derm, view="xray")
 
 
-PH2 = """|| Name    || Histological Diagnosis || Clinical Diagnosis || Asymmetry || Pigment Network || Dots/Globules || Streaks || Regression Areas || Blue-Whitish Veil || Colors   ||
-|| IMD003  ||                        || 0                  || 0         || T               || A             || A       || A                || A                 || 4        ||
-|| IMD009  || Melanoma               || 2                  || 2         || AT              || AT            || P       || P                || P                 || 3  4  5 6 ||
-|| IMD010  || x || 1 ||
+PH2 = """|| Name || Histological Diagnosis || Clinical Diagnosis || Asymmetry || \
+Pigment Network || Dots/Globules || Streaks || Regression Areas || \
+Blue-Whitish Veil || Colors ||
+|| IMD003 || || 0 || 0 || T || A || A || A || A || 4 ||
+|| IMD009 || Melanoma || 2 || 2 || AT || AT || P || P || P || 3  4  5 6 ||
+|| IMD010 || x || 1 ||
 
 Legends:
 
@@ -472,7 +482,10 @@ def test_ph2_sheet_says_the_same_as_the_text(tmp_path, monkeypatch):
 
 
 def test_fitzpatrick17k(tmp_path):
-    head = "md5hash,fitzpatrick_scale,fitzpatrick_centaur,label,nine_partition_label,three_partition_label,qc,url,url_alphanum"
+    head = (
+        "md5hash,fitzpatrick_scale,fitzpatrick_centaur,label,nine_partition_label,"
+        "three_partition_label,qc,url,url_alphanum"
+    )
     sheet(
         tmp_path / "fitzpatrick17k.csv",
         "\n".join(
@@ -503,7 +516,10 @@ def test_fitzpatrick17k(tmp_path):
 def test_ddi_fills_the_group_and_not_the_type(tmp_path):
     sheet(
         tmp_path / "ddi_metadata.csv",
-        ",DDI_ID,DDI_file,skin_tone,malignant,disease\n0,1,000001.png,56,True,melanoma-in-situ\n1,2,000002.png,12,True,basal-cell-carcinoma\n2,3,000003.png,34,False,melanocytic-nevi",
+        ",DDI_ID,DDI_file,skin_tone,malignant,disease\n"
+        "0,1,000001.png,56,True,melanoma-in-situ\n"
+        "1,2,000002.png,12,True,basal-cell-carcinoma\n"
+        "2,3,000003.png,34,False,melanocytic-nevi",
     )
     for k in (1, 2, 3):
         picture(tmp_path / f"00000{k}.png", k)

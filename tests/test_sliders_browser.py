@@ -63,9 +63,13 @@ PAGER = [
 from mmkit.chat import Collator
 from mmkit.core.runtime import get_assets_dir
 from mmkit.data import load_melanoma_pairs
-processor = AutoProcessor.from_pretrained(get_assets_dir()/'base'); pairs = load_melanoma_pairs(n=4, masks=False); records = [pairs[i] for i in range(4)]
-batch = Collator(processor, include_captions=True)(records); model_batch = {k: v for k, v in batch.items() if k not in ('caption_input_ids', 'caption_attention_mask', 'caption_id')}
-written_out, end_turn = processor.full_image_sequence, processor.tokenizer.convert_tokens_to_ids('<end_of_turn>')""",
+processor = AutoProcessor.from_pretrained(get_assets_dir() / 'base')
+records = list(load_melanoma_pairs(n=4, masks=False))
+batch = Collator(processor, include_captions=True)(records)
+captions = ('caption_input_ids', 'caption_attention_mask', 'caption_id')
+model_batch = {k: v for k, v in batch.items() if k not in captions}
+written_out = processor.full_image_sequence
+end_turn = processor.tokenizer.convert_tokens_to_ids('<end_of_turn>')""",
     cells("03_chat", "broken = {")[0],
     watched(cells("03_chat", "interact(\n    pager")[0], "pager_"),
 ]
@@ -74,8 +78,17 @@ ODD = [
         where='left', seen=False):
     if how_many > 150: raise ValueError(f'how_many={how_many}: <b>at most 150</b>; turn it down')
     display(Image.new('RGB', (500, 160), (how_many, 255 - how_many, 0)))
-odd_one = interact(odd, how_many=(0, 200, 1, 10), where=['left', 'right'], seen=[False, True]); follow(odd_one, 'odd')
-b = ipywidgets.Button(description='set'); b.add_class('setter'); b.on_click(lambda _: odd_one.set(how_many=42, where='right', seen=True) or dial.set(tau=.07123, own=.83)); b"""
+odd_one = interact(
+    odd, how_many=(0, 200, 1, 10), where=['left', 'right'], seen=[False, True]
+)
+follow(odd_one, 'odd')
+def set_both(_):
+    odd_one.set(how_many=42, where='right', seen=True)
+    dial.set(tau=.07123, own=.83)
+button = ipywidgets.Button(description='set')
+button.add_class('setter')
+button.on_click(set_both)
+button"""
 ]
 
 

@@ -582,9 +582,12 @@ ds, base = load_melanoma_pairs(n=24, seed=3, masks=False), models.load('base')
 (folder/me).touch()
 while len(list(folder.glob('ready*'))) < 2: time.sleep(.001)
 for i in range(8):
-    c = training.cache_features(*base, ds.select(range(i % 4, i % 4 + 3)), folder/'cache', show_progress=False, cache_size_limit=1)
-    d = training.cache_captions(*base, ds['caption'][i % 4:][:3], folder/'cache', show_progress=False, cache_size_limit=1)
-    print(i % 4, hashlib.sha256(c.features.numpy().tobytes() + d.features.numpy().tobytes()).hexdigest())
+    records = ds.select(range(i % 4, i % 4 + 3))
+    options = dict(cache_dir=folder/'cache', show_progress=False, cache_size_limit=1)
+    c = training.cache_features(*base, records, **options)
+    d = training.cache_captions(*base, records['caption'], **options)
+    content = c.features.numpy().tobytes() + d.features.numpy().tobytes()
+    print(i % 4, hashlib.sha256(content).hexdigest())
 """
 
 
@@ -930,12 +933,29 @@ def go(out, batch, how):
     tau, grads = losses.Temperature() if how == 'learned' else .07, []
     class Grads(transformers.TrainerCallback):
         def on_pre_optimizer_step(self, *args, **kw): grads.append(tau.log_scale.grad.item())
-    kw = dict(projector={}, learned=dict(callbacks=[Grads()]), lora=dict(lora=4, train=('projector', 'text')), staged=dict(lora=4, train={0: 'projector', .5: ('projector', 'text')}, output_dir=out + '-kept', save_steps=2),
-              fsdp=dict(output_dir=out + '-kept', save_steps=2, **(dict(fsdp=True, fsdp_config=dict(transformer_layer_cls_to_wrap=['Gemma3DecoderLayer', 'SiglipEncoderLayer'])) if batch == 4 else {})))[how]
-    run = training.fit(model, processor, ds, max_steps=3, batch_size=batch, learning_rate=1e-3, seed=2, show_progress=False, loss_weights=losses.LossWeights(contrastive=.3, ce=.6, mse=.1, temperature=tau), **kw)
+    kept = dict(output_dir=out + '-kept', save_steps=2)
+    blocks = ['Gemma3DecoderLayer', 'SiglipEncoderLayer']
+    fsdp = dict(fsdp=True, fsdp_config=dict(transformer_layer_cls_to_wrap=blocks))
+    options = dict(
+        projector={},
+        learned=dict(callbacks=[Grads()]),
+        lora=dict(lora=4, train=('projector', 'text')),
+        staged=dict(lora=4, train={0: 'projector', .5: ('projector', 'text')}, **kept),
+        fsdp=dict(**kept, **(fsdp if batch == 4 else {})),
+    )[how]
+    weights = losses.LossWeights(contrastive=.3, ce=.6, mse=.1, temperature=tau)
+    run = training.fit(
+        model, processor, ds, max_steps=3, batch_size=batch, learning_rate=1e-3, seed=2,
+        show_progress=False, loss_weights=weights, **options,
+    )
     if os.environ.get('RANK', '0') == '0':
-        learnt = load_file(out + '-kept/checkpoint-3/trained.safetensors') if 'output_dir' in kw else {n: p.detach() for n, p in models.unwrap_model(run.model).named_parameters() if 'projector' in n or 'lora' in n}
-        if how == 'learned': learnt |= dict(log_scale=tau.log_scale.detach(), grads=torch.tensor(grads))
+        if 'output_dir' in options:
+            learnt = load_file(out + '-kept/checkpoint-3/trained.safetensors')
+        else:
+            named = models.unwrap_model(run.model).named_parameters()
+            learnt = {n: p.detach() for n, p in named if 'projector' in n or 'lora' in n}
+        if how == 'learned':
+            learnt |= dict(log_scale=tau.log_scale.detach(), grads=torch.tensor(grads))
         torch.save(({k: v.tolist() for k, v in run.history.items()}, learnt), out)
 for how in sys.argv[3:]: go(f'{sys.argv[1]}/{how}', int(sys.argv[2]), how)
 """

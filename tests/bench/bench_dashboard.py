@@ -1,6 +1,8 @@
-"""The live tuner with its widget shown in JupyterLab, in Chromium, against the same run with no screen: steps a second, pictures a second, seconds between captions.
+"""The live tuner with its widget shown in JupyterLab, in Chromium, against the same run with no
+screen: steps a second, pictures a second, seconds between captions.
 
-In one kernel, in turn: the run alone (nobody looks at it), in its thread with looks and no screen, shown; the ratio is of the best of each.
+In one kernel, in turn: the run alone (nobody looks at it), in its thread with looks and no
+screen, shown; the ratio is of the best of each.
 """
 
 import shutil
@@ -34,7 +36,10 @@ def steps(r, seconds, warm=3.):
     "Steps a second once it is warm."
     r.start(); end = time.monotonic() + 60
     while r.status()['step'] < 5 and time.monotonic() < end: time.sleep(.05)
-    time.sleep(warm); a, at = r.state.steps, time.perf_counter(); time.sleep(seconds); return (r.state.steps - a)/(time.perf_counter() - at)
+    time.sleep(warm)
+    a, at = r.state.steps, time.perf_counter()
+    time.sleep(seconds)
+    return (r.state.steps - a)/(time.perf_counter() - at)
 def plain(seconds):
     "The run alone: no thread, nobody looks."
     from mmkit.tuner import TunerState
@@ -50,16 +55,23 @@ def headless(seconds):
 
 def kernel(tab, code):
     return tab.evaluate(
-        """async code => { const k = jupyterapp.shell.currentWidget.sessionContext.session.kernel; let out = ''
-        const f = k.requestExecute({code, store_history: false}); f.onIOPub = m => { if (m.header.msg_type === 'stream') out += m.content.text; if (m.header.msg_type === 'error') out += m.content.ename + m.content.evalue }
+        """async code => { const k = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+          let out = ''
+        const f = k.requestExecute({code, store_history: false}); f.onIOPub = m => {
+          if (m.header.msg_type === 'stream') out += m.content.text;
+          if (m.header.msg_type === 'error') out += m.content.ename + m.content.evalue }
         await f.done; return out.trim() }""",
         code,
     )
 
 
-WATCH = """seconds => new Promise(done => { const e = document.querySelector('.mmkit-dash'), first = e.pictures, at = performance.now(), captions = []; let step = null
-    const timer = setInterval(() => { const c = e.told().captions; if (c && c.step !== step) { step = c.step; captions.push(performance.now()) } }, 20)
-    setTimeout(() => { clearInterval(timer); done([(e.pictures - first)/(performance.now() - at)*1000, captions.slice(1).map((t, i) => (t - captions[i])/1000)]) }, 1000*seconds) })"""
+WATCH = """seconds => new Promise(done => { const e = document.querySelector('.mmkit-dash'),
+  first = e.pictures, at = performance.now(), captions = []; let step = null
+    const timer = setInterval(() => { const c = e.told().captions; if (c && c.step !== step) {
+      step = c.step; captions.push(performance.now()) } }, 20)
+    setTimeout(() => { clearInterval(timer);
+      done([(e.pictures - first)/(performance.now() - at)*1000, captions.slice(1).map((t,
+      i) => (t - captions[i])/1000)]) }, 1000*seconds) })"""
 
 
 def main():

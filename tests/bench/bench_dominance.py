@@ -1,7 +1,11 @@
-"""MM-SHAP in batches against one coalition a forward pass; DominanceCallback's part of a run's steps.
+"""MM-SHAP in batches against one coalition a forward pass; DominanceCallback's part of a run's
+steps.
 
-mm-shap: seconds a coalition of one record of the shipped base: `mm_shap` as it is, all included, against a plain forward pass (`own_score` of the hidden record) for each coalition. Best of the rounds.
-callback: the time spent inside the callback at its defaults (16 records, every 50 steps), as a share of all the rest of the same run, from step 1 on: batch 16, projector and LoRA.
+mm-shap: seconds a coalition of one record of the shipped base: `mm_shap` as it is, all included,
+    against a plain forward pass (`own_score` of the hidden record) for each coalition. Best of
+    the rounds.
+callback: the time spent inside the callback at its defaults (16 records, every 50 steps), as a
+    share of all the rest of the same run, from step 1 on: batch 16, projector and LoRA.
 """
 
 import os

@@ -1,9 +1,14 @@
-"""`fit` against a bare loop, against transformers' Trainer with nothing cached, and against the text model alone; what checkpointing saves. Fresh processes.
+"""`fit` against a bare loop, against transformers' Trainer with nothing cached, and against the
+text model alone; what checkpointing saves. Fresh processes.
 
-One step is timed from the second epoch on (10 steps of 16 pairs an epoch, projector only, answer cross-entropy); a figure is the best of the rounds.
-plain: Trainer on the records as they are: it opens the pictures, tokenises, and runs model(**batch).loss, tower, all logits and all; projector only as well.
-text:  transformers' text model, output head and loss, forward and back to the embeddings it is given, on batches made in advance: no pictures, no optimiser.
-bare:  fifteen lines on the same rows with the same `terms` and the same lean text model: what is left is the Trainer's own work.
+One step is timed from the second epoch on (10 steps of 16 pairs an epoch, projector only, answer
+cross-entropy); a figure is the best of the rounds.
+plain: Trainer on the records as they are: it opens the pictures, tokenises, and runs
+    model(**batch).loss, tower, all logits and all; projector only as well.
+text:  transformers' text model, output head and loss, forward and back to the embeddings it is
+    given, on batches made in advance: no pictures, no optimiser.
+bare:  fifteen lines on the same rows with the same `terms` and the same lean text model: what is
+    left is the Trainer's own work.
 """
 
 import os

@@ -1,8 +1,12 @@
-"""The planner on a card: Gemma 3 4B's real shape with random weights, LoRA and QLoRA, with and without checkpointing, `torch.cuda.max_memory_allocated` beside the plan; then
-tokens a second and peak of mmkit's step beside TRL's SFTTrainer, if trl is installed: same weights, batch, precision and run.
+"""The planner on a card: Gemma 3 4B's real shape with random weights, LoRA and QLoRA, with and
+without checkpointing, `torch.cuda.max_memory_allocated` beside the plan; then
+tokens a second and peak of mmkit's step beside TRL's SFTTrainer, if trl is installed: same
+weights, batch, precision and run.
 
-    python tests/bench/gpu_planner.py --out gpu.json          # needs a GPU of 40 GB or more (20 GB with --batch 1)
-    python tests/bench/gpu_planner.py --tiny --out tiny.json  # a toy on the CPU, to see that the script runs; its figures say nothing about a card
+    python tests/bench/gpu_planner.py --out gpu.json          # needs a GPU of 40 GB or more (20
+    GB with --batch 1)
+    python tests/bench/gpu_planner.py --tiny --out tiny.json  # a toy on the CPU, to see that the
+    script runs; its figures say nothing about a card
 """
 
 import argparse
@@ -248,7 +252,8 @@ def main():
                         )
                     )
                     print(
-                        f"  {method:6}{' checkpointing' if checkpointing else '':14}{' tiled' if tiled else '':6}"
+                        f"  {method:6}{' checkpointing' if checkpointing else '':14}"
+                        f"{' tiled' if tiled else '':6}"
                         f" {got / 1e9:8.3f} GB measured, {p.peak / 1e9:8.3f} planned"
                         f" ({p.peak / got - 1:+.1%}; wanted: 10%)",
                         flush=True,

@@ -166,7 +166,8 @@ def one(seed, small, steps):
 def measure(cells, seeds, small=False):
     steps, found = 4 if small else STEPS, {}
     for s in seeds:
-        for k, v in cells("all", s, lambda **k: one(s, small, **k), steps=steps).items():  # noqa: B020
+        measures = cells("all", s, lambda s=s, **k: one(s, small, **k), steps=steps)
+        for k, v in measures.items():
             found.setdefault(tuple(k.split("|")), {})[s] = v
     BA, over = "balanced accuracy", "fine-tuned, over: prompted, {}"
     setup = (

@@ -26,9 +26,9 @@ PAIRS, TEST, SIDE, STEPS, BATCH = (
     60,
     8,
 )  # pictures of 32 × 32 pixels, from a cheap lens: the image can be read, with effort
-G = (
-    (8e-4 * 2e-3) ** 0.5
-)  # geometric mean of vision's and text's rates: with slower ones LoRA learns nothing in so few steps (C5)
+# Geometric mean of vision's and text's learning rates: with slower ones LoRA learns nothing in so
+# few steps (C5).
+G = (8e-4 * 2e-3) ** 0.5
 SEEN = tempfile.TemporaryDirectory()  # what the frozen tower saw, for all arms
 
 

@@ -76,7 +76,8 @@ def measure(cells, seeds, small=False):
                 ).items():
                     at(f"{m}, {n} pairs", k)[s] = v
         for arm, which in zip(CONTROLS, ("commonest", "base")):
-            for k, v in cells(arm, s, lambda **k: plain(s, small, **k), which=which).items():  # noqa: B020
+            measures = cells(arm, s, lambda s=s, **k: plain(s, small, **k), which=which)
+            for k, v in measures.items():
                 at(arm, k)[s] = v
     F1, few, many = "macro-F1", sizes[0], sizes[-1]
 

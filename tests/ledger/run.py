@@ -1,5 +1,7 @@
-"""Measures the claims again: `make ledger`, `make ledger ONLY=C24`, `make ledger SEEDS=7`. Every tests/ledger/ledger_*.py measures one claim or two
-and leaves mmkit/assets/claims/C24.json. What is done is kept in runs/ledger/, so that an interrupted run goes on where it stopped.
+"""Measures the claims again: `make ledger`, `make ledger ONLY=C24`, `make ledger SEEDS=7`. Every
+tests/ledger/ledger_*.py measures one claim or two
+and leaves mmkit/assets/claims/C24.json. What is done is kept in runs/ledger/, so that an
+interrupted run goes on where it stopped.
 """
 
 import argparse

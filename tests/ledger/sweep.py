@@ -1,5 +1,7 @@
-"""The simplex of the three weights, point by point: what captions get right, how often a picture finds its caption, and the picture's share of the answers.
-`python tests/ledger/sweep.py` leaves mmkit/assets/sweep.json, which the live tuner shows; interrupted, the same command goes on.
+"""The simplex of the three weights, point by point: what captions get right, how often a picture
+finds its caption, and the picture's share of the answers.
+`python tests/ledger/sweep.py` leaves mmkit/assets/sweep.json, which the live tuner shows;
+interrupted, the same command goes on.
 """
 
 import argparse
