@@ -55,7 +55,7 @@ def follow(plot, name):
 """
 TAU = [
     cells("04_losses", "def plot_tau")[0].rpartition("plot_tau(mark")[0],
-    watched(cells("04_losses", "interact(turned")[0], "dial"),
+    watched(cells("04_losses", "interact(show_tau")[0], "dial"),
 ]
 PAGER = [
     cells("03_chat", "from mmkit import chat")[0],
