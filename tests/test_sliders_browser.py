@@ -163,6 +163,7 @@ def page(browser, lab):
 def turned_by_keyboard_and_mouse(d):
     "The temperature of chapter 04: from the keyboard, dragged, and back."
     d.wait("s.tau === .3 && s.own === .8")
+    d.to_view()  # JupyterLab leaves what is out of view unrendered
     first = d.picture()
     assert (
         d.readout("tau").inner_text() == "0.300"
