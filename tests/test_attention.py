@@ -249,8 +249,11 @@ def test_every_picture_on_every_family(family):
         explain.compare_maps(seen, seen, [0], n)
     if "attention" in maps:
         plot_head_grid(seen, 0)
-    for k in plt.get_fignums():
-        plt.figure(k).canvas.draw()
+    figures = [plt.figure(k) for k in plt.get_fignums()]
+    assert len(figures) >= len(names)
+    for figure in figures:
+        figure.canvas.draw()
+        assert any(ax.images for ax in figure.axes), figure.get_suptitle()
     plt.close("all")
 
 
