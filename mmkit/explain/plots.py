@@ -194,7 +194,7 @@ def plot_dominance_timeline(
         np.clip(history["text gain"][measured], 0, None),
         colors=(PALETTE.sky, PALETTE.orange),
         alpha=0.55,
-        labels=("picture", "prompt"),
+        labels=("image", "prompt"),
     )
     gain_ax.set(xlabel="step", ylabel="right words\nan answer")
     share_ax = gain_ax.twinx()
