@@ -387,7 +387,7 @@ def test_refusals():
     m, b, at = case("gemma3")
     with pytest.raises(ValueError, match="2 rows"):
         ImageTokenLayout(m, {k: v.repeat(2, *[1] * (v.ndim - 1)) for k, v in b.items()})
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         ImageTokenLayout(m, {k: v for k, v in b.items() if k != "pixel_values"})
     with pytest.raises(ValueError, match="form no square"):
         ImageTokenLayout(m, b | dict(input_ids=torch.tensor([[1, 3, 3, 7, 8, 9]])))

@@ -206,7 +206,7 @@ def test_numbers_under_the_picture(page):
     py, js = v.agrees(word=6)
     for line, (hit, area) in zip(js["said"], py["inside"]):
         assert line.endswith(
-            f"inside the outline: {100 * hit:.0f}% of the map, {100 * area:.0f}% of the picture"
+            f"inside the outline: {100 * hit:.0f}% of the map, {100 * area:.0f}% of the image"
         ), line
     v.word(3).hover()
     py, js = v.agrees(word=3)

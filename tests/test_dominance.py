@@ -660,9 +660,9 @@ def test_refusals(all_made):
         lambda: explain.mm_shap(m, bare, p),
         lambda: explain.image_divergence(m, bare),
     ):
-        with pytest.raises(ValueError, match="no pictures.*chat.Collator"):
+        with pytest.raises(ValueError, match="no images.*chat.Collator"):
             f()
-    with pytest.raises(ValueError, match="2 pictures for 4 records"):
+    with pytest.raises(ValueError, match="2 images for 4 records"):
         swap_images(dict(b, pixel_values=b["pixel_values"][:2]), [1, 0, 3, 2])
     with pytest.raises(ValueError, match="at least 2"):
         explain.perceptual_score(m, select_example(b, 0))

@@ -62,7 +62,7 @@ function spread(v, h, w, H, W, smooth) {          // (h*w) -> (H*W): each cell a
   return out
 }
 
-function inside(v, h, w, truth) {                 // share of the map within the structure, and the structure's share of the picture
+function inside(v, h, w, truth) {                 // share of the map within the structure, and the structure's share of the image
   const {mask, shape: [H, W]} = truth, big = spread(v, h, w, H, W, false)
   let all = 0, hit = 0, area = 0
   for (let k = 0; k < H*W; k++) { all += big[k]; if (mask[k]) { hit += big[k]; area++ } }
@@ -239,7 +239,7 @@ async function render({model, el}) {
       limit.textContent = ' ' + figure(top)
       const peak = v ? `peak ${figure(peaks(p, s)[s.word])} on a ${h} × ${w} grid` : 'no map for this word'
       const share = v && p.truth[s.word] ? inside(v, h, w, p.truth[s.word]) : null
-      const more = share ? `inside the outline: ${Math.round(100*share[0])}% of the map, ${Math.round(100*share[1])}% of the picture` : ''
+      const more = share ? `inside the outline: ${Math.round(100*share[0])}% of the map, ${Math.round(100*share[1])}% of the image` : ''
       said.replaceChildren(make('b', {}, words[s.word].trim() || 'blank'), make('br'), peak, ...(more ? [make('br'), more] : []))
       canvas.setAttribute('aria-label', `${p.label}, ${words[s.word].trim() || 'blank'}: ${peak}; ${more}`)
       return `${p.label}: ${peak}${more ? ', ' + more : ''}`

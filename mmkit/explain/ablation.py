@@ -61,13 +61,13 @@ def require_one_image_each(
     images, num_records = split_per_image(batch), len(batch["input_ids"])
     if not images:
         raise ValueError(
-            "the batch has no pictures (neither pixel_values nor features): nothing can be taken "
+            "the batch has no images (neither pixel_values nor features): nothing can be taken "
             "away. Make it with chat.Collator on records that have an image."
         )
     if len(images) != num_records:
         raise ValueError(
-            f"{len(images)} pictures for {num_records} records: whose picture is exchanged is not "
-            "clear. Give records with one picture each."
+            f"{len(images)} images for {num_records} records: which image is exchanged is not "
+            "clear. Give records with one image each."
         )
     return images
 
@@ -84,7 +84,7 @@ def swap_images(
         if not (grids == grids[0]).all():
             sizes = sorted({tuple(grid[1:]) for grid in grids.tolist()})
             raise ValueError(
-                f"pictures of {sizes} patches need different numbers of image tokens; bring them "
+                f"images of {sizes} patches need different numbers of image tokens; bring them "
                 "to one size first"
             )
         return dict(batch, pixel_values=torch.cat([images[k] for k in order]))
@@ -147,7 +147,7 @@ def ablate_image(
         return dict(batch, **{key: noise * std + mean})
     if key == "features":
         raise ValueError(
-            "a blank picture's features are not in the batch; use replacement='mean' or "
+            "a blank image's features are not in the batch; use replacement='mean' or "
             "'shuffled', or a batch with pixel_values"
         )
     return dict(batch, pixel_values=torch.zeros_like(values))
@@ -276,7 +276,7 @@ def mask_inputs(
         keep_values = F.interpolate(keep, (side, side)).reshape(num_copies, -1, 1)
     else:
         if batch.get("aspect_ratio_mask") is not None and batch["aspect_ratio_mask"].sum() > 1:
-            raise ValueError("a picture of several tiles; give its processor max_image_tiles=1")
+            raise ValueError("an image of several tiles; give its processor max_image_tiles=1")
         height, width = values.shape[-2:]
         keep_pixel = F.interpolate(keep, (height, width))  # (K, 1, H, W)
         broadcast = [1] * (values.ndim - 3)
@@ -311,7 +311,7 @@ def emap(
     scores = np.asarray(scores, float)
     if scores.ndim < 2 or scores.shape[0] != scores.shape[1] or len(scores) < 2:
         raise ValueError(
-            f"scores are {scores.shape}; give every question with every picture, (N, N) or "
+            f"scores are {scores.shape}; give every question with every image, (N, N) or "
             "(N, N, C) with N ≥ 2, as `score_all_pairs` does"
         )
     return scores.mean(1) + scores.mean(0) - scores.mean((0, 1))

@@ -141,7 +141,7 @@ def compute_attention(
     layout = ImageTokenLayout(model, batch)
     if layout.family in ("clip", "siglip"):
         raise ValueError(
-            f"{layout.family} only compares: no position of its text attends to the picture. "
+            f"{layout.family} only compares: no position of its text attends to the image. "
             "Take relevancy, gradcam or occlusion"
         )
     rows = torch.as_tensor(positions)

@@ -94,7 +94,7 @@ class AnswerAttribution:
             parts.append(text + bar)
         return (
             f"{''.join(parts)}\n(▁ to █: 0 to 1 bit moved when {self.replacement} stands in the "
-            "picture's place; no bar: habit)"
+            "image's place; no bar: habit)"
         )
 
     __repr__ = __str__
@@ -115,8 +115,8 @@ class AnswerAttribution:
         ]
         return (
             f'<div style="max-width:46em;line-height:1.9;font-size:1.1em">{"".join(spans)}</div>'
-            f'<div style="font-size:.85em">habit {"".join(legend)} picture: bits that the word\'s '
-            f"prediction moves when {html_escape(self.replacement)} stands in the picture's place"
+            f'<div style="font-size:.85em">habit {"".join(legend)} image: bits that the word\'s '
+            f"prediction moves when {html_escape(self.replacement)} stands in the image's place"
             "</div>"
         )
 

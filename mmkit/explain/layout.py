@@ -33,9 +33,7 @@ class ImageTokenLayout:
                 f"{len(batch['input_ids'])} rows: maps are made for one conversation at a time"
             )
         if batch.get("pixel_values") is None:
-            raise ValueError(
-                "this batch has no picture (pixel_values), so no word can have looked at one"
-            )
+            raise ValueError("this batch has no image (pixel_values), so no word can attend to one")
         self.model = unwrap_model(model)
         self.input_ids = batch["input_ids"][0].to(self.model.device)
         config = self.model.config
@@ -52,7 +50,7 @@ class ImageTokenLayout:
         "(rows, columns) of the encoder's patches, and of the image tokens."
         if self.family == "qwen2_vl":
             if len(batch["image_grid_thw"]) > 1:
-                raise ValueError(f"{len(batch['image_grid_thw'])} pictures: maps are made for one")
+                raise ValueError(f"{len(batch['image_grid_thw'])} images: maps are made for one")
             patch_grid = tuple(batch["image_grid_thw"][0, 1:].tolist())
             return patch_grid, tuple(n // vision_config.spatial_merge_size for n in patch_grid)
         side = vision_config.image_size // self.patch_size
@@ -67,7 +65,7 @@ class ImageTokenLayout:
         token_side = round(num_tokens**0.5)
         if token_side**2 != num_tokens:
             raise ValueError(
-                f"{num_tokens} image tokens form no square: one picture with one token a place "
+                f"{num_tokens} image tokens form no square: one image with one token a place "
                 "is needed"
             )
         return (side, side), (token_side, token_side)

@@ -145,7 +145,7 @@ def evaluate_pointing(
 METRIC_LABELS = dict(
     hit="brightest point on the structure",
     inside="AUC inside the lesion (0.5: chance)",
-    auc="AUC in the picture",
+    auc="AUC in the image",
     iou="IoU",
     lesion="brightest point on the lesion",
 )

@@ -199,7 +199,7 @@ def compute_relevancy(
             raise ValueError(
                 f"the attention tables take over {num_bytes / 1e9:.1f} GB "
                 f"(max_bytes={max_bytes:.0e} allows four times that): give more, take "
-                "include_vision=False or a smaller picture, or `compute_attention`, which keeps "
+                "include_vision=False or a smaller image, or `compute_attention`, which keeps "
                 "the asked rows alone"
             )
 

@@ -260,7 +260,7 @@ class DominanceCallback(TrainerCallback):
         return (
             f"step {step}: the image's share of the answers is {measured['image share']:.0%}, "
             f"below {self.min_image_share:.0%} at {self.patience} measurements running (the "
-            f"picture brings {measured['image gain']:.2f} right words an answer, the prompt "
+            f"image brings {measured['image gain']:.2f} right words an answer, the prompt "
             f"{measured['text gain']:.2f}): the model answers from the text. Is the answer in the "
             "prompt or the notes? Leave notes out at random while it trains: of the fixes tried "
             "in chapter 15 that one helped most."

@@ -36,7 +36,7 @@ def is_contrastive(
     if not hasattr(getattr(model_itself, "config", None), "vision_config"):
         raise ValueError(
             f"{type(model).__name__} is not a vision-language model that is known here: its "
-            "configuration names no vision tower. Families that are tested: "
+            "configuration names no vision encoder. Families that are tested: "
             f"{', '.join(TINY_CONFIGS)}."
         )
     return hasattr(model_itself, "logit_scale")
@@ -79,7 +79,7 @@ def score_answer_tokens(
     require_generative(model)
     if "labels" not in batch:
         raise ValueError(
-            "the batch has no labels, so no answer is graded; make it with "
+            "the batch has no labels, so no answer is included in the loss; make it with "
             "chat.Collator(processor), answers and all"
         )
     labels = batch["labels"][:, 1:].cpu()

@@ -184,7 +184,7 @@ def mm_shap(
     num_words = len(prompt_positions)
     if not num_words:
         raise ValueError(
-            "the record has no words beside its picture and its answer: nothing to share with"
+            "the record has no words beside its image and its answer: nothing to share with"
         )
     side = grid_size or math.ceil(num_words**0.5)
     score = _make_coalition_scorer(

@@ -122,7 +122,7 @@ def describe_map(attributions, state) -> str:
     shares = energy_inside_mask(attributions, state)
     if shares is None:
         return line
-    return f"{line}; inside the outline: {shares[0]:.0%} of the map, {shares[1]:.0%} of the picture"
+    return f"{line}; inside the outline: {shares[0]:.0%} of the map, {shares[1]:.0%} of the image"
 
 
 def choose_strip_words(
@@ -184,7 +184,7 @@ def _figure_html(attributions, state, side):
 
 def _scale_text(state):
     if state.scale == "word":
-        return "every word on a scale of its own: brightness cannot be compared between pictures"
+        return "every word on a scale of its own: brightness cannot be compared between images"
     maxima = [f"{get_vmax(one, state):.2g}" for one in state.attributions_list]
     if state.scale == "model":
         return f"every model on a scale of its own, full colour at {' and '.join(maxima)}"

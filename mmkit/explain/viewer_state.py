@@ -26,7 +26,7 @@ def _check_fields(one):
     num_words = len(one.words)
     if not isinstance(one.image, Image.Image):
         raise ValueError(
-            f"{one.label}: image is a {type(one.image).__name__}, not a PIL picture; "
+            f"{one.label}: image is a {type(one.image).__name__}, not a PIL image; "
             "Image.fromarray makes one"
         )
     if not num_words or not all(isinstance(word, str) for word in one.words):

@@ -99,8 +99,8 @@ def _error_cells(task, position, context):
         _answer_html(task, item, task.predictions[predictor][position], context)
         for predictor in IMAGE_CONDITIONS
     ]
-    picture = thumbnail_html(image) + item["id"]  # Markup escapes the text that it is added to
-    return [picture, item["prompt"], item["reference"], *answers]
+    image_cell = thumbnail_html(image) + item["id"]  # Markup escapes the text that it is added to
+    return [image_cell, item["prompt"], item["reference"], *answers]
 
 
 def render_report_page(
