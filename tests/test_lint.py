@@ -217,7 +217,7 @@ def test_each_fault_alone(kind, ds):
     said[7] = FAULTS[kind]
     known[7] = dict.fromkeys(ATTRIBUTE_LEVELS)
     found = lint_records(replace_columns(some, caption=said, attributes=known), images=False)
-    assert kinds(found) == [kind] and found[0].rows == [7] and found[0].why[7], str(found)
+    assert kinds(found) == [kind] and found[0].rows == [7] and found[0].reasons[7], str(found)
 
 
 def test_repeats_and_rewordings():
@@ -234,7 +234,7 @@ def test_repeats_and_rewordings():
         and found.of("repeated captions").fix == "first of each"
     )
     all_same = lint_records(made(*["Yes, dark."] * 9)).of("repeated captions")
-    assert all_same.fix == "look" and np.isclose(all_same.more["floor"], np.log(9)), (
+    assert all_same.fix == "look" and np.isclose(all_same.details["floor"], np.log(9)), (
         "a cure that leaves one record is none"
     )
 
@@ -265,19 +265,19 @@ def test_columns_that_give_the_label_away(ds):
         ],
     )
     f = lint_records(tilted, images=False).of("shortcut: camera")
-    assert f.more["v"] > 0.8 and "north 100%" in f.says
+    assert f.details["v"] > 0.8 and "north 100%" in f.message
     rare = replace_columns(ds, site=["nail" if i < 3 else s for i, s in enumerate(ds["site"])])
     f = lint_records(rare, images=False).of("small groups: site")
-    assert f.rows == [0, 1, 2] and "nail 3" in f.says
+    assert f.rows == [0, 1, 2] and "nail 3" in f.message
     c = fix_findings(rare, f)
     assert (
         c.added == 7
-        and Counter(c.dataset["site"])["nail"] == f.more["least"] == 10
+        and Counter(c.dataset["site"])["nail"] == f.details["least"] == 10
         and len(rare) == len(ds)
     )
     one = replace_columns(ds, site=["nail" if i < 1 else s for i, s in enumerate(ds["site"])])
     g = lint_records(one, images=False).of("small groups: site")
-    g.more["least"] = 50
+    g.details["least"] = 50
     assert fix_findings(one, g).added == 9, "ten times at the most"
     assert "one label" in kinds(
         lint_records(replace_columns(ds, label=["benign"] * len(ds)), images=False)
@@ -376,7 +376,7 @@ def test_broken_pictures(ds, tmp_path):
     rows[8]["image"] = dict(bytes=None, path=str(tmp_path / "gone.png"))
     d = Dataset.from_list(rows, features=whole.features)
     f = lint_records(d).of("no image")
-    assert f.rows == [3, 5, 8] and "gone" in f.why[8]
+    assert f.rows == [3, 5, 8] and "gone" in f.reasons[8]
     c = fix_findings(d, f)
     assert len(c.dataset) == 9 and not lint_records(c.dataset)
     assert "no image" in findings_page(Findings([f], {"": d})).page

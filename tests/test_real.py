@@ -162,7 +162,7 @@ def test_isic2017_in_both_spellings(tmp_path, classes):
     ]
     assert ds[0][
         "caption"
-    ] == "Clinical impression: benign." and "9 picture files are named by no row" in str(report)
+    ] == "Clinical impression: benign." and "9 image files are named by no row" in str(report)
     assert {k: len(v) for k, v in split_records(ds).items()} == dict(train=6, validation=3, test=0)
 
 

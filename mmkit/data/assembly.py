@@ -29,55 +29,63 @@ from .records import FEATURES, LABELS, encode_png, hash_digest, make_record
 from ..lesions.lesion import ATTRIBUTE_LEVELS
 from ..lesions.render import mask_to_box
 
-# %% ../../nbs/library/data/assembly.ipynb #733f623c
+# %% ../../nbs/library/data/assembly.ipynb #b8d2e6ac
 def compose_caption_from_columns(
-    attributes: dict,
-    colours=None,
-    label=None,
-    site=None,
-    diagnosis=None,
-    caption_style="dense",
+    attributes: dict,  # attribute -> level; what is not known is missing or None
+    colours=None,  # how many colours, or the colours
+    label: str | None = None,
+    site: str | None = None,
+    diagnosis: str | None = None,
+    caption_style: str = "dense",
     rng=None,
 ) -> str:
     """A caption from columns: what is visible where known, the site, the impression or the
     diagnosis.
     """
     if caption_style != "dense":
-        return (
-            compose_caption(attributes, colours, label, caption_style, rng)
-            if label or caption_style == "vague"
-            else ""
-        )
-    n, skin = get_colour_count(colours), attributes.get("skin")
-    on = f"on the {site.replace('/', ' or ')}" if site else None
-    seen = describe_attributes(
-        "lesion", attributes, NUMBERS[n] if n else None, f"on {skin} skin" if skin else None, rng
+        if not label and caption_style != "vague":
+            return ""
+        return compose_caption(attributes, colours, label, caption_style, rng)
+    colour_count, skin = get_colour_count(colours), attributes.get("skin")
+    visible = describe_attributes(
+        "lesion",
+        attributes,
+        NUMBERS[colour_count] if colour_count else None,
+        f"on {skin} skin" if skin else None,
+        rng,
     )
-    end = format_impression(label) or (f"Diagnosis: {diagnosis}." if diagnosis else "")
-    return " ".join(s for s in (seen, f"This lesion is {on}." if on else "", end) if s)
+    place = f"This lesion is on the {site.replace('/', ' or ')}." if site else ""
+    ending = format_impression(label) or (f"Diagnosis: {diagnosis}." if diagnosis else "")
+    return " ".join(sentence for sentence in (visible, place, ending) if sentence)
 
-# %% ../../nbs/library/data/assembly.ipynb #b8d2e6ac
-def load_mask_fields(folder, stem, size, report):
+# %% ../../nbs/library/data/assembly.ipynb #977af6c7
+def load_mask_fields(
+    folder: ImageFolder,
+    stem: str,  # of the image's file
+    size: tuple,  # width and height of the image
+    report: LoadingReport,  # counts the masks that are left out
+) -> dict:  # mask and boxes; {} where there is no usable mask
     "Mask and lesion box of an image where there is a usable mask."
     file = folder.mask(stem)
     if file is None:
         return {}
     try:
-        m = read_mask(file)
-        if not m.any():
+        mask = read_mask(file)
+        if not mask.any():
             raise RecordRejected("mask is empty", file.name)
-        if abs(m.shape[1] / m.shape[0] - size[0] / size[1]) > 0.03 * size[0] / size[1]:
+        height, width = mask.shape
+        aspect_ratio = size[0] / size[1]
+        if abs(width / height - aspect_ratio) > 0.03 * aspect_ratio:
             raise RecordRejected("mask has another shape than its image", file.name)
     except RecordRejected as e:
         report.counts[f"{e.explain}, left out"] += 1
         return {}
-    return dict(
-        mask=dict(path=get_converted_copy(file, "mask", lambda: encode_png(m)), bytes=None),
-        boxes=[dict(name="lesion", box=list(mask_to_box(m)))],
-    )
+    copy = get_converted_copy(file, "mask", lambda: encode_png(mask))
+    box = list(mask_to_box(mask))
+    return dict(mask=dict(path=copy, bytes=None), boxes=[dict(name="lesion", box=box)])
 
-# %% ../../nbs/library/data/assembly.ipynb #181c38c2
-# to say which row
+# %% ../../nbs/library/data/assembly.ipynb #29028ccb
+# columns that identify a row in the report
 IDENTIFIER_COLUMNS = (
     "id",
     "image",
@@ -92,55 +100,84 @@ IDENTIFIER_COLUMNS = (
     "file_name",
 )
 
-# %% ../../nbs/library/data/assembly.ipynb #977af6c7
+# %% ../../nbs/library/data/assembly.ipynb #4b874073
+def _fill_image(record, image_name, folder, report, decode):
+    "The image of a record, and its mask and lesion box where the columns did not give them."
+    file = folder.find(image_name)
+    record["image"], size = get_stored_image(file, decode)
+    for name, value in load_mask_fields(folder, file.stem, size, report).items():
+        if not record.get(name):
+            record[name] = value
+
+
+def _fill_attributes(record, colours):
+    "Every attribute; skin from the Fitzpatrick type and the colours from their number."
+    attributes = dict.fromkeys(ATTRIBUTE_LEVELS) | (record.get("attributes") or {})
+    if record.get("skin_type") and not attributes["skin"]:
+        attributes["skin"] = SKIN_TONES[record["skin_type"]]
+    if colours and not attributes["colours"]:
+        level = (get_colour_count(colours) - 1) // 2
+        attributes["colours"] = ATTRIBUTE_LEVELS["colours"][level]
+    record["attributes"] = attributes
+
+
 def finish_record(
-    d: dict,  # fields of a record, and besides: image, diagnosis, caption, colours, asked
+    # fields of a record, and besides: image_name, diagnosis, caption, colours, more_questions
+    fields: dict,
     report: LoadingReport,
-    folder: ImageFolder | None,
+    folder: ImageFolder | None,  # None: a record without an image
     caption_style: str,
-    decode: bool,
+    decode: bool,  # read every pixel
 ) -> dict:  # fields of a record
-    "Look at the image, write what the columns say, check every text."
-    image_name, diagnosis, says, colours, asked = (
-        d.pop(k, None) for k in ("image_name", "diagnosis", "caption", "colours", "asked")
+    "Open the image, write what the columns say, check every text. RecordRejected says why not."
+    record = dict(fields)
+    image_name, diagnosis, caption, colours, more_questions = (
+        record.pop(name, None)
+        for name in ("image_name", "diagnosis", "caption", "colours", "more_questions")
     )
     if folder is not None:
-        file = folder.find(image_name)
-        d["image"], size = get_stored_image(file, decode)
-        d |= {
-            k: v
-            for k, v in load_mask_fields(folder, file.stem, size, report).items()
-            if not d.get(k)
-        }
-    a = d["attributes"] = dict.fromkeys(ATTRIBUTE_LEVELS) | (d.get("attributes") or {})
-    if d.get("skin_type") and not a["skin"]:
-        a["skin"] = SKIN_TONES[d["skin_type"]]
-    if colours and not a["colours"]:
-        a["colours"] = ATTRIBUTE_LEVELS["colours"][(get_colour_count(colours) - 1) // 2]
-    if (label := d.get("label")) not in (None, *LABELS):
+        _fill_image(record, image_name, folder, report, decode)
+    _fill_attributes(record, colours)
+    attributes, label = record["attributes"], record.get("label")
+    if label not in (None, *LABELS):
         raise RecordRejected("label outside the set", repr(label))
-    for k in ("site", "sex", "notes", "camera", "patient", "lesion"):
-        d[k] = clean_text(d.get(k), k)
+    for name in ("site", "sex", "notes", "camera", "patient", "lesion"):
+        record[name] = clean_text(record.get(name), name)
     diagnosis = clean_text(diagnosis, "diagnosis")
-    rng = np.random.default_rng(
-        int(hash_digest(d["id"])[:12], 16)
-    )  # the phrasing follows the id, not row or label
-    if says is None:
-        says = compose_caption_from_columns(
-            a, colours, label, d["site"], diagnosis, caption_style, rng
+    # the phrasing follows the id, not the row or the label
+    rng = np.random.default_rng(int(hash_digest(record["id"])[:12], 16))
+    if caption is None:
+        caption = compose_caption_from_columns(
+            attributes, colours, label, record["site"], diagnosis, caption_style, rng
         )
-    d["caption"] = clean_text(says, "caption")
-    if d["caption"] is None:
+    record["caption"] = clean_text(caption, "caption")
+    if record["caption"] is None:
         raise RecordRejected("empty caption", "nothing is said about this image")
-    boxes = {b["name"]: b["box"] for b in d.get("boxes") or []}
-    d["questions"] = d.get("questions") or make_questions(a, colours, label, boxes, rng) + (
-        asked or []
-    )
+    if not record.get("questions"):
+        boxes = {box["name"]: box["box"] for box in record.get("boxes") or []}
+        questions = make_questions(attributes, colours, label, boxes, rng)
+        record["questions"] = questions + (more_questions or [])
     if label is None and diagnosis:
         report.counts[f"{diagnosis!r} is neither benign nor melanoma, label left empty"] += 1
-    return d
+    return record
 
-# %% ../../nbs/library/data/assembly.ipynb #8ec00891
+# %% ../../nbs/library/data/assembly.ipynb #e83c75b6
+def _add_summary_notes(report, folder, num_loaded):
+    "How many records were loaded, and which images no row named."
+    report.loaded = num_loaded
+    unused = (
+        [path.name for path in folder.paths.values() if path not in folder.used] if folder else []
+    )
+    if unused:
+        report.notes.append(
+            f"{len(unused):,} image files are named by no row that was loaded, such as {unused[0]}"
+        )
+    if not num_loaded:
+        only_missing = folder and set(report.reasons) == {"image missing"}
+        hint = " (with_images=False loads the table alone)" if only_missing else ""
+        raise ValueError(f"nothing could be loaded{hint}. {report}")
+
+
 def records_from_rows(
     report: LoadingReport,
     tables: list,  # of (name, rows of `read_table`, describe: row -> fields of a record)
@@ -154,39 +191,35 @@ def records_from_rows(
         raise ValueError(
             f"caption_style {caption_style!r} is not known; use one of {', '.join(PROMPTS)}"
         )
-    out, seen = [], {}
-    todo = [(name, n, row, describe) for name, rows, describe in tables for n, row in rows]
-    for name, n, row, describe in make_progress_bar(
-        todo, desc=report.source, disable=len(todo) < 1000
+    records, row_of_id = [], {}
+    all_rows = [
+        (name, number, row, describe) for name, rows, describe in tables for number, row in rows
+    ]
+    is_short = len(all_rows) < 1000
+    for name, number, row, describe in make_progress_bar(
+        all_rows, desc=report.source, disable=is_short
     ):
-        id = next((str(row[c]) for c in IDENTIFIER_COLUMNS if parse_optional_text(row.get(c))), "")
+        identifiers = (row.get(column) for column in IDENTIFIER_COLUMNS)
+        record_id = next((str(value) for value in identifiers if parse_optional_text(value)), "")
         try:
-            d = describe(row)
-            image_name = d.get("image_name")
+            fields = describe(row)
+            image_name = fields.get("image_name")
             if not image_name:
                 raise RecordRejected("no image named")
-            id = d["id"] = d.get("id") or Path(image_name.replace("\\", "/")).stem
-            id.encode("utf-8")
-            if id in seen:
-                raise RecordRejected("duplicate id", f"already in {seen[id]}")
-            d = finish_record(d, report, folder, caption_style, decode)
-            where = json.dumps(dict(table=name, row=n, image=image_name), sort_keys=True)
-            out.append(make_record(source=report.source, licence=licence, provenance=where, **d))
-            seen[id] = f"{name} row {n}"
+            record_id = fields.get("id") or Path(image_name.replace("\\", "/")).stem
+            record_id.encode("utf-8")
+            if record_id in row_of_id:
+                raise RecordRejected("duplicate id", f"already in {row_of_id[record_id]}")
+            fields["id"] = record_id
+            record = finish_record(fields, report, folder, caption_style, decode)
+            provenance = json.dumps(dict(table=name, row=number, image=image_name), sort_keys=True)
+            records.append(
+                make_record(source=report.source, licence=licence, provenance=provenance, **record)
+            )
+            row_of_id[record_id] = f"{name} row {number}"
         except RecordRejected as e:
-            report.set_aside(name, n, id, e.explain, e.detail)
+            report.set_aside(name, number, record_id, e.explain, e.detail)
         except UnicodeEncodeError:
-            report.set_aside(name, n, ascii(id), "text is not valid Unicode")
-    report.loaded = len(out)
-    spare = [p.name for p in folder.paths.values() if p not in folder.used] if folder else []
-    if spare:
-        report.notes.append(
-            f"{len(spare):,} image files are named by no row that was loaded, such as {spare[0]}"
-        )
-    if not out:
-        missing = folder and set(report.reasons) == {"image missing"}
-        raise ValueError(
-            "nothing could be"
-            f" loaded{' (with_images=False loads the table alone)' if missing else ''}. {report}"
-        )
-    return Dataset.from_list(out, features=FEATURES)
+            report.set_aside(name, number, ascii(record_id), "text is not valid Unicode")
+    _add_summary_notes(report, folder, len(records))
+    return Dataset.from_list(records, features=FEATURES)

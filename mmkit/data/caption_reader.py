@@ -11,7 +11,7 @@ import re
 
 from ..lesions.lesion import ATTRIBUTE_LEVELS
 
-# %% ../../nbs/library/data/caption_reader.ipynb #533e8db1
+# %% ../../nbs/library/data/caption_reader.ipynb #f8d50f6e
 MISSING = "missing"  # the caption does not say, or says two things at once: counts as wrong
 STRUCTURES = ("network", "dots", "globules", "streaks", "veil", "structureless", "regression")
 _STRUCTURE_PATTERNS = dict(
@@ -34,102 +34,129 @@ _ATTRIBUTE_PATTERNS = [
     ("network", "typical", "typical network"),
     ("network", "atypical", "atypical network"),
     ("network", "absent", "no network"),
-    *[(s, "absent", f"(?:no|without) {w}") for s, w in _STRUCTURE_PATTERNS.items()],
-    *[(s, "present", rf"(?<!no )(?<!without ){w}") for s, w in _STRUCTURE_PATTERNS.items()],
+    *[(name, "absent", f"(?:no|without) {words}") for name, words in _STRUCTURE_PATTERNS.items()],
+    *[
+        (name, "present", rf"(?<!no )(?<!without ){words}")
+        for name, words in _STRUCTURE_PATTERNS.items()
+    ],
     *[("skin", level, f"{level} skin") for level in ATTRIBUTE_LEVELS["skin"]],
 ]
 _ATTRIBUTE_PATTERNS = [
-    (a, level, re.compile(rf"\b(?:{p})\b", re.I)) for a, level, p in _ATTRIBUTE_PATTERNS
+    (name, level, re.compile(rf"\b(?:{words})\b", re.I))
+    for name, level, words in _ATTRIBUTE_PATTERNS
 ]
 
-# %% ../../nbs/library/data/caption_reader.ipynb #f8d50f6e
+# %% ../../nbs/library/data/caption_reader.ipynb #f9423abc
 def find_mentions(caption: str) -> list:  # (start, end, attribute, level), in order of appearance
     "Every phrase of a caption that says something about a scored attribute."
     return sorted(
-        (m.start(), m.end(), a, level)
-        for a, level, p in _ATTRIBUTE_PATTERNS
-        for m in p.finditer(caption)
+        (match.start(), match.end(), name, level)
+        for name, level, pattern in _ATTRIBUTE_PATTERNS
+        for match in pattern.finditer(caption)
     )
 
-# %% ../../nbs/library/data/caption_reader.ipynb #f9423abc
+# %% ../../nbs/library/data/caption_reader.ipynb #d1b1fe23
 def parse_attributes(caption: str) -> dict:  # attribute -> level, or 'missing'
     """What a caption says. A structure it does not name is absent, if it speaks of attributes at
-    all.
+    all; an attribute with two different levels is missing.
     """
-    said = {}
-    for _, _, a, level in find_mentions(caption):
-        said.setdefault(a, set()).add(level)
-    unsaid = {a: "absent" if said and a in STRUCTURES else MISSING for a in ATTRIBUTE_LEVELS}
-    return {
-        a: next(iter(said[a])) if len(said.get(a, ())) == 1 else MISSING if a in said else unsaid[a]
-        for a in ATTRIBUTE_LEVELS
-    }
+    stated = {}
+    for _, _, name, level in find_mentions(caption):
+        stated.setdefault(name, set()).add(level)
+    parsed = {}
+    for name in ATTRIBUTE_LEVELS:
+        levels = stated.get(name, ())
+        if len(levels) == 1:
+            parsed[name] = next(iter(levels))
+        elif not levels and stated and name in STRUCTURES:
+            parsed[name] = "absent"
+        else:
+            parsed[name] = MISSING
+    return parsed
 
-# %% ../../nbs/library/data/caption_reader.ipynb #cc0d39d2
+# %% ../../nbs/library/data/caption_reader.ipynb #1f366020
 def parse_impression(caption: str) -> str:  # 'melanoma', 'benign' or 'missing'
     """The clinical impression: after those words where they occur, else a lone yes, no, melanoma
     or benign.
     """
-    _, mark, after = caption.lower().rpartition("impression")
-    words = re.findall(r"melanoma|benign", after if mark else caption.lower())
-    if not mark and re.match(r"\s*(yes|no)\b", caption.lower()):
-        yes = "melanoma" if re.match(r"\s*yes", caption.lower()) else "benign"
-        return yes if set(words) <= {yes} else MISSING
-    return words[0] if len(set(words)) == 1 else MISSING
+    text = caption.lower()
+    _, mark, after = text.rpartition("impression")
+    labels = set(re.findall(r"melanoma|benign", after if mark else text))
+    if not mark and re.match(r"\s*(yes|no)\b", text):
+        label = "melanoma" if re.match(r"\s*yes", text) else "benign"
+        return label if labels <= {label} else MISSING
+    return labels.pop() if len(labels) == 1 else MISSING
 
-# %% ../../nbs/library/data/caption_reader.ipynb #d1b1fe23
-def parse_caption(caption) -> dict:  # attribute -> level, and 'impression'
-    "A caption as attributes and impression; what is already read stays as it is."
-    return (
-        caption
-        if isinstance(caption, dict)
-        else dict(parse_attributes(caption), impression=parse_impression(caption))
-    )
+# %% ../../nbs/library/data/caption_reader.ipynb #77fb6603
+def parse_caption(
+    caption,  # a text, or what this function gave for one
+) -> dict:  # attribute -> level, and 'impression'
+    "A caption as attributes and impression; one that is parsed already stays as it is."
+    if isinstance(caption, dict):
+        return caption
+    return dict(parse_attributes(caption), impression=parse_impression(caption))
 
-# %% ../../nbs/library/data/caption_reader.ipynb #d633466a
+# %% ../../nbs/library/data/caption_reader.ipynb #a73170ed
 def mark_claims(
-    caption: str, truth: dict, label: str | None = None
+    caption: str,
+    truth: dict,  # attribute -> level
+    label: str | None = None,
 ) -> list:  # (text, True, False or None) in order; joined, the texts are the caption
     "A caption cut into phrases that are right, wrong, or say nothing that can be judged."
-    found = [
-        (s, e, truth[a] == level)
-        for s, e, a, level in find_mentions(caption)
-        if truth.get(a) is not None
+    claims = [
+        (start, end, truth[name] == level)
+        for start, end, name, level in find_mentions(caption)
+        if truth.get(name) is not None
     ]
     if label:
-        at = caption.lower().rfind("impression") + 1
-        called = re.finditer("melanoma|benign", caption, re.I)
-        found += [(m.start(), m.end(), m[0].lower() == label) for m in called if m.start() >= at]
-    out, last = [], 0
-    for s, e, right in sorted(found):
-        if s < last:
-            continue
-        out += [(caption[last:s], None), (caption[s:e], right)]
-        last = e
-    return [(t, r) for t, r in out + [(caption[last:], None)] if t]
-
-# %% ../../nbs/library/data/caption_reader.ipynb #1f366020
-def omitted_attributes(caption: str, truth: dict) -> list:  # names of attributes
-    "Structures that are there and that the caption does not name, and attributes it leaves out."
-    told = {a for _, _, a, _ in find_mentions(caption)}
-    return [a for a, level in truth.items() if level not in (None, "absent") and a not in told]
-
-# %% ../../nbs/library/data/caption_reader.ipynb #c263df6b
-def mark_claims_by_sentence(
-    report_text: str, truth: dict, label: str | None = None
-) -> list:  # (sentence, [(attribute, level, True or False)])
-    """Every sentence with what it claims, and whether that is so; what the truth does not know is
-    not judged.
-    """
-    out = []
-    for s in re.findall(r"[^.!?]+[.!?]?", report_text):
-        claims = [
-            (a, level, truth[a] == level)
-            for _, _, a, level in find_mentions(s)
-            if truth.get(a) is not None
+        impression_start = caption.lower().rfind("impression") + 1
+        claims += [
+            (match.start(), match.end(), match[0].lower() == label)
+            for match in re.finditer("melanoma|benign", caption, re.I)
+            if match.start() >= impression_start
         ]
-        call = parse_impression(s) if label and re.search("melanoma|benign", s.lower()) else MISSING
-        out.append(
-            (s.strip(), claims + ([("impression", call, call == label)] if call != MISSING else []))
-        )
-    return [(s, c) for s, c in out if s]
+    pieces, position = [], 0
+    for start, end, is_right in sorted(claims):
+        if start < position:
+            continue
+        pieces += [(caption[position:start], None), (caption[start:end], is_right)]
+        position = end
+    pieces.append((caption[position:], None))
+    return [(text, is_right) for text, is_right in pieces if text]
+
+# %% ../../nbs/library/data/caption_reader.ipynb #cab9d3a8
+def omitted_attributes(
+    caption: str,
+    truth: dict,  # attribute -> level
+) -> list:  # names of attributes
+    "Present structures that the caption does not name, and other attributes that it leaves out."
+    mentioned = {name for _, _, name, _ in find_mentions(caption)}
+    return [
+        name
+        for name, level in truth.items()
+        if level not in (None, "absent") and name not in mentioned
+    ]
+
+# %% ../../nbs/library/data/caption_reader.ipynb #64bae1d5
+def mark_claims_by_sentence(
+    report_text: str,
+    truth: dict,  # attribute -> level
+    label: str | None = None,
+) -> list:  # (sentence, [(attribute, level, True or False)])
+    """Every sentence with its claims, and whether each is right; an attribute whose truth is not
+    known is not judged.
+    """
+    marked = []
+    for sentence in re.findall(r"[^.!?]+[.!?]?", report_text):
+        claims = [
+            (name, level, truth[name] == level)
+            for _, _, name, level in find_mentions(sentence)
+            if truth.get(name) is not None
+        ]
+        if label and re.search("melanoma|benign", sentence.lower()):
+            impression = parse_impression(sentence)
+            if impression != MISSING:
+                claims.append(("impression", impression, impression == label))
+        if sentence.strip():
+            marked.append((sentence.strip(), claims))
+    return marked

@@ -52,29 +52,35 @@ def format_colour_count(n: int) -> str:
     "'one colour', 'four colours'."
     return f"{NUMBERS[n]} colour{'' if n == 1 else 's'}"
 
-# %% ../../nbs/library/data/captions.ipynb #fe42291a
-def describe_structures(attributes: dict) -> str:
-    """The structures that are there; 'no other structure' when all are known and none is; '' when
-    that is not known.
-    """
-    got = {s: attributes.get(s) for s in CAPTION_STRUCTURES}
-    named = [ATTRIBUTE_PHRASES[s][v] for s, v in got.items() if v in ATTRIBUTE_PHRASES[s]]
-    return join_phrases(named) if named else "" if None in got.values() else "no other structure"
-
 # %% ../../nbs/library/data/captions.ipynb #081c1ce0
-# head with the outline and colours ({niam} is {main} backwards), the structures, the place
+def describe_structures(attributes: dict) -> str:
+    """The structures that are present; 'no other structure' when all are known and none is; ''
+    when that is not known.
+    """
+    levels = {name: attributes.get(name) for name in CAPTION_STRUCTURES}
+    phrases = [
+        ATTRIBUTE_PHRASES[name][level]
+        for name, level in levels.items()
+        if level in ATTRIBUTE_PHRASES[name]
+    ]
+    if phrases:
+        return join_phrases(phrases)
+    return "" if None in levels.values() else "no other structure"
+
+# %% ../../nbs/library/data/captions.ipynb #d2efb5a4
+# outline and colours ({reversed_main}: in reverse order), the structures, the place
 PHRASINGS = (
     ("This {subject} shows {main}", ", with {inside}", ", {place}."),
     ("This is a {subject} with {main}", ", and with {inside}", ", {place}."),
     ("{Place}, this {subject} has {main}", ", with {inside}", "."),
     ("This image shows a {subject} {place}. It has {main}", ", with {inside}", "."),
-    ("The {subject} has {niam}", ". Inside it there is {inside}", ". It is {place}."),
-    ("A {subject} with {niam}", " and with {inside}", ", {place}."),
+    ("The {subject} has {reversed_main}", ". Inside it there is {inside}", ". It is {place}."),
+    ("A {subject} with {reversed_main}", " and with {inside}", ", {place}."),
     ("This image shows a {subject} with {main}", ", with {inside}", ", {place}."),
     ("Seen here {place} is a {subject} with {main}", ". It also has {inside}", "."),
 )
 
-# %% ../../nbs/library/data/captions.ipynb #79b2b82f
+# %% ../../nbs/library/data/captions.ipynb #cefe4e19
 def describe_attributes(
     subject: str,  # 'lesion'
     attributes: dict,  # attribute -> level; of what is missing or None nothing is said
@@ -88,9 +94,9 @@ def describe_attributes(
         phrasing = 0 if rng is None else int(rng.integers(len(PHRASINGS)))
     head, mid, tail = PHRASINGS[phrasing % len(PHRASINGS)]
     main = [
-        ATTRIBUTE_PHRASES[k][attributes[k]]
-        for k in ("asymmetry", "border")
-        if attributes.get(k) in ATTRIBUTE_PHRASES[k]
+        ATTRIBUTE_PHRASES[name][attributes[name]]
+        for name in ("asymmetry", "border")
+        if attributes.get(name) in ATTRIBUTE_PHRASES[name]
     ]
     if count_word:
         main.append(f"{count_word} colour{'' if count_word == 'one' else 's'}")
@@ -105,7 +111,7 @@ def describe_attributes(
     return (head + (mid if inside else "") + tail).format(
         subject=subject,
         main=join_phrases(main),
-        niam=join_phrases(main[::-1]),
+        reversed_main=join_phrases(main[::-1]),
         inside=inside,
         place=place,
         Place=place[:1].upper() + place[1:],
@@ -131,7 +137,10 @@ def get_colour_count(colours) -> int | None:  # a number, the colours themselves
     "How many colours."
     return colours if colours is None or isinstance(colours, (int, np.integer)) else len(colours)
 
-# %% ../../nbs/library/data/captions.ipynb #e76ef1b3
+# %% ../../nbs/library/data/captions.ipynb #d5ea39b5
+_YESNO_CAPTIONS = {"melanoma": "Yes, this is a melanoma.", "benign": "No, this is benign."}
+
+
 def compose_caption(
     attributes: dict,  # attribute -> level, as `Lesion.attributes()` gives; some may be missing
     colours=None,  # how many colours, or the colours themselves
@@ -144,87 +153,95 @@ def compose_caption(
         raise ValueError(
             f"caption_style {caption_style!r} is not known; use one of {', '.join(PROMPTS)}"
         )
-    draw = 0 if rng is None else int(rng.integers(len(PHRASINGS) * len(VAGUE_CAPTIONS)))
+    phrasing = 0 if rng is None else int(rng.integers(len(PHRASINGS) * len(VAGUE_CAPTIONS)))
     if caption_style == "yesno":
-        return {"melanoma": "Yes, this is a melanoma.", "benign": "No, this is benign."}.get(
-            label, ""
-        )
-    n, skin = get_colour_count(colours), attributes.get("skin")
-    said = (
-        VAGUE_CAPTIONS[draw % len(VAGUE_CAPTIONS)]
-        if caption_style == "vague"
-        else describe_attributes(
+        return _YESNO_CAPTIONS.get(label, "")
+    if caption_style == "vague":
+        visible = VAGUE_CAPTIONS[phrasing % len(VAGUE_CAPTIONS)]
+    else:
+        colour_count, skin = get_colour_count(colours), attributes.get("skin")
+        visible = describe_attributes(
             "lesion",
             attributes,
-            NUMBERS[int(n)] if n else None,
+            NUMBERS[int(colour_count)] if colour_count else None,
             f"on {skin} skin" if skin else None,
-            phrasing=draw,
+            phrasing=phrasing,
         )
-    )
-    return " ".join(s for s in (said, format_impression(label)) if s)
+    return " ".join(sentence for sentence in (visible, format_impression(label)) if sentence)
 
-# %% ../../nbs/library/data/captions.ipynb #d5ea39b5
-def to_sentence(words):
+# %% ../../nbs/library/data/captions.ipynb #6e1fc239
+def to_sentence(words: str) -> str:
+    "With a capital letter and a full stop."
     return words[:1].upper() + words[1:] + "."
 
-# %% ../../nbs/library/data/captions.ipynb #db5b2a05
+# %% ../../nbs/library/data/captions.ipynb #077ba078
 def compose_patient_note(
     age=None, sex=None, site=None, camera=None, history: str | None = None
 ) -> str | None:
     """A patient note of what is known: 'Patient: female, 45 years. Site: back. Camera: north. The
     spot has changed.'
     """
-    who = ", ".join(s for s in (sex, None if age is None else f"{age} years") if s)
-    parts = [f"{k}: {v}." for k, v in (("Patient", who), ("Site", site), ("Camera", camera)) if v]
-    return " ".join(parts + ([to_sentence(history.rstrip("."))] if history else [])) or None
+    years = None if age is None else f"{age} years"
+    patient = ", ".join(part for part in (sex, years) if part)
+    fields = (("Patient", patient), ("Site", site), ("Camera", camera))
+    sentences = [f"{name}: {value}." for name, value in fields if value]
+    if history:
+        sentences.append(to_sentence(history.rstrip(".")))
+    return " ".join(sentences) or None
 
-# %% ../../nbs/library/data/captions.ipynb #6e1fc239
+# %% ../../nbs/library/data/captions.ipynb #4bc30305
 class _ConstantChoice:
     "Draws always the same number, where a numpy Generator is expected."
 
     def __init__(self, index):
-        self.k = index
+        self.index = index
 
-    def integers(self, n):
-        return self.k
+    def integers(self, high):
+        return self.index
 
-# %% ../../nbs/library/data/captions.ipynb #22d3a0dd
+# %% ../../nbs/library/data/captions.ipynb #c32b6ec0
+def _find_phrasing(record):  # colour count or None, phrasing
+    "With which colour count and phrasing `compose_caption` writes the record's own caption."
+    for count in (None, 1, 2, 3, 4, 5, 6):
+        for phrasing in range(len(PHRASINGS)):
+            caption = compose_caption(
+                record["attributes"], count, record.get("label"), rng=_ConstantChoice(phrasing)
+            )
+            if caption == record["caption"]:
+                return count, phrasing
+    return None, 0
+
+
 def hard_negative_captions(
     record: dict,  # with caption, attributes and label
     n: int,
     seed,
 ) -> list:  # n captions
-    """Captions that the image does not show: the record's own with one attribute at another
-    level, each time a different one.
+    """Captions that contradict the image: the record's own with one attribute at another level,
+    each time a different one. ValueError where the record knows fewer than n attributes.
     """
-    a = {
-        k: v
-        for k, v in (record.get("attributes") or {}).items()
-        if v in ATTRIBUTE_LEVELS.get(k, ()) and k != "skin"
+    known = {
+        name: level
+        for name, level in (record.get("attributes") or {}).items()
+        if level in ATTRIBUTE_LEVELS.get(name, ()) and name != "skin"
     }
-    if len(a) < n:
+    if len(known) < n:
         raise ValueError(
-            f"record {record.get('id')!r} has {len(a)} attributes; a hard negative changes one, and"
-            f" {n} are wanted: set hard to {len(a)} or less"
+            f"record {record.get('id')!r} has {len(known)} attributes; a hard negative changes one,"
+            f" and {n} are wanted: set hard to {len(known)} or less"
         )
-
-    def say(levels, count, k):
-        return compose_caption(levels, count, record.get("label"), rng=_ConstantChoice(k))
-
-    like = (
-        (count, k)
-        for count in (None, 1, 2, 3, 4, 5, 6)
-        for k in range(8)
-        if say(record["attributes"], count, k) == record["caption"]
-    )
-    (count, k), rng, out = next(like, (None, 0)), np.random.default_rng(seed), []
-    for name in rng.permutation(sorted(a))[:n]:
-        level = rng.choice([v for v in ATTRIBUTE_LEVELS[name] if v != a[name]])
-        out.append(
-            say(
-                record["attributes"] | {name: str(level)},
-                2 * ATTRIBUTE_LEVELS["colours"].index(level) + 1 if name == "colours" else count,
-                k,
+    count, phrasing = _find_phrasing(record)
+    rng, captions = np.random.default_rng(seed), []
+    for name in rng.permutation(sorted(known))[:n]:
+        other_levels = [level for level in ATTRIBUTE_LEVELS[name] if level != known[name]]
+        level = str(rng.choice(other_levels))
+        new_count = count
+        if name == "colours":
+            new_count = 2 * ATTRIBUTE_LEVELS["colours"].index(level) + 1
+        attributes = record["attributes"] | {str(name): level}
+        captions.append(
+            compose_caption(
+                attributes, new_count, record.get("label"), rng=_ConstantChoice(phrasing)
             )
         )
-    return out
+    return captions

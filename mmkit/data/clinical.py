@@ -25,7 +25,7 @@ PAD_UFES_20_DIAGNOSES = {
 # %% ../../nbs/library/data/clinical.ipynb #8c7e51aa
 def load_pad_ufes_20(
     folder,  # metadata.csv and imgs_part_1 … 3, or one folder of images
-    with_images: bool = True,
+    with_images: bool = True,  # False: records of the table alone
     caption_style: str = "dense",
     decode: bool = True,
 ) -> tuple:  # Dataset, LoadingReport
@@ -36,45 +36,57 @@ def load_pad_ufes_20(
     )
 
     def describe(row):
-        label, name = map_code(row["diagnostic"], PAD_UFES_20_DIAGNOSES, "diagnosis") or (
-            None,
-            None,
-        )
-        lesion, patient = (
-            parse_optional_text(row.get("lesion_id")),
-            parse_optional_text(row["patient_id"]),
-        )
-        skin = row.get(
-            "fitspatrick", row.get("fitzpatrick")
-        )  # spelt the first way by the publisher
+        known = map_code(row["diagnostic"], PAD_UFES_20_DIAGNOSES, "diagnosis")
+        label, diagnosis = known or (None, None)
+        lesion = parse_optional_text(row.get("lesion_id"))
+        patient = parse_optional_text(row["patient_id"])
+        skin_type = row.get("fitspatrick", row.get("fitzpatrick"))  # the publisher's spelling first
         return dict(
             image_name=row["img_id"],
             label=label,
-            diagnosis=name,
+            diagnosis=diagnosis,
             patient=patient,
             lesion=f"{patient}-{lesion}" if lesion else None,
             sex=parse_sex(row.get("gender")),
             age=parse_age(row, "age", report),
             site=(parse_optional_text(row.get("region")) or "").lower(),
-            skin_type=parse_integer(skin, 1, 6, report, "skin type"),
+            skin_type=parse_integer(skin_type, 1, 6, report, "skin type"),
         )
 
-    return (
-        records_from_rows(
-            report,
-            [(file.name, rows, describe)],
-            ImageFolder(folder) if with_images else None,
-            "CC BY 4.0",
-            caption_style,
-            decode,
-        ),
-        report,
+    images = ImageFolder(folder) if with_images else None
+    tables = [(file.name, rows, describe)]
+    records = records_from_rows(report, tables, images, "CC BY 4.0", caption_style, decode)
+    return records, report
+
+# %% ../../nbs/library/data/clinical.ipynb #d2749072
+def _describe_fitzpatrick17k_row(row, images, report) -> dict:  # fields of a record
+    if (parse_optional_text(row.get("qc")) or "").startswith("3"):
+        raise RecordRejected("marked as wrongly labelled by the publisher", row["qc"])
+    if parse_optional_text(row.get("url")) is None:
+        report.counts["no address in the table"] += 1
+    label = "benign" if row["three_partition_label"] == "benign" else None
+    if row["nine_partition_label"] == "malignant melanoma":
+        label = "melanoma"
+    image_name = row["md5hash"]
+    if images is not None and image_name not in images.stems:
+        name_from_url = row.get("url_alphanum")
+        if parse_optional_text(name_from_url) in images.names:
+            image_name = name_from_url
+    skin_type = parse_optional_text(row.get("fitzpatrick_scale", row.get("fitzpatrick")))
+    if skin_type == "-1":  # not known
+        skin_type = None
+    return dict(
+        id=row["md5hash"],
+        image_name=image_name,
+        label=label,
+        diagnosis=parse_optional_text(row["label"]),
+        skin_type=parse_integer(skin_type, 1, 6, report, "skin type"),
     )
 
-# %% ../../nbs/library/data/clinical.ipynb #11a9bb37
+
 def load_fitzpatrick17k(
     folder,  # fitzpatrick17k.csv, and images named <md5hash>.jpg
-    with_images: bool = True,
+    with_images: bool = True,  # False: records of the table alone
     caption_style: str = "dense",
     decode: bool = True,
 ) -> tuple:  # Dataset, LoadingReport
@@ -82,62 +94,35 @@ def load_fitzpatrick17k(
     addresses, the images are fetched by you.
     """
     report = LoadingReport("fitzpatrick17k")
-    file, rows = read_publisher_table(
-        folder,
-        report,
-        [
-            "md5hash",
-            ("fitzpatrick_scale", "fitzpatrick"),
-            "label",
-            "nine_partition_label",
-            "three_partition_label",
-        ],
-        "fitzpatrick17k.csv",
-    )
-    where = ImageFolder(folder) if with_images else None
+    expected = [
+        "md5hash",
+        ("fitzpatrick_scale", "fitzpatrick"),
+        "label",
+        "nine_partition_label",
+        "three_partition_label",
+    ]
+    file, rows = read_publisher_table(folder, report, expected, "fitzpatrick17k.csv")
+    images = ImageFolder(folder) if with_images else None
 
     def describe(row):
-        if (parse_optional_text(row.get("qc")) or "").startswith("3"):
-            raise RecordRejected("marked as wrongly labelled by the publisher", row["qc"])
-        if parse_optional_text(row.get("url")) is None:
-            report.counts["no address in the table"] += 1
-        skin = parse_optional_text(row.get("fitzpatrick_scale", row.get("fitzpatrick")))
-        label = "benign" if row["three_partition_label"] == "benign" else None
-        if row["nine_partition_label"] == "malignant melanoma":
-            label = "melanoma"
-        image_name = row["md5hash"]
-        if (
-            where is not None
-            and image_name not in where.stems
-            and parse_optional_text(row.get("url_alphanum")) in where.names
-        ):
-            image_name = row["url_alphanum"]
-        skin = (
-            None if skin == "-1" else parse_integer(skin, 1, 6, report, "skin type")
-        )  # −1: not known
-        return dict(
-            id=row["md5hash"],
-            image_name=image_name,
-            label=label,
-            diagnosis=parse_optional_text(row["label"]),
-            skin_type=skin,
-        )
+        return _describe_fitzpatrick17k_row(row, images, report)
 
-    return (
-        records_from_rows(
-            report, [(file.name, rows, describe)], where, "CC BY-NC-SA 3.0", caption_style, decode
-        ),
-        report,
-    )
+    tables = [(file.name, rows, describe)]
+    records = records_from_rows(report, tables, images, "CC BY-NC-SA 3.0", caption_style, decode)
+    return records, report
 
-# %% ../../nbs/library/data/clinical.ipynb #d2749072
+# %% ../../nbs/library/data/clinical.ipynb #3130f636
+_TRUE_FALSE = {"true": True, "false": False, "1": True, "0": False}
+_DDI_SKIN_TONES = {"12": "light", "34": "medium", "56": "dark"}
+
+
 def load_ddi(
     folder,  # ddi_metadata.csv and the images
-    with_images: bool = True,
+    with_images: bool = True,  # False: records of the table alone
     caption_style: str = "dense",
     decode: bool = True,
 ) -> tuple:  # Dataset, LoadingReport
-    """Diverse Dermatology Images: 656 images in three groups of skin types; a group is no type,
+    """Diverse Dermatology Images: 656 images in three groups of skin types; a group is not a type,
     so only the attribute is filled.
     """
     report = LoadingReport("ddi")
@@ -146,31 +131,22 @@ def load_ddi(
     )
 
     def describe(row):
-        dx = (parse_optional_text(row["disease"]) or "").replace("-", " ")
-        bad = map_code(row["malignant"], {"true": True, "false": False, "1": True, "0": False})
-        label = {
-            True: "melanoma" if "melanoma" in dx.lower() else None,
-            False: "benign",
-            None: None,
-        }[bad]
-        tone = map_code(
-            row["skin_tone"], {"12": "light", "34": "medium", "56": "dark"}, "skin_tone"
-        )
+        diagnosis = (parse_optional_text(row["disease"]) or "").replace("-", " ")
+        is_malignant = map_code(row["malignant"], _TRUE_FALSE)
+        label = None
+        if is_malignant:
+            label = "melanoma" if "melanoma" in diagnosis.lower() else None
+        elif is_malignant is not None:
+            label = "benign"
+        skin = map_code(row["skin_tone"], _DDI_SKIN_TONES, "skin_tone")
         return dict(
             image_name=row["DDI_file"],
             label=label,
-            diagnosis=dx or None,
-            attributes=dict(skin=tone),
+            diagnosis=diagnosis or None,
+            attributes=dict(skin=skin),
         )
 
-    return (
-        records_from_rows(
-            report,
-            [(file.name, rows, describe)],
-            ImageFolder(folder) if with_images else None,
-            "research use, see the publisher",
-            caption_style,
-            decode,
-        ),
-        report,
-    )
+    images = ImageFolder(folder) if with_images else None
+    tables = [(file.name, rows, describe)]
+    licence = "research use, see the publisher"
+    return records_from_rows(report, tables, images, licence, caption_style, decode), report

@@ -16,67 +16,77 @@ import PIL.ImageOps
 from datasets import Dataset
 
 from ..core.display import make_progress_bar
-from .records import hash_digest, iter_image_bytes, iter_raw_records
-
-# %% ../../nbs/library/data/duplicates.ipynb #bc8dfd53
-# names of the bytes (N,), perceptual bits (N, 64), thumbnails (N, 1024)
-def compute_image_hashes(records: Dataset, desc="images") -> tuple:
-    """For each image a digest of its bytes, its perceptual hash, and a small standardised
-    thumbnail; None, zeros where there is none.
-    """
-    exact, bits, small = (
-        [],
-        np.zeros((len(records), 64), bool),
-        np.zeros((len(records), 1024), np.float32),
-    )
-    for i, r in enumerate(
-        make_progress_bar(
-            iter_raw_records(records.select_columns(["id", "image"])),
-            total=len(records),
-            desc=desc,
-            disable=len(records) < 1000,
-        )
-    ):
-        if r["image"] is None:
-            exact.append(None)
-            continue
-        data = iter_image_bytes(r["image"], r["id"])
-        exact.append(hash_digest(data))
-        with PIL.Image.open(io.BytesIO(data)) as im:
-            im.draft("RGB", (256, 256))
-            im = PIL.ImageOps.exif_transpose(im).convert("RGB")
-            bits[i] = imagehash.phash(im).hash.ravel()
-            t = np.asarray(
-                im.convert("L").resize((32, 32), PIL.Image.Resampling.BOX), np.float32
-            ).ravel()
-        small[i] = (t - t.mean()) / (t.std() + 1e-6) / 32  # dot products are correlations
-    return np.array(exact, dtype=object), bits, small
+from .records import hash_digest, iter_raw_records, read_image_bytes
 
 # %% ../../nbs/library/data/duplicates.ipynb #41bf151a
-def find_close_hashes(a, b, near, alike, block=2000):  # positions (i, j) of near-identical images
-    "Compare in blocks: bits as ±1, so that a product of matrices counts the differing ones."
-    (ea, ba, ta), (eb, bb, tb) = a, b
-    sb, out = bb.astype(np.float32).T * 2 - 1, []  # (64, M)
-    has_b = np.array([e is not None for e in eb])
-    for s in range(0, len(ba), block):
-        differ = (64 - (ba[s : s + block].astype(np.float32) * 2 - 1) @ sb) / 2  # (block, M) bits
-        i, j = np.nonzero((differ <= near) & has_b)
-        out += [
-            (x + s, y)
-            for x, y in zip(i.tolist(), j.tolist())
-            if ea[x + s] is not None and ta[x + s] @ tb[y] >= alike
-        ]
-    return out
+def _hash_image(data):  # perceptual bits (64,), thumbnail (1024,)
+    with PIL.Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (256, 256))
+        image = PIL.ImageOps.exif_transpose(image).convert("RGB")
+        bits = imagehash.phash(image).hash.ravel()
+        grey = image.convert("L").resize((32, 32), PIL.Image.Resampling.BOX)
+    thumbnail = np.asarray(grey, np.float32).ravel()
+    # of unit length: dot products are correlations
+    return bits, (thumbnail - thumbnail.mean()) / (thumbnail.std() + 1e-6) / 32
 
-# %% ../../nbs/library/data/duplicates.ipynb #852ab81b
+
+def compute_image_hashes(
+    records: Dataset,
+    desc: str = "images",  # of the progress bar
+) -> tuple:  # digests of the bytes (N,), perceptual bits (N, 64), thumbnails (N, 1024)
+    """For each image a digest of its bytes, its perceptual hash, and a small standardised
+    thumbnail; None and zeros where there is no image.
+    """
+    num_records = len(records)
+    digests = []
+    bits = np.zeros((num_records, 64), bool)
+    thumbnails = np.zeros((num_records, 1024), np.float32)
+    bar = make_progress_bar(
+        iter_raw_records(records.select_columns(["id", "image"])),
+        total=num_records,
+        desc=desc,
+        disable=num_records < 1000,
+    )
+    for row, record in enumerate(bar):
+        if record["image"] is None:
+            digests.append(None)
+            continue
+        data = read_image_bytes(record["image"], record["id"])
+        digests.append(hash_digest(data))
+        bits[row], thumbnails[row] = _hash_image(data)
+    return np.array(digests, dtype=object), bits, thumbnails
+
+# %% ../../nbs/library/data/duplicates.ipynb #3fdc5a7b
+def find_close_hashes(
+    a: tuple,  # `compute_image_hashes` of N images
+    b: tuple,  # of M images
+    near: int,  # of 64 bits may differ
+    alike: float,  # least correlation of two thumbnails
+    block: int = 2000,  # images of `a` that are compared at once
+) -> list:  # of (i, j), positions in a and in b
+    "Near-identical images, compared in blocks: bits as ±1, so that a product counts differences."
+    (digests_a, bits_a, thumbnails_a), (digests_b, bits_b, thumbnails_b) = a, b
+    signs_b = bits_b.astype(np.float32).T * 2 - 1  # (64, M)
+    is_image_b = np.array([digest is not None for digest in digests_b])
+    pairs = []
+    for start in range(0, len(bits_a), block):
+        signs_a = bits_a[start : start + block].astype(np.float32) * 2 - 1  # (block, 64)
+        num_different = (64 - signs_a @ signs_b) / 2  # (block, M)
+        rows, columns = np.nonzero((num_different <= near) & is_image_b)
+        for i, j in zip((rows + start).tolist(), columns.tolist()):
+            if digests_a[i] is not None and thumbnails_a[i] @ thumbnails_b[j] >= alike:
+                pairs.append((i, j))
+    return pairs
+
+# %% ../../nbs/library/data/duplicates.ipynb #29ec9873
 def find_near_duplicates(
     records: Dataset,
-    near: int = 8,
-    alike: float = 0.95,
+    near: int = 8,  # of 64 hash bits may differ
+    alike: float = 0.95,  # least correlation of two thumbnails
     hashes: tuple = None,  # the `compute_image_hashes` of records, where they are known already
 ) -> list:  # of (i, j), i < j
     """Pairs of positions whose images are copies: at most `near` of 64 hash bits differ and the
     thumbnails correlate.
     """
-    h = hashes or compute_image_hashes(records)
-    return [(i, j) for i, j in find_close_hashes(h, h, near, alike) if i < j]
+    hashes = hashes or compute_image_hashes(records)
+    return [(i, j) for i, j in find_close_hashes(hashes, hashes, near, alike) if i < j]

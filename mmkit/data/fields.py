@@ -36,43 +36,50 @@ MISSING_VALUES = {
 
 # %% ../../nbs/library/data/fields.ipynb #a57879c5
 def parse_optional_text(value) -> str | None:
-    "A text, or None for the many spellings of 'we do not know'."
+    "A text, or None where the value is one of `MISSING_VALUES`."
     if value is None:
         return None
-    v = str(value).strip()
-    return None if v.lower() in MISSING_VALUES else v
-
-# %% ../../nbs/library/data/fields.ipynb #463456b8
-def clean_text(value, what: str) -> str | None:
-    "A text that may go into a prompt or an answer."
-    v = parse_optional_text(value)
-    if v is None:
-        return None
-    try:
-        v.encode("utf-8")
-    except UnicodeEncodeError:
-        raise RecordRejected("text is not valid Unicode", what) from None
-    token = TEMPLATE_TOKENS.search(unicodedata.normalize("NFKC", v))
-    if token:
-        raise RecordRejected(f"template token in {what}", token[0])
-    return (
-        " ".join("".join(c for c in v if c in "\n\t" or unicodedata.category(c) != "Cc").split())
-        or None
-    )
+    text = str(value).strip()
+    return None if text.lower() in MISSING_VALUES else text
 
 # %% ../../nbs/library/data/fields.ipynb #30f8c8d9
-def parse_integer(value, low, high, report: LoadingReport, what: str) -> int | None:
-    "A whole number within its range; otherwise None, counted in the report."
-    v = parse_optional_text(value)
-    if v is None:
+def clean_text(
+    value,
+    what: str,  # the field's name in the error
+) -> str | None:
+    """A text that may go into a prompt or an answer: without control characters, white space made
+    single. RecordRejected where it holds a chat template's token.
+    """
+    text = parse_optional_text(value)
+    if text is None:
         return None
     try:
-        n = float(v)
-    except ValueError:
-        report.counts[f"{what} is not a number, left empty (such as {v[:20]!r})"] += 1
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RecordRejected("text is not valid Unicode", what) from None
+    token = TEMPLATE_TOKENS.search(unicodedata.normalize("NFKC", text))
+    if token:
+        raise RecordRejected(f"template token in {what}", token[0])
+    printable = [
+        character
+        for character in text
+        if character in "\n\t" or unicodedata.category(character) != "Cc"
+    ]
+    return " ".join("".join(printable).split()) or None
+
+# %% ../../nbs/library/data/fields.ipynb #8acbf1f7
+def parse_integer(value, low, high, report: LoadingReport, what: str) -> int | None:
+    "A whole number within its range; otherwise None, counted in the report."
+    text = parse_optional_text(value)
+    if text is None:
         return None
-    if low <= n <= high:
-        return int(n)
+    try:
+        number = float(text)
+    except ValueError:
+        report.counts[f"{what} is not a number, left empty (such as {text[:20]!r})"] += 1
+        return None
+    if low <= number <= high:
+        return int(number)
     report.counts[f"{what} outside {low} to {high}, left empty"] += 1
     return None
 
@@ -81,31 +88,31 @@ def parse_integer(value, low, high, report: LoadingReport, what: str) -> int | N
 SKIN_TONES = {1: "light", 2: "light", 3: "medium", 4: "medium", 5: "dark", 6: "dark"}
 
 # %% ../../nbs/library/data/fields.ipynb #2f13ee08
+_SEXES = {
+    "f": "female",
+    "m": "male",
+    "female": "female",
+    "male": "male",
+    "woman": "female",
+    "man": "male",
+}
+
+
 def parse_sex(value) -> str | None:
     "'female', 'male' or None."
-    v = (parse_optional_text(value) or "").lower()
-    return {
-        "f": "female",
-        "m": "male",
-        "female": "female",
-        "male": "male",
-        "woman": "female",
-        "man": "male",
-    }.get(v)
+    return _SEXES.get((parse_optional_text(value) or "").lower())
 
-# %% ../../nbs/library/data/fields.ipynb #d4b06644
+# %% ../../nbs/library/data/fields.ipynb #13d22ddc
 AGE_BANDS = {
     "under 40": 40,
     "40–59": 60,
     "60–79": 80,
     "80 and over": float("inf"),
-}  # band -> where the next one begins
+}  # band -> the age at which the next one begins
 
-# %% ../../nbs/library/data/fields.ipynb #13d22ddc
+# %% ../../nbs/library/data/fields.ipynb #f8dd7f1a
 def get_age_band(age) -> str | None:  # one of `AGE_BANDS`; None where unknown
-    "A span of years."
-    return (
-        None
-        if age is None or age != age
-        else next(band for band, end in AGE_BANDS.items() if age < end)
-    )
+    "The band that an age in years belongs to."
+    if age is None or age != age:
+        return None
+    return next(band for band, end in AGE_BANDS.items() if age < end)

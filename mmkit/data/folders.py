@@ -14,8 +14,8 @@ from .publishers import find_table
 from .seven_point import load_derm7pt, load_ph2
 from .tables import load_table
 
-# %% ../../nbs/library/data/folders.ipynb #28c4c040
-PUBLISHED_LAYOUTS = (  # loader, the tables that give a set away, a column that has to be there
+# %% ../../nbs/library/data/folders.ipynb #5404f2e6
+PUBLISHED_LAYOUTS = (  # loader, its tables, a column that must be in one
     (load_isic2017, ("ISIC-2017_*_Part3_GroundTruth.csv", "ISIC-2017_*_Classes.csv"), "melanoma"),
     (load_siim_isic, ("ISIC_2020_Training_GroundTruth*.csv", "train.csv"), "patient_id"),
     (load_ham10000, ("HAM10000_metadata*",), "dx"),
@@ -34,33 +34,36 @@ def _header_has_column(file, column):
 # %% ../../nbs/library/data/folders.ipynb #fb86cdac
 def load_folder(
     folder,
-    **kw,  # caption_style, decode
+    **options,  # caption_style, decode
 ) -> tuple:  # Dataset, LoadingReport
-    "Load a folder as the set it is: a published layout, or one table with images."
+    """Load a folder as the set it is: a published layout, or one table with images. ValueError
+    where it is neither, or two at once.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    matching = [
-        load
-        for load, names, column in PUBLISHED_LAYOUTS
-        if any(_header_has_column(f, column) for n in names if (f := find_table(folder, n)))
-    ]
+    matching = []
+    for load, table_names, column in PUBLISHED_LAYOUTS:
+        tables = [file for name in table_names if (file := find_table(folder, name))]
+        if any(_header_has_column(file, column) for file in tables):
+            matching.append(load)
     if len(matching) == 1:
-        return matching[0](folder, **kw)
-    known = "; ".join(f"{load.__name__} ({names[0]})" for load, names, _ in PUBLISHED_LAYOUTS)
+        return matching[0](folder, **options)
     if matching:
         raise ValueError(
             f"{folder.name} looks like {' and '.join(load.__name__ for load in matching)}: name the"
             " folder of one of them, or call its loader"
         )
     tables = [
-        p
-        for p in sorted((*folder.glob("*"), *folder.glob("*/*")))
-        if p.suffix.lower() in (".csv", ".tsv", ".jsonl") and not p.name.startswith(".")
+        path
+        for path in sorted((*folder.glob("*"), *folder.glob("*/*")))
+        if path.suffix.lower() in (".csv", ".tsv", ".jsonl") and not path.name.startswith(".")
     ]
     if len(tables) == 1:
-        return load_table(tables[0], images=folder, **kw)
-    found = ", ".join(p.name for p in (tables or sorted(folder.iterdir()))[:8]) or "nothing"
+        return load_table(tables[0], images=folder, **options)
+    known = "; ".join(f"{load.__name__} ({names[0]})" for load, names, _ in PUBLISHED_LAYOUTS)
+    files = (tables or sorted(folder.iterdir()))[:8]
+    found = ", ".join(path.name for path in files) or "nothing"
     raise ValueError(
         f"{folder.name} is none of the layouts known here: {known}; or one CSV, TSV or JSON-lines"
         f" table with an image and a caption or label column. Found: {found}"

@@ -13,43 +13,56 @@ import numpy as np
 
 from ..core.display import PALETTE
 
-# %% ../../nbs/library/data/gallery.ipynb #de2e645b
-def escape_mathtext(text):
-    return str(text).replace("$", r"\$")  # a dollar would start mathematics
-
 # %% ../../nbs/library/data/gallery.ipynb #b2e21e7f
-def plot_record(ax, record: dict, boxes: bool = True, width: int = 38):
+def escape_mathtext(text) -> str:
+    "A text for matplotlib, where a plain dollar sign would start a formula."
+    return str(text).replace("$", r"\$")
+
+# %% ../../nbs/library/data/gallery.ipynb #8c59e6ed
+def _plot_mask(ax, mask):
+    "The outline of a mask, where it is neither empty nor full."
+    inside = np.asarray(mask) > 127
+    if inside.any() and not inside.all():
+        ax.contour(
+            inside,
+            levels=[0.5],
+            extent=(0, 1, 0, 1),
+            colors="white",
+            linewidths=1,
+            linestyles=":",
+        )
+
+
+def _plot_box(ax, box, name, colour):
+    x0, y0, x1, y1 = box
+    ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.6))
+    ax.text(
+        x0 + 0.01,
+        y0 + 0.01 if y0 > 0.06 else y1 - 0.06,
+        name,
+        color="white",
+        fontsize=7,
+        va="top",
+        bbox=dict(fc=colour, ec="none", pad=0.8, alpha=0.85),
+    )
+
+
+def plot_record(
+    ax,
+    record: dict,
+    boxes: bool = True,
+    width: int = 38,  # letters in a line of the caption
+):  # ax
     "One image with its boxes, mask outline, label and caption."
-    if record["image"] is None:
+    image = record["image"]
+    if image is None:
         ax.text(0.5, 0.5, "no image", ha="center", va="center", transform=ax.transAxes)
     else:
-        image = record["image"]
-        w, h = image.size
-        ax.imshow(image, extent=(0, 1, 1, 0), aspect=h / w)
+        ax.imshow(image, extent=(0, 1, 1, 0), aspect=image.height / image.width)
         if record.get("mask") is not None:
-            m = np.asarray(record["mask"]) > 127
-            if m.any() and not m.all():
-                ax.contour(
-                    m,
-                    levels=[0.5],
-                    extent=(0, 1, 0, 1),
-                    colors="white",
-                    linewidths=1,
-                    linestyles=":",
-                )
-        for k, b in enumerate(record["boxes"] if boxes else []):
-            x0, y0, x1, y1 = b["box"]
-            colour = PALETTE[k % len(PALETTE)]
-            ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.6))
-            ax.text(
-                x0 + 0.01,
-                y0 + 0.01 if y0 > 0.06 else y1 - 0.06,
-                b["name"],
-                color="white",
-                fontsize=7,
-                va="top",
-                bbox=dict(fc=colour, ec="none", pad=0.8, alpha=0.85),
-            )
+            _plot_mask(ax, record["mask"])
+        for k, box in enumerate(record["boxes"] if boxes else []):
+            _plot_box(ax, box["box"], box["name"], PALETTE[k % len(PALETTE)])
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
@@ -57,14 +70,14 @@ def plot_record(ax, record: dict, boxes: bool = True, width: int = 38):
     ax.set_xlabel(escape_mathtext(textwrap.fill(record["caption"] or "", width)), fontsize=8)
     return ax
 
-# %% ../../nbs/library/data/gallery.ipynb #2d0027fa
+# %% ../../nbs/library/data/gallery.ipynb #24616ef8
 def plot_records(
     records,  # a data set or a list of records
     n: int = 6,  # how many
     columns: int = 3,
     boxes: bool = True,
 ):
-    "An image of pairs: caption, label, mask outline and boxes."
+    "A figure of pairs: image, caption, label, mask outline and boxes."
     n = min(n, len(records))
     columns = max(1, min(columns, n))
     rows = -(-n // columns)

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -20,6 +21,7 @@ import PIL.ImageCms
 import PIL.ImageOps
 
 from ..chat.images import convert_to_rgb
+from ..core.runtime import atomic_path
 from .loading_report import RecordRejected
 from .records import encode_png, get_cache_dir, hash_digest
 
@@ -29,104 +31,129 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".g
 MAX_IMAGE_PIXELS, MAX_IMAGE_BYTES = 80_000_000, 200_000_000
 
 # %% ../../nbs/library/data/images.ipynb #2a595285
+_HEADERS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM", b"II*", b"MM\0*")  # of image files
+
+
+def _explain_unreadable(file) -> RecordRejected:
+    "Why PIL cannot open a file, from its first bytes."
+    with open(file, "rb") as opened:
+        start = opened.read(24)
+    if start.startswith(_HEADERS):
+        detail = f"{file.name}: it ends, or breaks, in its header"
+        return RecordRejected("image truncated", detail)
+    if start.startswith(b"version https://git-lfs"):
+        return RecordRejected("not an image", f"{file.name}: a Git LFS pointer")
+    return RecordRejected("not an image", f"{file.name}: starts with {start[:12]!r}")
+
+
 def _open_checked(file, max_pixels=MAX_IMAGE_PIXELS, max_bytes=MAX_IMAGE_BYTES):
+    "An opened image whose pixels are not read yet; RecordRejected where it cannot be opened."
     file = Path(file)
     try:
-        size = file.stat().st_size
+        num_bytes = file.stat().st_size
     except OSError:
         raise RecordRejected("image missing", file.name) from None
-    if not size:
+    if not num_bytes:
         raise RecordRejected("not an image", f"{file.name} is empty")
-    if size > max_bytes:
+    if num_bytes > max_bytes:
         raise RecordRejected(
             "image too large",
-            f"{file.name}: {size / 1e6:,.0f} MB, at most {max_bytes / 1e6:,.0f}",
+            f"{file.name}: {num_bytes / 1e6:,.0f} MB, at most {max_bytes / 1e6:,.0f}",
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            im = PIL.Image.open(file, formats=IMAGE_FORMATS)
+            image = PIL.Image.open(file, formats=IMAGE_FORMATS)
     except PIL.Image.DecompressionBombError as e:
         raise RecordRejected("image too large", f"{file.name}: {str(e).split(',')[0]}") from None
     except Exception:
-        with open(file, "rb") as f:
-            start = f.read(24)
-        if start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM", b"II*", b"MM\0*")):
-            raise RecordRejected(
-                "image truncated", f"{file.name}: it ends, or breaks, in its header"
-            ) from None
-        what = (
-            "a Git LFS pointer"
-            if start.startswith(b"version https://git-lfs")
-            else f"starts with {start[:12]!r}"
-        )
-        raise RecordRejected("not an image", f"{file.name}: {what}") from None
-    if im.width * im.height > max_pixels:
-        im.close()
+        raise _explain_unreadable(file) from None
+    if image.width * image.height > max_pixels:
+        image.close()
         raise RecordRejected(
             "image too large",
-            f"{file.name}: {im.width}×{im.height} pixels, at most {max_pixels / 1e6:,.0f} million",
+            f"{file.name}: {image.width}×{image.height} pixels,"
+            f" at most {max_pixels / 1e6:,.0f} million",
         )
-    return im
+    return image
 
 # %% ../../nbs/library/data/images.ipynb #fa0a788b
-def standardize_image(im) -> PIL.Image.Image:
-    "Upright RGB of 8 bits: transparency on white, CMYK by its profile, 16-bit grey scaled."
-    im = PIL.ImageOps.exif_transpose(im)
-    if im.mode.startswith("I"):
-        a = np.asarray(im).astype(np.float64)
-        im = PIL.Image.fromarray(
-            (a / 257 if a.max() > 255 else a).round().clip(0, 255).astype(np.uint8)
-        )
-    elif im.mode == "F":
+def _flatten_on_white(image):
+    "An image without transparency: what was transparent is white."
+    image = image.convert("RGBA")
+    white = PIL.Image.new("RGBA", image.size, "white")
+    return PIL.Image.alpha_composite(white, image).convert("RGB")
+
+
+def _scale_to_8_bits(image):
+    "16-bit grey as 8-bit grey; values that fit 8 bits stay."
+    pixels = np.asarray(image).astype(np.float64)
+    if pixels.max() > 255:
+        pixels = pixels / 257
+    return PIL.Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def standardize_image(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Upright RGB of 8 bits: transparency on white, CMYK by its profile, 16-bit grey scaled.
+    RecordRejected for floating-point pixels.
+    """
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = _scale_to_8_bits(image)
+    elif image.mode == "F":
         raise RecordRejected("not a photograph", "floating-point pixels")
-    if "A" in im.mode or "a" in im.mode or "transparency" in im.info:
-        im = im.convert("RGBA")
-        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", im.size, "white"), im).convert("RGB")
-    if im.mode == "CMYK" and im.info.get("icc_profile"):
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        return _flatten_on_white(image)
+    profile = image.info.get("icc_profile")
+    if image.mode == "CMYK" and profile:
         try:
             return PIL.ImageCms.profileToProfile(
-                im,
-                io.BytesIO(im.info["icc_profile"]),
-                PIL.ImageCms.createProfile("sRGB"),
-                outputMode="RGB",
+                image, io.BytesIO(profile), PIL.ImageCms.createProfile("sRGB"), outputMode="RGB"
             )
         except PIL.ImageCms.PyCMSError:
-            pass
-    return convert_to_rgb(im)
+            pass  # a damaged profile: convert without it
+    return convert_to_rgb(image)
 
-# %% ../../nbs/library/data/images.ipynb #1e1ccc80
+# %% ../../nbs/library/data/images.ipynb #38e60109
 def open_image(
     file, max_pixels: int = MAX_IMAGE_PIXELS, max_bytes: int = MAX_IMAGE_BYTES
 ) -> PIL.Image.Image:  # RGB
-    "A whole image, checked and converted; `RecordRejected` says why not."
-    with _open_checked(file, max_pixels, max_bytes) as im:
+    "A whole image, checked and converted. RecordRejected says why not."
+    with _open_checked(file, max_pixels, max_bytes) as image:
         try:
-            im.load()
-            return standardize_image(im)
+            image.load()
+            return standardize_image(image)
         except RecordRejected:
             raise
         except Exception as e:
             raise RecordRejected("image truncated", f"{Path(file).name}: {e}") from None
 
-# %% ../../nbs/library/data/images.ipynb #38e60109
-def get_converted_copy(file, suffix, make) -> str:
+# %% ../../nbs/library/data/images.ipynb #597b802f
+def get_converted_copy(
+    file,  # the original
+    suffix: str,  # what the copy is, in the cache's key: 'rgb' or 'mask'
+    encode: Callable,  # () -> bytes of a PNG file; called where there is no copy yet
+) -> str:  # the path of the copy
     "A converted copy in the cache, made once for this version of the file."
     file = Path(file)
-    s = file.stat()
-    out = (
-        get_cache_dir()
-        / "converted"
-        / f"{hash_digest(str(file.resolve()), s.st_size, s.st_mtime_ns, suffix)}.png"
-    )
-    if not out.exists():
-        out.parent.mkdir(exist_ok=True)
-        part = out.with_name(f"{out.name}.{os.getpid()}")
-        part.write_bytes(make())
-        os.replace(part, out)
-    return str(out)
+    stat = file.stat()
+    key = hash_digest(str(file.resolve()), stat.st_size, stat.st_mtime_ns, suffix)
+    copy = get_cache_dir() / "converted" / f"{key}.png"
+    if not copy.exists():
+        copy.parent.mkdir(exist_ok=True)
+        with atomic_path(copy) as temporary:
+            temporary.write_bytes(encode())
+    return str(copy)
 
-# %% ../../nbs/library/data/images.ipynb #e3fdf52a
+# %% ../../nbs/library/data/images.ipynb #bb914841
+def _is_upright(image):
+    "No rotation in the EXIF data?"
+    try:
+        return image.getexif().get(0x0112, 1) == 1
+    except Exception:
+        return True
+
+
 def get_stored_image(
     file,
     decode: bool = True,  # read every pixel, so that truncation is found now
@@ -134,49 +161,58 @@ def get_stored_image(
     max_bytes: int = MAX_IMAGE_BYTES,
 ) -> tuple:  # dict(path, bytes), (width, height)
     """What a record keeps of an image: the path of the file itself, or of a converted copy where
-    it is no plain RGB or grey.
+    it is not upright RGB or grey of 8 bits.
     """
-    with _open_checked(file, max_pixels, max_bytes) as im:
-        try:
-            turned = im.getexif().get(0x0112, 1) != 1
-        except Exception:
-            turned = False
-        size, plain = (
-            im.size,
-            im.mode in ("RGB", "L") and not turned and "transparency" not in im.info,
-        )
-        if plain and decode:
+    with _open_checked(file, max_pixels, max_bytes) as image:
+        size = image.size
+        has_plain_mode = image.mode in ("RGB", "L") and "transparency" not in image.info
+        is_plain = has_plain_mode and _is_upright(image)
+        if is_plain and decode:
             # a JPEG is read whole, and unpacked small
-            im.draft("RGB", (64, 64))
+            image.draft("RGB", (64, 64))
             try:
-                im.load()
+                image.load()
             except Exception as e:
                 raise RecordRejected("image truncated", f"{Path(file).name}: {e}") from None
-    if plain:
+    if is_plain:
         return dict(path=str(Path(file).absolute()), bytes=None), size
     rgb = open_image(file, max_pixels, max_bytes)
-    return dict(path=get_converted_copy(file, "rgb", lambda: encode_png(rgb)), bytes=None), rgb.size
+    copy = get_converted_copy(file, "rgb", lambda: encode_png(rgb))
+    return dict(path=copy, bytes=None), rgb.size
 
-# %% ../../nbs/library/data/images.ipynb #597b802f
+# %% ../../nbs/library/data/images.ipynb #296a8b1b
 def read_mask(file) -> np.ndarray:  # (H, W) bool
     "A mask of 1 bit, 8 or 16 bits, palette or RGB; anything but black is inside."
-    with _open_checked(file) as im:
+    with _open_checked(file) as image:
+        is_grey = image.mode in ("1", "L") or image.mode.startswith("I")
         try:
-            a = np.asarray(
-                im.convert("RGB")
-                if im.mode not in ("1", "L") and not im.mode.startswith("I")
-                else im
-            )
+            pixels = np.asarray(image if is_grey else image.convert("RGB"))
         except Exception as e:
             raise RecordRejected("mask truncated", f"{Path(file).name}: {e}") from None
-    a = a.max(-1) if a.ndim == 3 else a
-    return a > (a.max() / 2 if a.max() > 1 else 0)
+    if pixels.ndim == 3:
+        pixels = pixels.max(-1)
+    highest = pixels.max()
+    return pixels > (highest / 2 if highest > 1 else 0)
 
 # %% ../../nbs/library/data/images.ipynb #c1009967
 # folders to avoid when a name is found twice
 MASK_NAME_PATTERN = re.compile(r"mask|segment|superpix|ground.?truth|annotation", re.I)
 
 # %% ../../nbs/library/data/images.ipynb #7d2597ba
+def _normalize_path(name) -> str:
+    "A name of a table as a path with / inside the folder. RecordRejected where it points outside."
+    path = str(name).strip().replace("\\", "/")
+    is_absolute = path.startswith("/") or PureWindowsPath(path).drive
+    if is_absolute or ".." in path.split("/") or "\0" in path:
+        raise RecordRejected("path leaves the folder", str(name)[:80])
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def _same_suffix(path, suffix):
+    "'.jpg' and '.jpeg' are one; no suffix fits every file."
+    return not suffix or path.suffix.lower().replace("jpeg", "jpg") == suffix.replace("jpeg", "jpg")
+
+
 class ImageFolder:
     "The image files under a folder, found by the names that tables use."
 
@@ -184,89 +220,78 @@ class ImageFolder:
         self.root = Path(root)
         if not self.root.is_dir():
             raise ValueError(f"{root} is not a folder")
-        self.base, self.paths, self.names, self.stems, self.used = (
-            self.root.resolve(),
-            {},
-            {},
-            {},
-            set(),
-        )
-        for top, dirs, files in os.walk(self.root):
-            dirs[:] = sorted(d for d in dirs if not d.startswith("."))
-            for f in sorted(files):
-                p = Path(top) / f
-                if f.startswith(".") or p.suffix.lower() not in IMAGE_SUFFIXES:
+        self.base = self.root.resolve()
+        self.paths = {}  # path within the folder -> file
+        self.names = {}  # file name -> files
+        self.stems = {}  # file name without its suffix -> files
+        self.used = set()  # files that `find` and `mask` gave
+        for top, folders, file_names in os.walk(self.root):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(file_names):
+                path = Path(top) / name
+                if name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
                     continue
-                self.paths[p.relative_to(self.root).as_posix()] = p
-                self.names.setdefault(f, []).append(p)
-                self.stems.setdefault(p.stem, []).append(p)
-        self.lower = {n.lower(): n for n in (*self.names, *self.stems)}
+                self.paths[path.relative_to(self.root).as_posix()] = path
+                self.names.setdefault(name, []).append(path)
+                self.stems.setdefault(path.stem, []).append(path)
+        self.lower = {name.lower(): name for name in (*self.names, *self.stems)}
+
+    def _relative(self, path):
+        return path.relative_to(self.root).as_posix()
+
+    def _candidates(self, path, name, stem, suffix):
+        "Files that may be meant: by path, by name, by stem, by the stem of a smaller copy."
+        if path in self.paths:
+            return [self.paths[path]]
+        if name in self.names:
+            return self.names[name]
+        for wanted in (stem, f"{stem}_downsampled"):
+            files = [file for file in self.stems.get(wanted, []) if _same_suffix(file, suffix)]
+            if files:
+                return files
+        return []
 
     def find(self, name: str) -> Path:
-        "The one file that a table means by `name`."
-        n = str(name).strip().replace("\\", "/")
-        if n.startswith("/") or PureWindowsPath(n).drive or ".." in n.split("/") or "\0" in n:
-            raise RecordRejected("path leaves the folder", str(name)[:80])
-        n = "/".join(p for p in n.split("/") if p not in ("", "."))
-        last = n.split("/")[-1]
-        suffix = next((s for s in IMAGE_SUFFIXES if last.lower().endswith(s)), "")
-        stem = last[: len(last) - len(suffix)]
-
-        def same(p):
-            return not suffix or p.suffix.lower().replace("jpeg", "jpg") == suffix.replace(
-                "jpeg", "jpg"
-            )
-
-        def alike(stem):
-            return [p for p in self.stems.get(stem, []) if same(p)]
-
-        got = (
-            [self.paths[n]]
-            if n in self.paths
-            else self.names.get(last) or alike(stem) or alike(f"{stem}_downsampled")
-        )
-        if len(got) > 1 and "/" in n:
-            got = [p for p in got if p.relative_to(self.root).as_posix().endswith("/" + n)] or got
-        if len(got) > 1:
-            got = [
-                p
-                for p in got
-                if not MASK_NAME_PATTERN.search(p.relative_to(self.root).parent.as_posix())
-            ] or got
-        if not got:
-            other = self.lower.get(last.lower()) or self.lower.get(stem.lower())
-            raise RecordRejected(
-                "image missing",
-                (
-                    f"{last}; there is {other!r}, which differs in capital letters"
-                    if other and other not in (last, stem)
-                    else last
-                ),
-            )
-        if len(got) > 1:
-            raise RecordRejected(
-                "image ambiguous",
-                " or ".join(p.relative_to(self.root).as_posix() for p in got[:3]),
-            )
-        if not got[0].resolve().is_relative_to(self.base):
-            raise RecordRejected("path leaves the folder", f"{last} is a link to elsewhere")
-        self.used.add(got[0])
-        return got[0]
+        """The one file that a table means by `name`. RecordRejected where there is none, or
+        several.
+        """
+        path = _normalize_path(name)
+        name = path.split("/")[-1]
+        suffix = next((end for end in IMAGE_SUFFIXES if name.lower().endswith(end)), "")
+        stem = name[: len(name) - len(suffix)]
+        files = self._candidates(path, name, stem, suffix)
+        if len(files) > 1 and "/" in path:
+            files = [file for file in files if self._relative(file).endswith("/" + path)] or files
+        if len(files) > 1:
+            outside_masks = [
+                file
+                for file in files
+                if not MASK_NAME_PATTERN.search(file.relative_to(self.root).parent.as_posix())
+            ]
+            files = outside_masks or files
+        if not files:
+            other = self.lower.get(name.lower()) or self.lower.get(stem.lower())
+            detail = name
+            if other and other not in (name, stem):
+                detail = f"{name}; there is {other!r}, which differs in capital letters"
+            raise RecordRejected("image missing", detail)
+        if len(files) > 1:
+            raise RecordRejected("image ambiguous", " or ".join(map(self._relative, files[:3])))
+        if not files[0].resolve().is_relative_to(self.base):
+            raise RecordRejected("path leaves the folder", f"{name} is a link to elsewhere")
+        self.used.add(files[0])
+        return files[0]
 
     def mask(self, stem: str) -> Path | None:
         "The mask that belongs to an image of this stem, by the publishers' habits."
-        for name in (
-            f"{stem}_segmentation",
-            f"{stem}_Segmentation",
-            f"{stem}_mask",
-            f"{stem}_lesion",
-            stem,
-        ):
-            got = [
-                p
-                for p in self.stems.get(name, [])
-                if name != stem or MASK_NAME_PATTERN.search(p.parent.name)
+        endings = ("_segmentation", "_Segmentation", "_mask", "_lesion")
+        for name in (*(stem + ending for ending in endings), stem):
+            files = [
+                file
+                for file in self.stems.get(name, [])
+                if name != stem or MASK_NAME_PATTERN.search(file.parent.name)
             ]
-            if len(got) == 1 and got[0].resolve().is_relative_to(self.base):
-                self.used.add(got[0])
-                return got[0]
+            if len(files) == 1 and files[0].resolve().is_relative_to(self.base):
+                self.used.add(files[0])
+                return files[0]
+        return None

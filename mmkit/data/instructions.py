@@ -43,144 +43,174 @@ REPORT_PROMPT = "Describe everything in several sentences."
 _COLOUR_COUNTS = dict(few=1, several=3, many=5)
 
 # %% ../../nbs/library/data/instructions.ipynb #4c2ffb9a
+def _known_levels(attributes):
+    return {
+        name: level for name, level in attributes.items() if level in ATTRIBUTE_LEVELS.get(name, ())
+    }
+
+
 def caption_from_attributes(attributes: dict, label: str | None = None) -> str:
-    "The caption that such attributes deserve."
-    known = {a: v for a, v in attributes.items() if v in ATTRIBUTE_LEVELS.get(a, ())}
+    "The dense caption of these attributes; unknown levels are left out."
+    known = _known_levels(attributes)
     return compose_caption(known, _COLOUR_COUNTS.get(known.get("colours")), label)
 
-# %% ../../nbs/library/data/instructions.ipynb #5de1c37b
-def json_from_attributes(attributes: dict, label: str | None = None) -> str:
-    "What is known of a record, as `JSON_SCHEMA` wants it."
-    out = {
-        k: v if "enum" in f else v == "present"
-        for k, f in JSON_SCHEMA["properties"].items()
-        if (v := attributes.get(k)) in ATTRIBUTE_LEVELS.get(k, ())
-    }
-    return json.dumps(out | ({"impression": label} if label in ("benign", "melanoma") else {}))
-
 # %% ../../nbs/library/data/instructions.ipynb #787376d2
-def report_from_attributes(attributes: dict, label: str | None = None) -> str:
-    "A report in several sentences: outline, colours, structures, skin, impression."
-    a = {k: v for k, v in attributes.items() if v in ATTRIBUTE_LEVELS.get(k, ())}
-    main = [ATTRIBUTE_PHRASES[k][a[k]] for k in ("asymmetry", "border") if k in a]
-    inside = [
-        ATTRIBUTE_PHRASES[s][a[s]] for s in CAPTION_STRUCTURES if a.get(s) in ATTRIBUTE_PHRASES[s]
-    ]
-    return " ".join(
-        filter(
-            None,
-            [
-                main and f"The lesion has {join_phrases(main)}.",
-                "colours" in a and f"It has {format_colour_count(_COLOUR_COUNTS[a['colours']])}.",
-                inside and f"Inside it there is {join_phrases(inside)}.",
-                "skin" in a and f"It is on {a['skin']} skin.",
-                format_impression(label),
-            ],
-        )
-    )
-
-# %% ../../nbs/library/data/instructions.ipynb #87351e64
-CHART_PROMPT, BAR_COLOURS, MAX_BAR_VALUE = (
-    "Read this chart.",
-    dict(red=PALETTE.vermilion, green=PALETTE.green, blue=PALETTE.blue),
-    5,
-)
+def json_from_attributes(attributes: dict, label: str | None = None) -> str:
+    "What is known of a record, as a text of JSON that follows `JSON_SCHEMA`."
+    known = _known_levels(attributes)
+    fields = {}
+    for name, rule in JSON_SCHEMA["properties"].items():
+        if name in known:
+            fields[name] = known[name] if "enum" in rule else known[name] == "present"
+    if label in ("benign", "melanoma"):
+        fields["impression"] = label
+    return json.dumps(fields)
 
 # %% ../../nbs/library/data/instructions.ipynb #1d9e9421
-def draw_chart(values: dict, size: int = 96) -> Image.Image:  # bar -> 1 to 5
-    "A bar chart with a line at every unit."
-    im = Image.new("RGB", (size, size), "white")
-    d = ImageDraw.Draw(im)
-    unit, wide = size * 0.88 / MAX_BAR_VALUE, size / (len(values) + 0.4)
-    for k in range(MAX_BAR_VALUE + 1):
-        d.line(
-            [(0, size * 0.95 - k * unit), (size, size * 0.95 - k * unit)], fill="#d0d0d0", width=1
-        )
-    for k, (name, v) in enumerate(values.items()):
-        d.rectangle(
-            [wide * (k + 0.35), size * 0.95 - v * unit, wide * (k + 1.05), size * 0.95],
-            fill=BAR_COLOURS[name],
-        )
-    return im
-
-# %% ../../nbs/library/data/instructions.ipynb #4d6c920c
-def format_chart_values(values: dict) -> str:
-    return ", ".join(f"{k} {v}" for k, v in values.items()) + "."
+def report_from_attributes(attributes: dict, label: str | None = None) -> str:
+    "A report in several sentences: outline, colours, structures, skin, impression."
+    known = _known_levels(attributes)
+    outline = [
+        ATTRIBUTE_PHRASES[name][known[name]] for name in ("asymmetry", "border") if name in known
+    ]
+    structures = [
+        ATTRIBUTE_PHRASES[name][known[name]]
+        for name in CAPTION_STRUCTURES
+        if known.get(name) in ATTRIBUTE_PHRASES[name]
+    ]
+    sentences = []
+    if outline:
+        sentences.append(f"The lesion has {join_phrases(outline)}.")
+    if "colours" in known:
+        colour_count = _COLOUR_COUNTS[known["colours"]]
+        sentences.append(f"It has {format_colour_count(colour_count)}.")
+    if structures:
+        sentences.append(f"Inside it there is {join_phrases(structures)}.")
+    if "skin" in known:
+        sentences.append(f"It is on {known['skin']} skin.")
+    if label:
+        sentences.append(format_impression(label))
+    return " ".join(sentences)
 
 # %% ../../nbs/library/data/instructions.ipynb #67500e3b
-def parse_chart_values(text: str) -> dict:
-    return {k: int(v) for k, v in re.findall(r"\b(red|green|blue)\s+(\d+)\b", text.lower())}
+CHART_PROMPT = "Read this chart."
+BAR_COLOURS = dict(red=PALETTE.vermilion, green=PALETTE.green, blue=PALETTE.blue)
+MAX_BAR_VALUE = 5
 
 # %% ../../nbs/library/data/instructions.ipynb #bfcf34f1
-def chart_records(n: int = 30, seed: int = 0) -> list:
-    "Charts with their tables."
-    rng = np.random.default_rng((seed, 31))
-    values = [{b: int(rng.integers(1, MAX_BAR_VALUE + 1)) for b in BAR_COLOURS} for _ in range(n)]
-    return [
-        dict(
-            id=f"chart{seed}-{k}",
-            image=draw_chart(v),
-            values=v,
-            prompt=CHART_PROMPT,
-            answer=format_chart_values(v),
-            caption=format_chart_values(v),
-        )
-        for k, v in enumerate(values)
-    ]
-
-# %% ../../nbs/library/data/instructions.ipynb #0cb28eed
-def instruction_mix(
-    records, chart_share: float = 0.2, seed: int = 0
-) -> list:  # records with prompt, answer and caption, shuffled
-    """One form of answer a record (JSON twice as often as a caption, a question, or a report), and
-    so many charts beside them.
-    """
-    out = []
-    for k, r in enumerate(records):
-        a, label, qs = r.get("attributes") or {}, r.get("label"), r.get("questions") or []
-        form = {
-            0: (PROMPT, r["caption"]),
-            1: (JSON_PROMPT, json_from_attributes(a, label)),
-            2: (REPORT_PROMPT, report_from_attributes(a, label)),
-            3: (JSON_PROMPT, json_from_attributes(a, label)),
-        }.get(k % 5)
-        if form is None:
-            q = qs[k // 5 % len(qs)] if qs else dict(question=PROMPT, answer=r["caption"])
-            form = q["question"], q["answer"]
-        out.append(
-            dict(
-                id=r.get("id"),
-                image=r["image"],
-                caption=r["caption"],
-                prompt=form[0],
-                answer=form[1],
-            )
-        )
-    out += chart_records(round(len(out) * chart_share / (1 - chart_share)), seed)
-    return [out[i] for i in np.random.default_rng(seed).permutation(len(out))]
+def draw_chart(
+    values: dict,  # bar -> 1 to 5
+    size: int = 96,  # pixels a side
+) -> Image.Image:
+    "A bar chart with a line at every unit."
+    image = Image.new("RGB", (size, size), "white")
+    draw = ImageDraw.Draw(image)
+    unit, bar_width = size * 0.88 / MAX_BAR_VALUE, size / (len(values) + 0.4)
+    base = size * 0.95
+    for line in range(MAX_BAR_VALUE + 1):
+        height = base - line * unit
+        draw.line([(0, height), (size, height)], fill="#d0d0d0", width=1)
+    for number, (name, value) in enumerate(values.items()):
+        left, right = bar_width * (number + 0.35), bar_width * (number + 1.05)
+        draw.rectangle([left, base - value * unit, right, base], fill=BAR_COLOURS[name])
+    return image
 
 # %% ../../nbs/library/data/instructions.ipynb #d825ce91
+def format_chart_values(values: dict) -> str:
+    "The values of a chart as the answer of a record."
+    return ", ".join(f"{name} {value}" for name, value in values.items()) + "."
+
+# %% ../../nbs/library/data/instructions.ipynb #e1803cdb
+def parse_chart_values(text: str) -> dict:
+    "Bar -> value, from an answer."
+    found = re.findall(r"\b(red|green|blue)\s+(\d+)\b", text.lower())
+    return {name: int(value) for name, value in found}
+
+# %% ../../nbs/library/data/instructions.ipynb #64799a98
+def chart_records(n: int = 30, seed: int = 0) -> list:
+    "Charts, each with its values as the answer."
+    rng = np.random.default_rng((seed, 31))
+    charts = [
+        {name: int(rng.integers(1, MAX_BAR_VALUE + 1)) for name in BAR_COLOURS} for _ in range(n)
+    ]
+    return [
+        dict(
+            id=f"chart{seed}-{number}",
+            image=draw_chart(values),
+            values=values,
+            prompt=CHART_PROMPT,
+            answer=format_chart_values(values),
+            caption=format_chart_values(values),
+        )
+        for number, values in enumerate(charts)
+    ]
+
+# %% ../../nbs/library/data/instructions.ipynb #3a2a15ea
+def _instruction_of(record, number):  # prompt, answer
+    "The form of the record at this position: caption, JSON, report, JSON, or one of its questions."
+    attributes, label = record.get("attributes") or {}, record.get("label")
+    form = number % 5
+    if form in (1, 3):
+        return JSON_PROMPT, json_from_attributes(attributes, label)
+    if form == 2:
+        return REPORT_PROMPT, report_from_attributes(attributes, label)
+    questions = record.get("questions") or []
+    if form == 4 and questions:
+        question = questions[number // 5 % len(questions)]
+        return question["question"], question["answer"]
+    return PROMPT, record["caption"]
+
+
+def instruction_mix(
+    records,
+    chart_share: float = 0.2,  # of all that is returned
+    seed: int = 0,
+) -> list:  # records with prompt, answer and caption, shuffled
+    """One form of answer a record (JSON twice as often as a caption, a question, or a report), and
+    charts besides.
+    """
+    mixed = []
+    for number, record in enumerate(records):
+        prompt, answer = _instruction_of(record, number)
+        mixed.append(
+            dict(
+                id=record.get("id"),
+                image=record["image"],
+                caption=record["caption"],
+                prompt=prompt,
+                answer=answer,
+            )
+        )
+    mixed += chart_records(round(len(mixed) * chart_share / (1 - chart_share)), seed)
+    return [mixed[position] for position in np.random.default_rng(seed).permutation(len(mixed))]
+
+# %% ../../nbs/library/data/instructions.ipynb #1104af6a
+def _refuse_repeated_keys(pairs):
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return dict(pairs)
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is not JSON")  # NaN, Infinity
+
+
+def _follows_schema(name, value):
+    rule = JSON_SCHEMA["properties"].get(name)
+    if not rule:
+        return False
+    return value in rule["enum"] if "enum" in rule else isinstance(value, bool)
+
+
 def parse_json_answer(text: str) -> tuple:  # (fields or None, follows the schema?)
-    "A JSON object as fields that may be marked, and whether `JSON_SCHEMA` allows all of it."
-
-    def once(pairs):
-        if len({k for k, _ in pairs}) < len(pairs):
-            raise ValueError("a key twice")
-        return dict(pairs)
-
-    def no(name):
-        raise ValueError(f"{name} is no JSON")
-
+    "The fields of a JSON object that `JSON_SCHEMA` allows, and whether it allows all of them."
     try:
-        got = json.loads(text, object_pairs_hook=once, parse_constant=no)
+        values = json.loads(
+            text, object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError):
         return None, False
-    if not isinstance(got, dict):
+    if not isinstance(values, dict):
         return None, False
-    fits = {
-        k: v
-        for k, v in got.items()
-        if (f := JSON_SCHEMA["properties"].get(k))
-        and (v in f["enum"] if "enum" in f else isinstance(v, bool))
-    }
-    return fits, len(fits) == len(got)
+    fields = {name: value for name, value in values.items() if _follows_schema(name, value)}
+    return fields, len(fields) == len(values)

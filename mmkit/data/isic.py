@@ -14,7 +14,55 @@ from .publishers import find_table, map_code, parse_age, read_publisher_table
 from .records import LABELS
 from .text_tables import read_table, require_columns
 
-# %% ../../nbs/library/data/isic.ipynb #727049e3
+# %% ../../nbs/library/data/isic.ipynb #8c3d3053
+_SIIM_ISIC_LABELS = {
+    "0": "benign",
+    "1": "melanoma",
+    "0.0": "benign",
+    "1.0": "melanoma",
+    "benign": "benign",
+    "malignant": "melanoma",
+}
+
+
+def _read_siim_isic_copies(folder, report) -> dict:  # image name -> name of its lesion
+    "The publisher's list of images of one lesion under two names, where it is in the folder."
+    file = find_table(folder, "ISIC_2020_Training_Duplicates.csv")
+    if not file:
+        return {}
+    columns, rows = read_table(file, LoadingReport(""))
+    require_columns(columns, ["image_name_1", "image_name_2"], file.name)
+    lesions = {}
+    for _, row in rows:
+        first, second = row["image_name_1"], row["image_name_2"]
+        lesion = lesions.get(first) or lesions.get(second) or f"copies of {min(first, second)}"
+        lesions[first] = lesions[second] = lesion
+    report.notes.append(
+        f"{len(rows)} pairs of duplicates are kept and share a lesion, so that a split keeps"
+        " them together"
+    )
+    return lesions
+
+
+def _describe_siim_isic_row(row, copies, report) -> dict:  # fields of a record
+    target = row.get("target")
+    label = map_code(target or row.get("benign_malignant"), _SIIM_ISIC_LABELS)
+    malignancy = parse_optional_text(row.get("benign_malignant"))
+    if malignancy and target and (malignancy == "malignant") != (label == "melanoma"):
+        raise RecordRejected(
+            "columns contradict each other", f"target {target}, benign_malignant {malignancy}"
+        )
+    return dict(
+        image_name=row["image_name"],
+        label=label,
+        patient=row["patient_id"],
+        lesion=parse_optional_text(row.get("lesion_id")) or copies.get(row["image_name"]),
+        sex=parse_sex(row.get("sex")),
+        age=parse_age(row, "age_approx", report),
+        site=row.get("anatom_site_general_challenge"),
+    )
+
+
 def load_siim_isic(
     folder,  # ISIC_2020_Training_GroundTruth_v2.csv, or Kaggle's train.csv, and the JPEGs
     with_images: bool = True,  # False: records of the table alone
@@ -31,107 +79,82 @@ def load_siim_isic(
         "ISIC_2020_Training_GroundTruth.csv",
         "train.csv",
     )
-    twin, copies = {}, find_table(folder, "ISIC_2020_Training_Duplicates.csv")
-    if copies:
-        names, found = read_table(copies, LoadingReport(""))
-        require_columns(names, ["image_name_1", "image_name_2"], copies.name)
-        for _, r in found:  # images of one lesion under two names
-            a, b = r["image_name_1"], r["image_name_2"]
-            twin[a] = twin[b] = twin.get(a) or twin.get(b) or f"copies of {min(a, b)}"
-        report.notes.append(
-            f"{len(found)} pairs of duplicates are kept and share a lesion, so that a split keeps"
-            " them together"
-        )
+    copies = _read_siim_isic_copies(folder, report)
 
     def describe(row):
-        label = map_code(
-            row.get("target") or row.get("benign_malignant"),
-            {
-                "0": "benign",
-                "1": "melanoma",
-                "0.0": "benign",
-                "1.0": "melanoma",
-                "benign": "benign",
-                "malignant": "melanoma",
-            },
-        )
-        said = parse_optional_text(row.get("benign_malignant"))
-        if said and row.get("target") and (said == "malignant") != (label == "melanoma"):
-            raise RecordRejected(
-                "columns contradict each other", f"target {row['target']}, benign_malignant {said}"
-            )
-        return dict(
-            image_name=row["image_name"],
-            label=label,
-            patient=row["patient_id"],
-            lesion=parse_optional_text(row.get("lesion_id")) or twin.get(row["image_name"]),
-            sex=parse_sex(row.get("sex")),
-            age=parse_age(row, "age_approx", report),
-            site=row.get("anatom_site_general_challenge"),
-        )
+        return _describe_siim_isic_row(row, copies, report)
 
-    return (
-        records_from_rows(
-            report,
-            [(file.name, rows, describe)],
-            ImageFolder(folder) if with_images else None,
-            "CC BY-NC 4.0",
-            caption_style,
-            decode,
-        ),
-        report,
+    images = ImageFolder(folder) if with_images else None
+    tables = [(file.name, rows, describe)]
+    records = records_from_rows(report, tables, images, "CC BY-NC 4.0", caption_style, decode)
+    return records, report
+
+# %% ../../nbs/library/data/isic.ipynb #5f3c9c2b
+_YES_NO = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
+_ISIC2017_PARTS = {
+    "Training": "train",
+    "Validation": "validation",
+    "Test_v2": "test",
+    "Test": "test",
+}
+
+
+def _read_isic2017_metadata(folder, part, report) -> dict:  # image id -> row with age and sex
+    file = find_table(folder, f"ISIC-2017_{part}_Data_metadata.csv")
+    if not file:
+        return {}
+    metadata_report = LoadingReport("")
+    columns, rows = read_table(file, metadata_report)
+    require_columns(columns, ["image_id"], file.name)
+    report.aside += metadata_report.aside
+    return {row["image_id"]: row for _, row in rows}
+
+
+def _describe_isic2017_row(row, metadata, split, report) -> dict:  # fields of a record
+    is_melanoma = map_code(row["melanoma"], _YES_NO)
+    is_keratosis = map_code(row.get("seborrheic_keratosis"), _YES_NO)
+    if is_melanoma and is_keratosis:
+        raise RecordRejected(
+            "columns contradict each other", "melanoma and seborrheic_keratosis are both 1"
+        )
+    about = metadata.get(row["image_id"], {})
+    return dict(
+        image_name=row["image_id"],
+        label=None if is_melanoma is None else LABELS[is_melanoma],
+        sex=parse_sex(about.get("sex")),
+        age=parse_age(about, "age_approximate", report),
+        split=split,
     )
 
-# %% ../../nbs/library/data/isic.ipynb #8c3d3053
-# ISIC-2017_Training_Part3_GroundTruth.csv (or _Classes.csv) …, ISIC-2017_Training_Data/ …
+
+def _read_isic2017_part(folder, part, split, report):  # (name, rows, describe), or None
+    file = find_table(
+        folder, f"ISIC-2017_{part}_Part3_GroundTruth.csv", f"ISIC-2017_{part}_Classes.csv"
+    )
+    if file is None:
+        return None
+    columns, rows = read_table(file, report)
+    require_columns(columns, ["image_id", "melanoma"], file.name)
+    metadata = _read_isic2017_metadata(folder, part, report)
+    return file.name, rows, lambda row: _describe_isic2017_row(row, metadata, split, report)
+
+
 def load_isic2017(
-    folder, with_images: bool = True, caption_style: str = "dense", decode: bool = True
+    folder,  # ISIC-2017_Training_Part3_GroundTruth.csv (or _Classes.csv), …_Training_Data/
+    with_images: bool = True,
+    caption_style: str = "dense",
+    decode: bool = True,
 ) -> tuple:  # Dataset, LoadingReport
     """ISIC 2017 part 3: 2,000 training, 150 validation and 600 test images; the official split
     is kept.
     """
-    report, tables = LoadingReport("isic2017"), []
-    for part, split in (
-        ("Training", "train"),
-        ("Validation", "validation"),
-        ("Test_v2", "test"),
-        ("Test", "test"),
-    ):
-        file = find_table(
-            folder, f"ISIC-2017_{part}_Part3_GroundTruth.csv", f"ISIC-2017_{part}_Classes.csv"
-        )
-        if file is None:
-            continue
-        columns, rows = read_table(file, report)
-        require_columns(columns, ["image_id", "melanoma"], file.name)
-        about, meta = {}, find_table(folder, f"ISIC-2017_{part}_Data_metadata.csv")
-        if meta:
-            names, lines = read_table(meta, extra := LoadingReport(""))
-            require_columns(names, ["image_id"], meta.name)
-            about = {r["image_id"]: r for _, r in lines}
-            report.aside += extra.aside
-
-        def describe(row, split=split, about=about):
-            m = about.get(row["image_id"], {})
-            yes = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
-            mel, seb = (
-                map_code(row["melanoma"], yes),
-                map_code(row.get("seborrheic_keratosis"), yes),
-            )
-            if mel and seb:
-                raise RecordRejected(
-                    "columns contradict each other", "melanoma and seborrheic_keratosis are both 1"
-                )
-            return dict(
-                image_name=row["image_id"],
-                label=None if mel is None else LABELS[mel],
-                sex=parse_sex(m.get("sex")),
-                age=parse_age(m, "age_approximate", report),
-                split=split,
-            )
-
-        tables.append((file.name, rows, describe))
-    if not tables:
+    report = LoadingReport("isic2017")
+    tables = [
+        table
+        for part, split in _ISIC2017_PARTS.items()
+        if (table := _read_isic2017_part(folder, part, split, report))
+    ]
+    if not tables:  # says what is missing
         read_publisher_table(
             folder,
             report,
@@ -139,17 +162,8 @@ def load_isic2017(
             "ISIC-2017_Training_Part3_GroundTruth.csv",
             "ISIC-2017_Training_Classes.csv",
         )
-    return (
-        records_from_rows(
-            report,
-            tables,
-            ImageFolder(folder) if with_images else None,
-            "CC0",
-            caption_style,
-            decode,
-        ),
-        report,
-    )
+    images = ImageFolder(folder) if with_images else None
+    return records_from_rows(report, tables, images, "CC0", caption_style, decode), report
 
 # %% ../../nbs/library/data/isic.ipynb #5fdd4cc6
 HAM10000_DIAGNOSES = {
@@ -182,25 +196,18 @@ def load_ham10000(
     )
 
     def describe(row):
-        label, name = map_code(row["dx"], HAM10000_DIAGNOSES, "diagnosis") or (None, None)
+        label, diagnosis = map_code(row["dx"], HAM10000_DIAGNOSES, "diagnosis") or (None, None)
         return dict(
             image_name=row["image_id"],
             label=label,
-            diagnosis=name,
+            diagnosis=diagnosis,
             lesion=row["lesion_id"],
             sex=parse_sex(row.get("sex")),
             age=parse_age(row, "age", report),
             site=row.get("localization"),
         )
 
-    return (
-        records_from_rows(
-            report,
-            [(file.name, rows, describe)],
-            ImageFolder(folder) if with_images else None,
-            "CC BY-NC 4.0",
-            caption_style,
-            decode,
-        ),
-        report,
-    )
+    images = ImageFolder(folder) if with_images else None
+    tables = [(file.name, rows, describe)]
+    records = records_from_rows(report, tables, images, "CC BY-NC 4.0", caption_style, decode)
+    return records, report

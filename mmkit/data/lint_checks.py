@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
+from datasets import Dataset
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import chi2_contingency
@@ -30,24 +32,22 @@ from mmkit.data.text_checks import (
     visual_term_density,
 )
 
-# %% ../../nbs/library/data/lint_checks.ipynb #c3f33ee4
-def cramers_v(a, b) -> float:  # 0–1; nan where one of them does not vary
-    """How much two columns tell of each other, corrected for chance; where one of them is None,
-    the record is left out.
-    """
-    pairs = [(x, y) for x, y in zip(a, b) if x is not None and y is not None]
-    if not pairs:
+# %% ../../nbs/library/data/lint_checks.ipynb #a6b8b9cf
+def cramers_v(
+    a,  # (N,) a category of each record, or None: left out
+    b,  # (N,)
+) -> float:  # 0–1; nan where one of them does not vary
+    "Cramér's V: the association of two columns, corrected for chance (Bergsma 2013)."
+    known = pd.DataFrame(dict(a=list(a), b=list(b)), dtype=object).dropna().astype(str)
+    table = pd.crosstab(known["a"], known["b"]).to_numpy()
+    (rows, columns), num_records = table.shape, len(known)
+    if min(rows, columns) < 2 or num_records < 3:
         return float("nan")
-    codes = [np.unique([str(x) for x in side], return_inverse=True)[1] for side in zip(*pairs)]
-    n, rows, columns = len(pairs), codes[0].max() + 1, codes[1].max() + 1
-    if min(rows, columns) < 2 or n < 3:
-        return float("nan")
-    table = coo_matrix((np.ones(n), tuple(codes)), shape=(rows, columns)).toarray()
-    phi2 = chi2_contingency(table, correction=False)[0] / n
-    # Bergsma 2013: take off what independent columns would show
-    phi2 = max(0.0, phi2 - (columns - 1) * (rows - 1) / (n - 1))
-    rows_corrected = rows - (rows - 1) ** 2 / (n - 1)
-    columns_corrected = columns - (columns - 1) ** 2 / (n - 1)
+    phi2 = chi2_contingency(table, correction=False)[0] / num_records
+    # take off what independent columns would show
+    phi2 = max(0.0, phi2 - (columns - 1) * (rows - 1) / (num_records - 1))
+    rows_corrected = rows - (rows - 1) ** 2 / (num_records - 1)
+    columns_corrected = columns - (columns - 1) ** 2 / (num_records - 1)
     smaller = min(rows_corrected, columns_corrected)
     return float(np.sqrt(phi2 / (smaller - 1))) if smaller > 1 else 0.0
 
@@ -69,39 +69,42 @@ class Finding:
     "One kind of fault, where it is, and what can be done."
 
     kind: str  # 'vague captions'
-    says: str  # one sentence with its numbers
+    message: str  # one sentence with its numbers
     rows: list  # positions in the part
     fix: str  # a key of `FIX_KINDS`
-    why: dict = field(default_factory=dict)  # position -> what is wrong there
+    reasons: dict = field(default_factory=dict)  # position -> what is wrong there
     groups: list = field(default_factory=list)  # of lists of positions that belong together
     part: str = ""  # 'train', where there are parts
-    about: str = ""  # fingerprint of the part's ids and captions: a fix goes to no other set
-    more: dict = field(default_factory=dict)
+    # `caption_fingerprint` of the part: the fix is not applied to another one
+    fingerprint: str = ""
+    details: dict = field(default_factory=dict)  # what the fix needs to know
 
     def __str__(self):
-        return (
-            f"{self.part + ': ' if self.part else ''}{self.kind}: {self.says} Fix:"
-            f" {FIX_KINDS[self.fix]}."
-        )
+        part = f"{self.part}: " if self.part else ""
+        return f"{part}{self.kind}: {self.message} Fix: {FIX_KINDS[self.fix]}."
 
     def json(self):
+        "What a file of findings says about this one."
         return dict(
             kind=self.kind,
             part=self.part,
-            says=self.says,
+            message=self.message,
             fix=self.fix,
-            rows=[int(i) for i in self.rows],
-            why={str(k): v for k, v in self.why.items()},
-            groups=[[int(i) for i in g] for g in self.groups],
+            rows=[int(row) for row in self.rows],
+            reasons={str(row): reason for row, reason in self.reasons.items()},
+            groups=[[int(row) for row in group] for group in self.groups],
         )
 
-# %% ../../nbs/library/data/lint_checks.ipynb #5e2c0376
-def caption_fingerprint(records) -> str:
+# %% ../../nbs/library/data/lint_checks.ipynb #16b06f02
+def caption_fingerprint(records) -> str:  # 32 hexadecimal digits
+    "A digest of the ids and captions in their order; images and other fields do not count."
     return hash_digest(get_column(records, "id"), get_column(records, "caption"))
 
-# %% ../../nbs/library/data/lint_checks.ipynb #16b06f02
-def format_count(n, of, what):
-    return f"{n:,} of {of:,}" + (f" ({n / of:.0%})" if 200 <= of <= 200 * n else "") + f" {what}."
+# %% ../../nbs/library/data/lint_checks.ipynb #40199c02
+def format_count(count: int, total: int, what: str) -> str:
+    "'12 of 400 (3%) captions are …'; the share where it says more than the count."
+    share = f" ({count / total:.0%})" if 200 <= total <= 200 * count else ""
+    return f"{count:,} of {total:,}{share} {what}."
 
 # %% ../../nbs/library/data/lint_checks.ipynb #7a1f0d6c
 def _choose_caption_fix(rows, attributes) -> str:
@@ -167,27 +170,27 @@ def _find_foreign_captions(captions, present) -> tuple:  # main language, {posit
 # %% ../../nbs/library/data/lint_checks.ipynb #3aa7225b
 def _lint_repeated_captions(captions, present, batch, max_cost) -> list:  # of Finding
     "Equal captions, where they cost InfoNCE more than `max_cost` nats in a batch."
-    n = len(captions)
+    num_captions = len(captions)
     cost = info_nce_floor([captions[row] for row in present], batch)
     if not cost > max_cost:
         return []
     kept = set(present)
-    groups = group_equal([captions[row] if row in kept else None for row in range(n)])
+    groups = group_equal([captions[row] if row in kept else None for row in range(num_captions)])
     rows = [row for group in groups for row in group]
     largest = max(groups, key=len)
     what = (
-        f"captions occur more than once, the commonest {len(largest):,} times; in a batch"
+        f"captions occur more than once, the most frequent one {len(largest):,} times; in a batch"
         f" of {batch}, plain InfoNCE cannot fall below {cost:.2f}"
     )
     return [
         Finding(
             "repeated captions",
-            format_count(len(rows), n, what),
+            format_count(len(rows), num_captions, what),
             rows,
-            "first of each" if len(rows) - len(groups) <= n / 5 else "look",
+            "first of each" if len(rows) - len(groups) <= num_captions / 5 else "look",
             {row: f"{len(group)} times" for group in groups for row in group},
             groups,
-            more=dict(floor=cost),
+            details=dict(floor=cost),
         )
     ]
 
@@ -196,7 +199,7 @@ def _lint_reworded_captions(captions) -> list:  # of Finding
     "Captions of the same words in other order, case or punctuation."
     groups = [
         group
-        for group in group_equal([normalize_words(c) if c else None for c in captions])
+        for group in group_equal([normalize_words(text) if text else None for text in captions])
         if len({captions[row] for row in group}) > 1
     ]
     if not groups:
@@ -226,16 +229,16 @@ def lint_captions(
     captions = get_column(records, "caption")
     attributes = get_column(records, "attributes")
     labels = get_column(records, "label")
-    n, findings = len(records), []
+    num_records, findings = len(records), []
 
     def add(kind, what, reasons, fix):
         if reasons:
-            text = format_count(len(reasons), n, what)
+            text = format_count(len(reasons), num_records, what)
             findings.append(Finding(kind, text, sorted(reasons), fix, reasons))
 
     present = [row for row, caption in enumerate(captions) if caption and caption.strip()]
-    absent = sorted(set(range(n)) - set(present))
-    add("no caption", "records have no caption", {r: "no caption" for r in absent}, "leave out")
+    absent = sorted(set(range(num_records)) - set(present))
+    add("no caption", "records have no caption", dict.fromkeys(absent, "no caption"), "leave out")
     add(
         "stray tokens",
         "records hold template tokens, placeholders or unseen characters",
@@ -250,7 +253,11 @@ def lint_captions(
         _choose_caption_fix(clashing, attributes),
     )
     densities = {row: visual_term_density(captions[row]) for row in present}
-    vague_ones = {r: f"{d:.2f} visual terms a word" for r, d in densities.items() if d < vague}
+    vague_ones = {
+        row: f"{density:.2f} visual terms a word"
+        for row, density in densities.items()
+        if density < vague
+    }
     add(
         "vague captions",
         f"captions have fewer than {vague:g} visual terms a word",
@@ -274,25 +281,28 @@ def lint_captions(
     findings += _lint_repeated_captions(captions, present, batch, repeats)
     return findings + _lint_reworded_captions(captions)
 
-# %% ../../nbs/library/data/lint_checks.ipynb #e28d3322
-def hash_readable_images(records):  # hashes, {position: what is wrong}
+# %% ../../nbs/library/data/lint_checks.ipynb #ad970b0b
+def hash_readable_images(records: Dataset) -> tuple:  # hashes, {position: what is wrong}
     "`compute_image_hashes`, and which images cannot be opened."
     try:
         return compute_image_hashes(records), {}
     except Exception:
-        pass
-    parts, bad = [], {}
-    for i in range(len(records)):
+        pass  # find out which
+    no_image = (
+        np.array([None], object),
+        np.zeros((1, 64), bool),
+        np.zeros((1, 1024), np.float32),
+    )
+    hashes, unreadable = [], {}
+    for row in range(len(records)):
         try:
-            parts.append(compute_image_hashes(records.select([i])))
+            hashes.append(compute_image_hashes(records.select([row])))
         except Exception as e:
-            bad[i] = f"{type(e).__name__}: {e}"[:120]
-            parts.append(
-                (np.array([None], object), np.zeros((1, 64), bool), np.zeros((1, 1024), np.float32))
-            )
-    return tuple(np.concatenate(p) for p in zip(*parts)), bad
+            unreadable[row] = f"{type(e).__name__}: {e}"[:120]
+            hashes.append(no_image)
+    return tuple(np.concatenate(part) for part in zip(*hashes)), unreadable
 
-# %% ../../nbs/library/data/lint_checks.ipynb #ad970b0b
+# %% ../../nbs/library/data/lint_checks.ipynb #b03ce9d5
 def _group_copies(records, hashes, lesions) -> list:  # of lists of positions
     "Records that show the same image; photographs of one lesion count only where bytes agree."
     edges = [
@@ -304,18 +314,18 @@ def _group_copies(records, hashes, lesions) -> list:  # of lists of positions
     ]
     if not edges:
         return []
-    n, ends = len(records), np.array(edges)
-    graph = coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
+    ends, shape = np.array(edges), (len(records), len(records))
+    graph = coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=shape)
     component = connected_components(graph, directed=False)[1]
     sizes = np.bincount(component)[component]
     return group_equal([f"g{name}" if size > 1 else None for name, size in zip(component, sizes)])
 
-# %% ../../nbs/library/data/lint_checks.ipynb #fd9997cb
+# %% ../../nbs/library/data/lint_checks.ipynb #80f89f1e
 def _lint_copies(groups, byte_hashes, labels) -> list:  # of Finding
     "Copied images, and copies whose labels differ."
     if not groups:
         return []
-    n = len(labels)
+    num_records = len(labels)
     rows = [row for group in groups for row in group]
     identical = sum(len({byte_hashes[row] for row in group}) < len(group) for group in groups)
     what = (
@@ -324,7 +334,12 @@ def _lint_copies(groups, byte_hashes, labels) -> list:  # of Finding
     )
     reasons = {row: f"as record {group[0]}" for group in groups for row in group[1:]}
     copied = Finding(
-        "copied images", format_count(len(rows), n, what), rows, "first of each", reasons, groups
+        "copied images",
+        format_count(len(rows), num_records, what),
+        rows,
+        "first of each",
+        reasons,
+        groups,
     )
     disagreeing = [group for group in groups if len({labels[row] for row in group} - {None}) > 1]
     if not disagreeing:
@@ -335,27 +350,34 @@ def _lint_copies(groups, byte_hashes, labels) -> list:  # of Finding
         for row in group:
             rows.append(row)
             reasons[row] = f"{labels[row]}; in the group: {group_labels}"
-    text = format_count(len(rows), n, "records share an image and differ in label")
+    text = format_count(len(rows), num_records, "records share an image and differ in label")
     return [
         copied,
         Finding("one image, two labels", text, rows, "leave out", reasons, disagreeing),
     ]
 
-# %% ../../nbs/library/data/lint_checks.ipynb #b03ce9d5
-def lint_images(records, hashes=None, bad=None) -> list:  # of Finding
+# %% ../../nbs/library/data/lint_checks.ipynb #37f309f4
+def lint_images(
+    records: Dataset,
+    hashes: tuple = None,  # `hash_readable_images`, where it is known already
+    unreadable: dict = None,
+) -> list:  # of Finding
     "Missing, broken and copied images, and copies that are labelled differently."
     if "image" not in records.column_names or not len(records):
         return []
     if hashes is None:
-        hashes, bad = hash_readable_images(records)
-    n = len(records)
+        hashes, unreadable = hash_readable_images(records)
+    unreadable = unreadable or {}
+    num_records = len(records)
     labels = get_column(records, "label")
-    missing = {row: (bad or {}).get(row, "no image") for row in range(n) if hashes[0][row] is None}
-    if len(missing) == n and not bad:
+    missing = {
+        row: unreadable.get(row, "no image") for row in range(num_records) if hashes[0][row] is None
+    }
+    if len(missing) == num_records and not unreadable:
         return []  # a table without images: `lint_records` says so
     findings = []
     if missing:
-        text = format_count(len(missing), n, "records have no image that can be opened")
+        text = format_count(len(missing), num_records, "records have no image that can be opened")
         findings.append(Finding("no image", text, sorted(missing), "leave out", missing))
     groups = _group_copies(records, hashes, get_column(records, "lesion"))
     return findings + _lint_copies(groups, hashes[0], labels)
@@ -383,7 +405,7 @@ def _lint_small_groups(column, spoken, values, sizes, min_size) -> list:  # of F
             "repeat",
             {row: f"{spoken} {values[row]}: {small[values[row]]} records" for row in rows},
             [[row for row in rows if values[row] == value] for value in small],
-            more=dict(column=column, least=int(np.ceil(min_size))),
+            details=dict(column=column, least=int(np.ceil(min_size))),
         )
     ]
 
@@ -408,7 +430,7 @@ def _lint_shortcut(column, spoken, values, sizes, labels, max_association) -> li
             "even out",
             {},
             groups,
-            more=dict(column=column, v=association),
+            details=dict(column=column, v=association),
         )
     ]
 
@@ -431,7 +453,7 @@ def lint_balance(
             continue  # a set this small has small groups
         if len(sizes) == 1 and column == "label":
             only = f"All {known:,} labels are {next(iter(sizes))!r}: nothing to tell apart."
-            findings.append(Finding("one label", only, [], "look", more=dict(column=column)))
+            findings.append(Finding("one label", only, [], "look", details=dict(column=column)))
         min_size = max(smallest, share * known)
         findings += _lint_small_groups(column, spoken, values, sizes, min_size)
         if column != "label":

@@ -8,10 +8,10 @@ __all__ = ['replace_columns', 'FixResult', 'rewrite_caption', 'fix_findings']
 # %% ../../nbs/library/data/lint_fix.ipynb #fa1af665
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from .captions import NUMBERS, compose_caption
 from .lint import to_dataset, with_key_columns
@@ -20,26 +20,29 @@ from .records import get_column
 from .splits import find_leakage
 from .text_checks import strip_stray_tokens
 
-# %% ../../nbs/library/data/lint_fix.ipynb #6de51384
-def replace_columns(records, **columns):  # name -> values
+# %% ../../nbs/library/data/lint_fix.ipynb #4ca72f7e
+def replace_columns(
+    records: Dataset,
+    **columns,  # name -> values
+) -> Dataset:
     "The same set with these columns instead."
     for name, values in columns.items():
         kind = records.features.get(name)
-        records = (
-            records.remove_columns(name) if name in records.column_names else records
-        ).add_column(name, values, feature=kind)
+        if name in records.column_names:
+            records = records.remove_columns(name)
+        records = records.add_column(name, values, feature=kind)
     return records
 
-# %% ../../nbs/library/data/lint_fix.ipynb #4ca72f7e
+# %% ../../nbs/library/data/lint_fix.ipynb #6cc0571c
 @dataclass
 class FixResult:
     "The new set, and what was done."
 
-    dataset: object
-    changed: int
+    dataset: object  # a Dataset, or parts by name
+    changed: int  # records with another text
     left_out: int
-    added: int
-    before: int
+    added: int  # repetitions
+    before: int  # records before
 
     def __repr__(self):
         return (
@@ -47,40 +50,62 @@ class FixResult:
             f" {self.added:,} repeated; {self.before - self.left_out + self.added:,} now"
         )
 
-# %% ../../nbs/library/data/lint_fix.ipynb #9287f087
+# %% ../../nbs/library/data/lint_fix.ipynb #c534ec42
 def rewrite_caption(
-    r: dict,  # with caption, attributes and label
+    record: dict,  # with caption, attributes and label
     seed,
 ) -> str:
-    """A dense caption from what the record knows; the number of colours stays when it fits the
-    record.
+    """A dense caption of the record's attributes and label; the number of colours that the caption
+    names stays where it fits them.
     """
-    a = {k: v for k, v in (r.get("attributes") or {}).items() if v is not None}
-    said = re.search(rf"\b({'|'.join(NUMBERS[1:7])}) colou?rs?\b", r.get("caption") or "", re.I)
-    n = NUMBERS.index(said[1].lower()) if said else None
-    if n and a.get("colours") not in (None, ("few", "several", "many")[(n - 1) // 2]):
-        n = None
-    return compose_caption(a, n, r.get("label"), "dense", np.random.default_rng(seed))
+    known = {
+        name: level for name, level in (record.get("attributes") or {}).items() if level is not None
+    }
+    number_words = "|".join(NUMBERS[1:7])
+    named = re.search(rf"\b({number_words}) colou?rs?\b", record.get("caption") or "", re.I)
+    count = NUMBERS.index(named[1].lower()) if named else None
+    if count and known.get("colours") not in (None, ("few", "several", "many")[(count - 1) // 2]):
+        count = None
+    return compose_caption(known, count, record.get("label"), "dense", np.random.default_rng(seed))
 
-# %% ../../nbs/library/data/lint_fix.ipynb #6cc0571c
+# %% ../../nbs/library/data/lint_fix.ipynb #dc0e7206
 def _balance_labels(records, groups, seed):  # positions to leave out
-    "As many of the commoner label go from each group as it takes to bring it to the rate of all."
-    label, rng, out = get_column(records, "label"), np.random.default_rng(seed), []
-    y = [one_label == "melanoma" for one_label in label if one_label is not None]
-    p = np.mean(y)
-    for g in groups:
-        pos, neg = (
-            [i for i in g if label[i] == "melanoma"],
-            [i for i in g if label[i] not in (None, "melanoma")],
-        )
-        keep_pos, keep_neg = (
-            min(len(pos), round(len(neg) * p / (1 - p))),
-            min(len(neg), round(len(pos) * (1 - p) / p)),
-        )
-        out += [*rng.permutation(pos)[keep_pos:], *rng.permutation(neg)[keep_neg:]]
-    return [int(i) for i in out]
+    """From each group as many records of its over-represented label as it takes to bring it to the
+    share of melanomas in all.
+    """
+    labels, rng, left_out = get_column(records, "label"), np.random.default_rng(seed), []
+    share = np.mean([label == "melanoma" for label in labels if label is not None])
+    for group in groups:
+        positive = [row for row in group if labels[row] == "melanoma"]
+        negative = [row for row in group if labels[row] not in (None, "melanoma")]
+        num_positive = min(len(positive), round(len(negative) * share / (1 - share)))
+        num_negative = min(len(negative), round(len(positive) * (1 - share) / share))
+        left_out += [
+            *rng.permutation(positive)[num_positive:],
+            *rng.permutation(negative)[num_negative:],
+        ]
+    return [int(row) for row in left_out]
 
-# %% ../../nbs/library/data/lint_fix.ipynb #0dc95a1c
+# %% ../../nbs/library/data/lint_fix.ipynb #8211700b
+def _check_fix(findings, parts, fix):
+    "ValueError where the fix is unknown, or a finding is about other data."
+    if fix not in (None, *FIX_KINDS):
+        near = difflib.get_close_matches(str(fix), FIX_KINDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; one of {', '.join(FIX_KINDS)}"
+        raise ValueError(f"no fix {fix!r}{hint}")
+    for finding in findings:
+        if finding.part not in parts:
+            raise ValueError(
+                f"finding {finding.kind!r} is about part {finding.part!r}; the parts here are"
+                f" {', '.join(map(repr, parts))}"
+            )
+        if finding.fingerprint != caption_fingerprint(to_dataset(parts[finding.part])):
+            raise ValueError(
+                f"finding {finding.kind!r} is about another set: its positions would hit the wrong"
+                " records. Lint this set again, or apply several findings in one call"
+            )
+
+
 def fix_findings(
     records,  # the set, or the parts, that `lint_records` checked
     findings,  # a Finding, or several
@@ -92,103 +117,111 @@ def fix_findings(
     """
     findings = [findings] if isinstance(findings, Finding) else list(findings)
     parts = dict(records) if isinstance(records, dict) else {"": records}
-    if how not in (None, *FIX_KINDS):
-        raise ValueError(
-            f"no fix {how!r}"
-            + (
-                f"; did you mean {near[0]!r}?"
-                if (near := difflib.get_close_matches(str(how), FIX_KINDS, 1))
-                else f"; one of {', '.join(FIX_KINDS)}"
-            )
-        )
-    done = FixResult(None, 0, 0, 0, sum(map(len, parts.values())))
-    for f in findings:
-        if f.part not in parts:
-            raise ValueError(
-                f"finding {f.kind!r} is about part {f.part!r}; the parts here are"
-                f" {', '.join(map(repr, parts))}"
-            )
-        if f.about != caption_fingerprint(to_dataset(parts[f.part])):
-            raise ValueError(
-                f"finding {f.kind!r} is about another set: its positions would hit the wrong"
-                " records. Lint this set again, or apply several findings in one call"
-            )
+    _check_fix(findings, parts, how)
+    result = FixResult(None, 0, 0, 0, sum(map(len, parts.values())))
     for name, part in parts.items():
-        mine = [f for f in findings if f.part == name]
-        if mine:
-            parts[name] = _fix_part(to_dataset(part), mine, parts, how, seed, done)
-    done.dataset = (
-        (DatasetDict if isinstance(records, DatasetDict) else dict)(parts)
-        if isinstance(records, dict)
-        else parts[""]
-    )
-    return done
+        of_part = [finding for finding in findings if finding.part == name]
+        if of_part:
+            parts[name] = _fix_part(to_dataset(part), of_part, parts, how, seed, result)
+    if isinstance(records, DatasetDict):
+        result.dataset = DatasetDict(parts)
+    else:
+        result.dataset = parts if isinstance(records, dict) else parts[""]
+    return result
 
-# %% ../../nbs/library/data/lint_fix.ipynb #c534ec42
-def _fix_part(records, findings, parts, how, seed, done):
-    "One part: texts are mended first, then records go, then some come twice."
-    said, notes, label = (
-        get_column(records, "caption"),
-        get_column(records, "notes"),
-        get_column(records, "label"),
-    )
-    attributes, gone, twice, new, note = get_column(records, "attributes"), set(), [], {}, {}
-    for f in sorted(
-        findings, key=lambda f: (how or f.fix) == "rewrite"
-    ):  # who is written anew needs no stripping, so that comes last
-        what = how or f.fix
-        if what == "rewrite":
-            new |= {
-                i: rewrite_caption(
-                    dict(caption=said[i], attributes=attributes[i], label=label[i]), (seed, i)
-                )
-                for i in f.rows
-            }
-        elif what == "strip":
-            new |= {i: strip_stray_tokens(said[i]) for i in f.rows}
-            note |= {i: strip_stray_tokens(notes[i]) for i in f.rows}
-        elif what == "leave out":
-            gone |= set(f.rows)
-        elif what == "first of each":
-            if not f.groups:
-                raise ValueError(
-                    f"finding {f.kind!r} has no groups of which one could stay; its fix is"
-                    f" {f.fix!r}"
-                )
-            gone |= {i for g in f.groups for i in g[1:]}
-        elif what == "even out":
-            gone |= set(_balance_labels(records, f.groups, seed))
-        elif what == "without leaks":
-            gone |= (
-                find_leakage(
-                    with_key_columns(to_dataset(parts[f.more["other"]])), with_key_columns(records)
-                ).b
-                if "other" in f.more
-                else set()
+# %% ../../nbs/library/data/lint_fix.ipynb #db2f6e70
+@dataclass
+class _Changes:
+    "What is to be done to one part, by position."
+
+    captions: dict = field(default_factory=dict)  # position -> new caption
+    notes: dict = field(default_factory=dict)  # position -> new notes
+    left_out: set = field(default_factory=set)
+    repeated: list = field(default_factory=list)
+
+
+def _plan_text_fix(fix, rows, columns, seed, changes):
+    "'rewrite' and 'strip': new captions and notes."
+    captions, notes, attributes, labels = columns
+    for row in rows:
+        if fix == "rewrite":
+            record = dict(caption=captions[row], attributes=attributes[row], label=labels[row])
+            changes.captions[row] = rewrite_caption(record, (seed, row))
+        else:
+            changes.captions[row] = strip_stray_tokens(captions[row])
+            changes.notes[row] = strip_stray_tokens(notes[row])
+
+
+def _choose_left_out(fix, finding, records, parts, seed) -> set:  # positions
+    "The records that a fix leaves out."
+    if fix == "leave out":
+        return set(finding.rows)
+    if fix == "even out":
+        return set(_balance_labels(records, finding.groups, seed))
+    if fix == "first of each":
+        if not finding.groups:
+            raise ValueError(
+                f"finding {finding.kind!r} has no groups of which one could stay; its fix is"
+                f" {finding.fix!r}"
             )
-        elif what == "repeat":
-            twice += [
-                g[k % len(g)]
-                for g in f.groups
-                for k in range(min(9 * len(g), f.more.get("least", 0) - len(g)))
-            ]
-    empty = [i for i, c in new.items() if not c]
+        return {row for group in finding.groups for row in group[1:]}
+    if fix == "without leaks" and "other" in finding.details:
+        other = with_key_columns(to_dataset(parts[finding.details["other"]]))
+        return find_leakage(other, with_key_columns(records)).b
+    return set()
+
+
+def _choose_repeated(finding) -> list:  # positions
+    "Repetitions of each group until it has the least number of records, at most nine times."
+    least = finding.details.get("least", 0)
+    repeated = []
+    for group in finding.groups:
+        num_repetitions = min(9 * len(group), least - len(group))
+        repeated += [group[number % len(group)] for number in range(num_repetitions)]
+    return repeated
+
+
+def _fix_part(records, findings, parts, how, seed, result):
+    "One part: texts are changed first, then records are left out, then some are repeated."
+    captions, notes = get_column(records, "caption"), get_column(records, "notes")
+    columns = (captions, notes, get_column(records, "attributes"), get_column(records, "label"))
+    changes = _Changes()
+    # a caption that is rewritten needs no stripping, so that comes last
+    for finding in sorted(findings, key=lambda finding: (how or finding.fix) == "rewrite"):
+        fix = how or finding.fix
+        if fix in ("rewrite", "strip"):
+            _plan_text_fix(fix, finding.rows, columns, seed, changes)
+        elif fix == "repeat":
+            changes.repeated += _choose_repeated(finding)
+        else:
+            changes.left_out |= _choose_left_out(fix, finding, records, parts, seed)
+    empty = [row for row, caption in changes.captions.items() if not caption]
     if empty:
         raise ValueError(
             f"{len(empty)} record(s) know too little to be written anew (the first is number"
             f' {empty[0]}); how="leave out" leaves them out'
         )
-    new, note = (
-        {i: t for i, t in d.items() if i not in gone and t != was[i]}
-        for d, was in ((new, said), (note, notes))
-    )
-    twice = [i for i in twice if i not in gone]
-    done.changed += len(new.keys() | note.keys())
-    done.left_out += len(gone)
-    done.added += len(twice)
-    columns = ({"caption": [new.get(i, c) for i, c in enumerate(said)]} if new else {}) | (
-        {"notes": [note.get(i, c) for i, c in enumerate(notes)]} if note else {}
-    )
-    return replace_columns(records, **columns).select(
-        [i for i in range(len(records)) if i not in gone] + twice
-    )
+    return _apply_changes(records, changes, captions, notes, result)
+
+
+def _apply_changes(records, changes, captions, notes, result):
+    "The changed records; adds to the counts of `result`."
+    new_columns, changed = {}, set()
+    for name, old, new in (
+        ("caption", captions, changes.captions),
+        ("notes", notes, changes.notes),
+    ):
+        new = {
+            row: text
+            for row, text in new.items()
+            if row not in changes.left_out and text != old[row]
+        }
+        changed |= new.keys()
+        if new:
+            new_columns[name] = [new.get(row, text) for row, text in enumerate(old)]
+    kept = [row for row in range(len(records)) if row not in changes.left_out]
+    repeated = [row for row in changes.repeated if row not in changes.left_out]
+    result.changed += len(changed)
+    result.left_out += len(changes.left_out)
+    result.added += len(repeated)
+    return replace_columns(records, **new_columns).select(kept + repeated)

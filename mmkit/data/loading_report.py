@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from html import escape
 
+import pandas as pd
+
 from ..core.display import make_table
 
 # %% ../../nbs/library/data/loading_report.ipynb #fdaf8f4a
@@ -20,7 +22,7 @@ class RecordRejected(Exception):
         self.explain, self.detail = reason, detail
         super().__init__(f"{reason}: {detail}" if detail else reason)
 
-# %% ../../nbs/library/data/loading_report.ipynb #99bcdc49
+# %% ../../nbs/library/data/loading_report.ipynb #cebd7582
 @dataclass
 class LoadingReport:
     "What was loaded, what was set aside with its row and reason, and what else the files said."
@@ -33,17 +35,24 @@ class LoadingReport:
     notes: list = field(default_factory=list)  # remarks on files
 
     def set_aside(self, table, row, id, reason, detail=""):
+        "Record that a row was not loaded."
         self.aside.append(dict(table=str(table), row=row, id=id, reason=reason, detail=detail))
 
     @property
     def reasons(self) -> Counter:
-        return Counter(a["reason"] for a in self.aside)
+        "How many rows were set aside for each reason."
+        return Counter(aside["reason"] for aside in self.aside)
 
     @property
     def remarks(self) -> list:
-        said = [f"{n:,} row{'s' if n > 1 else ''}: {what}" for what, n in self.counts.most_common()]
-        more = [f"and {len(said) - 6} more remarks in report.counts"] if len(said) > 7 else []
-        return (said[:6] + more if more else said) + self.notes
+        "The six most frequent remarks on rows, and all remarks on files."
+        on_rows = [
+            f"{count:,} row{'s' if count > 1 else ''}: {what}"
+            for what, count in self.counts.most_common()
+        ]
+        if len(on_rows) > 7:
+            on_rows[6:] = [f"and {len(on_rows) - 6} more remarks in report.counts"]
+        return on_rows + self.notes
 
     @property
     def summary(self) -> str:
@@ -53,36 +62,29 @@ class LoadingReport:
         )
 
     def table(self):
-        first = {a["reason"]: a for a in reversed(self.aside)}
-        return make_table(
-            [
-                dict(
-                    rows=n,
-                    reason=r,
-                    first=f"{first[r]['table']} row {first[r]['row']}, {first[r]['id']}",
-                    detail=first[r]["detail"],
-                )
-                for r, n in self.reasons.most_common()
-            ],
-            ["rows", "reason", "first", "detail"],
-        )
+        "A line for each reason: how many rows, and the first of them."
+        first_by_reason = {aside["reason"]: aside for aside in reversed(self.aside)}
+        lines = []
+        for reason, count in self.reasons.most_common():
+            first = first_by_reason[reason]
+            place = f"{first['table']} row {first['row']}, {first['id']}"
+            lines.append(dict(rows=count, reason=reason, first=place, detail=first["detail"]))
+        return make_table(lines, ["rows", "reason", "first", "detail"])
 
     def frame(self):
         "All rows that were set aside, as a pandas DataFrame."
-        import pandas as pd
-
         return pd.DataFrame(self.aside, columns=["table", "row", "id", "reason", "detail"])
 
     def __str__(self):
         return "\n".join(
             [self.summary]
             + ([str(self.table())] if self.aside else [])
-            + [f"· {r}" for r in self.remarks]
+            + [f"· {remark}" for remark in self.remarks]
         )
 
     def _repr_html_(self):
         return (
             f"<p><b>{escape(self.summary)}</b></p>"
             + (self.table()._repr_html_() if self.aside else "")
-            + "".join(f"<p>· {escape(r)}</p>" for r in self.remarks)
+            + "".join(f"<p>· {escape(remark)}</p>" for remark in self.remarks)
         )

@@ -31,26 +31,32 @@ from mmkit.data.records import (
 )
 from ..lesions.render import RenderedLesion, World
 
-# %% ../../nbs/library/data/melanoma_pairs.ipynb #a7b0dffd
+# %% ../../nbs/library/data/melanoma_pairs.ipynb #d3709426
 def make_melanoma_record(
-    world: World, index: int, size: int = 96, caption_style: str = "dense", masks: bool = True
+    world: World,
+    index: int,  # of the lesion in the world
+    size: int = 96,  # pixels a side
+    caption_style: str = "dense",
+    masks: bool = True,  # with the lesion's mask
 ) -> dict:
-    "The record of lesion `i` of a world."
-    lesion, drawn, rng = (
-        world.lesion(index),
-        world.render(index, size),
-        np.random.default_rng((world.seed, 7, index)),
+    "The record of one lesion of a world."
+    lesion, drawn = world.lesion(index), world.render(index, size)
+    rng = np.random.default_rng((world.seed, 7, index))
+    attributes, params = lesion.attributes(), getattr(world, "params", {})
+    provenance = dict(
+        seed=world.seed, index=index, size=size, register=caption_style, params=params
     )
-    a, params = lesion.attributes(), getattr(world, "params", {})
+    # the caption draws from rng before the questions do
+    caption = compose_caption(attributes, lesion.colours, lesion.label, caption_style, rng)
     return make_record(
         id=f"world{world.seed}-{index:06d}",
         image=dict(bytes=encode_png(drawn.image), path=None),
         label=lesion.label,
         patient=lesion.patient_id,
-        caption=compose_caption(a, lesion.colours, lesion.label, caption_style, rng),
+        caption=caption,
         lesion=lesion.lesion_id,
-        attributes=a,
-        questions=make_questions(a, lesion.colours, lesion.label, drawn.boxes, rng),
+        attributes=attributes,
+        questions=make_questions(attributes, lesion.colours, lesion.label, drawn.boxes, rng),
         skin_type=int(lesion.skin_type),
         camera=lesion.camera,
         site=lesion.site,
@@ -62,27 +68,53 @@ def make_melanoma_record(
         source="procedural",
         licence="Apache-2.0",
         mask=dict(bytes=encode_png(drawn.mask), path=None) if masks else None,
-        boxes=[dict(name=n, box=[float(v) for v in b]) for n, b in drawn.boxes.items()],
-        provenance=json.dumps(
-            dict(seed=world.seed, index=index, size=size, register=caption_style, params=params),
-            sort_keys=True,
-        ),
+        boxes=[
+            dict(name=name, box=[float(edge) for edge in box]) for name, box in drawn.boxes.items()
+        ],
+        provenance=json.dumps(provenance, sort_keys=True),
     )
 
-# %% ../../nbs/library/data/melanoma_pairs.ipynb #d3709426
+# %% ../../nbs/library/data/melanoma_pairs.ipynb #eb5ff96e
 def rerender(record: dict) -> RenderedLesion:
-    "Draw a procedural record again, with the mask of every structure and colour."
-    p = json.loads(record["provenance"])
-    if "index" not in p:
+    """Draw a procedural record again, with the mask of every structure and colour. ValueError for a
+    record from elsewhere.
+    """
+    provenance = json.loads(record["provenance"])
+    if "index" not in provenance:
         raise ValueError(
             f"record {record['id']!r} comes from {record['source']!r}: only procedural records can"
             " be drawn again"
         )
-    return World(seed=p["seed"], num_lesions=p["index"] + 1, **p["params"]).render(
-        p["index"], p["size"]
-    )
+    index = provenance["index"]
+    world = World(seed=provenance["seed"], num_lesions=index + 1, **provenance["params"])
+    return world.render(index, provenance["size"])
 
-# %% ../../nbs/library/data/melanoma_pairs.ipynb #b279eb07
+# %% ../../nbs/library/data/melanoma_pairs.ipynb #4f6dee26
+def _pair_set_key(n, make, *settings) -> str:
+    "A digest of all that the pairs depend on: arguments, four records, the renderer, versions."
+    samples = []
+    for record in map(make, range(min(n, 4))):
+        fields = {name: value for name, value in record.items() if name not in ("image", "mask")}
+        samples.append(hash_digest(fields, record["image"]["bytes"]))
+    source_files = sorted(Path(lesions.__file__).parent.glob("*.py"))
+    sources = [file.read_bytes() for file in source_files]
+    return hash_digest(n, *settings, samples, *sources, [np.__version__, PIL.__version__])
+
+
+def _read_pair_set(file, n) -> Dataset | None:
+    "The pairs of an earlier call; None where they are not there, or cannot be read."
+    if not file.exists():
+        return None
+    try:
+        records = Dataset.from_file(str(file))
+    except Exception:
+        return None  # a damaged file is made again
+    if len(records) != n:
+        return None
+    os.utime(file.parent)  # just used
+    return records
+
+
 def load_melanoma_pairs(
     n: int = 1000,  # how many pairs
     seed: int = 0,  # the world's seed
@@ -101,34 +133,14 @@ def load_melanoma_pairs(
         )
     world = World(seed=seed, num_lesions=n, **world_params)
 
-    def make(i):
-        return make_melanoma_record(world, i, size, caption_style, masks)
+    def make(index):
+        return make_melanoma_record(world, index, size, caption_style, masks)
 
-    sample = [
-        hash_digest({k: v for k, v in r.items() if k not in ("image", "mask")}, r["image"]["bytes"])
-        for r in map(make, range(min(n, 4)))
-    ]
-    key = hash_digest(
-        n,
-        seed,
-        size,
-        caption_style,
-        masks,
-        world_params,
-        sample,
-        *(p.read_bytes() for p in sorted(Path(lesions.__file__).parent.glob("*.py"))),
-        [np.__version__, PIL.__version__],
-    )
+    key = _pair_set_key(n, make, seed, size, caption_style, masks, world_params)
     folder = Path(cache_dir or get_cache_dir())
     file = folder / f"pairs-{key}" / "data.arrow"
-    if file.exists():
-        try:
-            records = Dataset.from_file(str(file))
-            if len(records) == n:
-                os.utime(file.parent)
-                return records
-        except Exception:
-            pass  # an unreadable file is made again
-    records = write_records(map(make, make_progress_bar(range(n), desc="pairs")), file)
-    evict_pair_sets(folder)
+    records = _read_pair_set(file, n)
+    if records is None:
+        records = write_records(map(make, make_progress_bar(range(n), desc="pairs")), file)
+        evict_pair_sets(folder)
     return records

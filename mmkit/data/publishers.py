@@ -9,23 +9,33 @@ __all__ = ['find_table', 'read_publisher_table', 'map_code', 'parse_age']
 from pathlib import Path
 
 from .fields import parse_integer, parse_optional_text
-from .loading_report import RecordRejected
+from .loading_report import LoadingReport, RecordRejected
 from .text_tables import read_table, require_columns
 
-# %% ../../nbs/library/data/publishers.ipynb #57be53a9
-def find_table(folder, *names) -> Path | None:
-    "The first table of one of these names (may hold *) at or below the folder."
-    for name in names:
-        got = sorted(
-            (p for p in Path(folder).rglob(name) if p.is_file() and not p.name.startswith(".")),
-            key=lambda p: (len(p.parts), str(p)),
-        )
-        if got:
-            return got[0]
-
 # %% ../../nbs/library/data/publishers.ipynb #0c4497f2
-def read_publisher_table(folder, report, expected, *names):
-    "Find, read and check a publisher's table."
+def find_table(
+    folder,
+    *names,  # in order of preference; * stands for anything
+) -> Path | None:
+    "The first table of one of these names at or below the folder."
+    for name in names:
+        files = [
+            path
+            for path in Path(folder).rglob(name)
+            if path.is_file() and not path.name.startswith(".")
+        ]
+        if files:
+            return min(files, key=lambda path: (len(path.parts), str(path)))
+    return None
+
+# %% ../../nbs/library/data/publishers.ipynb #87bf47f7
+def read_publisher_table(
+    folder,
+    report: LoadingReport,  # is given the rows that are set aside
+    expected: list,  # columns that must be there; a tuple: one of several
+    *names,  # of the table, in order of preference
+) -> tuple:  # the file, [(line number, row as a dict of texts)]
+    "Find, read and check a publisher's table. ValueError where it is missing or lacks a column."
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
@@ -40,20 +50,24 @@ def read_publisher_table(folder, report, expected, *names):
     require_columns(columns, expected, file.name)
     return file, rows
 
-# %% ../../nbs/library/data/publishers.ipynb #fcce1db6
-def map_code(value, accept: dict, what="label"):
-    "A coded value, or `RecordRejected`."
-    v = parse_optional_text(value)
-    if v is None:
+# %% ../../nbs/library/data/publishers.ipynb #c4bf61e7
+def map_code(
+    value,  # a cell
+    accepted: dict,  # code -> what it means
+    what: str = "label",  # the column's name in the error
+):  # what the code means; None where the cell is empty
+    "A coded value. RecordRejected where the code is not known."
+    code = parse_optional_text(value)
+    if code is None:
         return None
-    for key in (v, v.lower()):
-        if key in accept:
-            return accept[key]
+    for spelling in (code, code.lower()):
+        if spelling in accepted:
+            return accepted[spelling]
     raise RecordRejected(
-        f"{what} outside the set", f"{v!r} is not one of {', '.join(map(repr, accept))}"
+        f"{what} outside the set", f"{code!r} is not one of {', '.join(map(repr, accepted))}"
     )
 
-# %% ../../nbs/library/data/publishers.ipynb #87bf47f7
-def parse_age(row, column, report):
+# %% ../../nbs/library/data/publishers.ipynb #38e24b34
+def parse_age(row: dict, column: str, report: LoadingReport) -> int | None:
     "Age in years; 0 stands for unknown in these sets."
     return parse_integer(row.get(column), 1, 120, report, "age")

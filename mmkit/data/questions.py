@@ -92,18 +92,23 @@ STRUCTURE_NOUNS = dict(
 )
 
 # %% ../../nbs/library/data/questions.ipynb #2600a02d
-def grid_cell(box) -> str:  # box: x0, y0, x1, y1 as fractions
+def grid_cell(
+    box,  # x0, y0, x1, y1 as fractions
+) -> str:  # one of `GRID_CELLS`
     "Which of nine places the middle of a box is in; the centre is the middle fifth each way."
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     return GRID_CELLS[3 * (int(y > 0.4) + int(y > 0.6)) + int(x > 0.4) + int(x > 0.6)]
 
-# %% ../../nbs/library/data/questions.ipynb #13a16b6a
+# %% ../../nbs/library/data/questions.ipynb #0bd53628
 def format_grid_cell(box) -> str:
     "The place in words: 'In the upper left.'"
-    p = grid_cell(box)
-    return (
-        f"{'At' if p in ('top', 'bottom') else 'On' if p in ('left', 'right') else 'In'} the {p}."
-    )
+    cell = grid_cell(box)
+    preposition = "In"
+    if cell in ("top", "bottom"):
+        preposition = "At"
+    elif cell in ("left", "right"):
+        preposition = "On"
+    return f"{preposition} the {cell}."
 
 # %% ../../nbs/library/data/questions.ipynb #995458c2
 def answer_question(
@@ -128,13 +133,52 @@ def answer_question(
     named = ATTRIBUTE_PHRASES[topic]["present"]
     return f"Yes, {named}." if level == "present" else f"No {named.removeprefix('a ')}."
 
-# %% ../../nbs/library/data/questions.ipynb #a8b03d88
+# %% ../../nbs/library/data/questions.ipynb #d9f52b66
+def _attribute_questions(attributes, boxes, ground):
+    "(templates, answer, kind, box) for every attribute that is known."
+    for topic in ("asymmetry", "border", *CAPTION_STRUCTURES, "skin"):
+        level = attributes.get(topic)
+        if level is not None:
+            answer = answer_question(topic, level, ground=ground)
+            yield QUESTION_TEMPLATES[topic], answer, "attribute", boxes.get(topic)
+
+
+def _count_questions(attributes, colour_count):
+    "How many colours; how many structures and which, where all of them are known."
+    if colour_count:
+        answer = answer_question("colours", None, colour_count=int(colour_count))
+        yield QUESTION_TEMPLATES["colours"], answer, "count", None
+    levels = [attributes.get(name) for name in CAPTION_STRUCTURES]
+    if None not in levels:
+        count = sum(level != "absent" for level in levels)
+        answer = f"{NUMBERS[count].capitalize()} structure{'' if count == 1 else 's'}."
+        yield QUESTION_TEMPLATES["count"], answer, "count", None
+        answer = to_sentence(describe_structures(attributes))
+        yield QUESTION_TEMPLATES["which"], answer, "attribute", None
+
+
+def _location_questions(boxes):
+    "Where the lesion is, and each structure that has a box."
+    if "lesion" in boxes:
+        box = boxes["lesion"]
+        yield QUESTION_TEMPLATES["where"], format_grid_cell(box), "location", box
+    for structure in CAPTION_STRUCTURES:
+        if structure in boxes:
+            box, noun = boxes[structure], STRUCTURE_NOUNS[structure]
+            verb = "are" if noun.endswith("s") else "is"
+            templates = [
+                template.replace("{be}", verb).replace("{name}", noun)
+                for template in QUESTION_TEMPLATES["where_structure"]
+            ]
+            yield templates, format_grid_cell(box), "location", box
+
+
 def make_questions(
     attributes: dict,  # attribute -> level; what is missing is not asked
     colours=None,  # how many colours, or the colours
     label: str | None = None,
     boxes: dict | None = None,  # name -> x0, y0, x1, y1
-    rng=None,
+    rng=None,  # numpy Generator that draws the wording; None: the first
     subject: str = "lesion",
     ground: str = "skin",
     unanswerable: int = 2,  # how many that the image cannot answer
@@ -142,63 +186,27 @@ def make_questions(
     """Questions with answers about one image: attributes, counts, places with their boxes, and
     some without an answer.
     """
-    pick = (lambda xs: xs[0]) if rng is None else (lambda xs: xs[int(rng.integers(len(xs)))])
-    out, boxes, n = [], dict(boxes or {}), get_colour_count(colours)
+    boxes = boxes or {}
 
-    def add(asked, said, kind, box=None, **kw):
-        out.append(
-            dict(
-                question=pick(asked).format(subject=subject, ground=ground, **kw),
-                answer=said,
-                kind=kind,
-                box=None if box is None else [float(v) for v in box],
-            )
-        )
+    def choose(items):
+        return items[0 if rng is None else int(rng.integers(len(items)))]
 
-    for topic in ("asymmetry", "border", *CAPTION_STRUCTURES, "skin"):
-        if attributes.get(topic) is not None:
-            add(
-                QUESTION_TEMPLATES[topic],
-                answer_question(topic, attributes[topic], ground=ground),
-                "attribute",
-                boxes.get(topic),
-            )
-    if n:
-        add(
-            QUESTION_TEMPLATES["colours"],
-            answer_question("colours", None, colour_count=int(n)),
-            "count",
-        )
-    known = [attributes.get(s) for s in CAPTION_STRUCTURES]
-    if None not in known:
-        k = sum(v != "absent" for v in known)
-        add(
-            QUESTION_TEMPLATES["count"],
-            f"{NUMBERS[k].capitalize()} structure{'' if k == 1 else 's'}.",
-            "count",
-        )
-        add(QUESTION_TEMPLATES["which"], to_sentence(describe_structures(attributes)), "attribute")
-    if "lesion" in boxes:
-        add(
-            QUESTION_TEMPLATES["where"],
-            format_grid_cell(boxes["lesion"]),
-            "location",
-            boxes["lesion"],
-        )
-    for s in CAPTION_STRUCTURES:
-        if s in boxes:
-            add(
-                QUESTION_TEMPLATES["where_structure"],
-                format_grid_cell(boxes[s]),
-                "location",
-                boxes[s],
-                name=STRUCTURE_NOUNS[s],
-                be="are" if STRUCTURE_NOUNS[s].endswith("s") else "is",
-            )
+    def make(templates, answer, kind, box=None):
+        question = choose(templates).format(subject=subject, ground=ground)
+        if box is not None:
+            box = [float(edge) for edge in box]
+        return dict(question=question, answer=answer, kind=kind, box=box)
+
+    questions = [
+        *(make(*parts) for parts in _attribute_questions(attributes, boxes, ground)),
+        *(make(*parts) for parts in _count_questions(attributes, get_colour_count(colours))),
+        *(make(*parts) for parts in _location_questions(boxes)),
+    ]
     if label:
-        add(QUESTION_TEMPLATES["impression"], to_sentence(label), "impression")
-    left = [u for u in UNANSWERABLE_QUESTIONS]
-    for _ in range(min(unanswerable, len(left))):
-        left.remove(u := pick(left))
-        add((u,), UNANSWERABLE_REPLY, "unanswerable")
-    return out
+        questions.append(make(QUESTION_TEMPLATES["impression"], to_sentence(label), "impression"))
+    remaining = list(UNANSWERABLE_QUESTIONS)
+    for _ in range(min(unanswerable, len(remaining))):
+        template = choose(remaining)
+        remaining.remove(template)
+        questions.append(make((template,), UNANSWERABLE_REPLY, "unanswerable"))
+    return questions

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'LABELS', 'make_record', 'get_cache_dir', 'encode_png', 'hash_digest', 'write_records', 'evict_pair_sets',
-           'iter_image_bytes', 'iter_raw_records', 'dataset_fingerprint', 'get_column', 'parse_provenance', 'as_yes_no',
+           'read_image_bytes', 'iter_raw_records', 'dataset_fingerprint', 'get_column', 'parse_provenance', 'as_yes_no',
            'get_patient_indices']
 
 # %% ../../nbs/library/data/records.ipynb #3f1b3578
@@ -26,6 +26,7 @@ from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
 
 from ..chat.prompts import YESNO_PROMPT
+from ..core.runtime import atomic_path
 from ..lesions.lesion import ATTRIBUTE_LEVELS
 
 # %% ../../nbs/library/data/records.ipynb #0ed92016
@@ -82,55 +83,52 @@ def make_record(
     out["attributes"] = dict.fromkeys(ATTRIBUTE_LEVELS) | (known.get("attributes") or {})
     return out
 
-# %% ../../nbs/library/data/records.ipynb #b228f2c2
+# %% ../../nbs/library/data/records.ipynb #e91f6a05
 def get_cache_dir() -> Path:
-    """Where made things may be kept: $MMKIT_CACHE, or mmkit in the user's cache folder, or the
-    temporary folder.
+    """The folder for data that can be made again: $MMKIT_CACHE, or mmkit in the user's cache
+    folder, or in the temporary folder. OSError where none of them can be written.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    for place in filter(
-        None,
-        (
-            os.environ.get("MMKIT_CACHE"),
-            Path(home) / "mmkit",
-            Path(tempfile.gettempdir())
-            / f"mmkit-{os.getuid() if hasattr(os, 'getuid') else 'user'}",
-        ),
-    ):
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    folders = (
+        os.environ.get("MMKIT_CACHE"),
+        Path(user_cache) / "mmkit",
+        Path(tempfile.gettempdir()) / f"mmkit-{user}",
+    )
+    for folder in filter(None, folders):
         try:
-            Path(place).mkdir(parents=True, exist_ok=True)
-            if os.access(place, os.W_OK):
-                return Path(place)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return Path(folder)
         except OSError:
             continue
     raise OSError("no folder to keep data in; set MMKIT_CACHE to one that can be written")
 
-# %% ../../nbs/library/data/records.ipynb #e91f6a05
-def encode_png(pixels) -> bytes:  # (H, W, 3) or (H, W) uint8, or (H, W) bool
-    "An image as PNG bytes, nothing lost."
-    a, out = np.asarray(pixels), io.BytesIO()
-    PIL.Image.fromarray(a.astype(np.uint8) * 255 if a.dtype == bool else a).save(
-        out, "PNG", compress_level=1
-    )
-    return out.getvalue()
-
-# %% ../../nbs/library/data/records.ipynb #1414613c
-def hash_digest(*parts) -> str:
-    "A short stable name for bytes, texts and JSON-able things."
-    h = hashlib.blake2b(digest_size=16)
-    for p in parts:
-        p = (
-            p
-            if isinstance(p, bytes)
-            else json.dumps(p, sort_keys=True, ensure_ascii=False, default=str).encode(
-                "utf-8", "surrogatepass"
-            )
-        )
-        h.update(len(p).to_bytes(8, "big"))
-        h.update(p)
-    return h.hexdigest()
-
 # %% ../../nbs/library/data/records.ipynb #32883f5c
+def encode_png(pixels) -> bytes:  # (H, W, 3) or (H, W) uint8, or (H, W) bool
+    "An image as PNG bytes, without loss."
+    pixels = np.asarray(pixels)
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8) * 255
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+# %% ../../nbs/library/data/records.ipynb #f565e4bd
+def hash_digest(
+    *parts,  # bytes, texts and values that JSON can hold
+) -> str:  # 32 hexadecimal digits
+    "A digest that is the same in every process."
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if not isinstance(part, bytes):
+            text = json.dumps(part, sort_keys=True, ensure_ascii=False, default=str)
+            part = text.encode("utf-8", "surrogatepass")
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
+
+# %% ../../nbs/library/data/records.ipynb #42f8856f
 def write_records(
     records,  # an iterable of records, taken one at a time
     file: Path,  # the Arrow file; appears only when it is complete
@@ -138,30 +136,33 @@ def write_records(
     "Write records to disk as they come; the data set that comes back is mapped from the file."
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with ArrowWriter(path=str(part), features=FEATURES, writer_batch_size=100) as w:
-            for r in records:
-                w.write(FEATURES.encode_example(r))
-            w.finalize()
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+    with (
+        atomic_path(file) as temporary,
+        ArrowWriter(path=str(temporary), features=FEATURES, writer_batch_size=100) as writer,
+    ):
+        for record in records:
+            writer.write(FEATURES.encode_example(record))
+        writer.finalize()
     return Dataset.from_file(str(file))
 
-# %% ../../nbs/library/data/records.ipynb #4b9a6705
+# %% ../../nbs/library/data/records.ipynb #831e274a
 def evict_pair_sets(folder: Path, cache_size_limit: float = 4e9):
-    "Remove the oldest kept pair sets when together they outgrow `cache_size_limit`."
-    kept = sorted(Path(folder).glob("pairs-*"), key=lambda p: p.stat().st_mtime, reverse=True)
+    "Remove the least recently used pair sets where together they exceed `cache_size_limit` bytes."
+    pair_sets = sorted(
+        Path(folder).glob("pairs-*"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
     total = 0
-    for k, p in enumerate(kept):
-        total += sum(f.stat().st_size for f in p.rglob("*") if f.is_file())
-        if k and total > cache_size_limit:
-            shutil.rmtree(p, ignore_errors=True)
+    for age_rank, pair_set in enumerate(pair_sets):
+        total += sum(file.stat().st_size for file in pair_set.rglob("*") if file.is_file())
+        if age_rank and total > cache_size_limit:  # the newest always stays
+            shutil.rmtree(pair_set, ignore_errors=True)
 
-# %% ../../nbs/library/data/records.ipynb #f565e4bd
-def iter_image_bytes(image, where):
-    "The encoded bytes of a stored image: dict(bytes, path)."
+# %% ../../nbs/library/data/records.ipynb #76dca5b2
+def read_image_bytes(
+    image: dict | None,  # bytes, or the path of a file
+    record_id,  # for the error
+) -> bytes:  # empty where there is no image
+    "The encoded bytes of a stored image. FileNotFoundError where its file is gone."
     if image is None:
         return b""
     if image["bytes"] is not None:
@@ -170,89 +171,74 @@ def iter_image_bytes(image, where):
         return Path(image["path"]).read_bytes()
     except OSError as e:
         raise FileNotFoundError(
-            f"{where}: {Path(image['path']).name} is gone since it was loaded; load the folder"
+            f"{record_id}: {Path(image['path']).name} is gone since it was loaded; load the folder"
             " again"
         ) from e
 
-# %% ../../nbs/library/data/records.ipynb #42d690e6
+# %% ../../nbs/library/data/records.ipynb #a0fe0f54
 def iter_raw_records(records: Dataset):
-    "The records one by one with images still encoded."
+    "The records one by one, their images still encoded (dicts of bytes and path)."
     for batch in records.with_format("arrow").iter(100):
         yield from batch.to_pylist()
 
-# %% ../../nbs/library/data/records.ipynb #42f8856f
+# %% ../../nbs/library/data/records.ipynb #04a0d828
 def dataset_fingerprint(
     records,  # a data set, or several by name
 ) -> str:  # 32 hexadecimal digits
-    """A name for exactly this data in this order; any change of a field or a pixel changes it,
+    """A digest of exactly this data in this order: any change of a field or of a pixel changes it,
     moving the folder does not.
     """
     if isinstance(records, dict):
-        return hash_digest(
-            *[
-                part
-                for name in sorted(records)
-                for part in (name, dataset_fingerprint(records[name]))
-            ]
-        )
-    images = [name for name, f in records.features.items() if isinstance(f, datasets.Image)]
-    rows = (
-        hash_digest(
-            {k: v for k, v in r.items() if k not in images},
-            *[iter_image_bytes(r[p], r.get("id")) for p in images],
-        )
-        for r in iter_raw_records(records)
-    )
-    h = hashlib.blake2b(json.dumps(sorted(records.features)).encode(), digest_size=16)
-    for row in rows:
-        h.update(bytes.fromhex(row))
-    return h.hexdigest()
+        parts = [(name, dataset_fingerprint(records[name])) for name in sorted(records)]
+        return hash_digest(*[text for part in parts for text in part])
+    features = records.features
+    image_columns = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    digest = hashlib.blake2b(json.dumps(sorted(features)).encode(), digest_size=16)
+    for record in iter_raw_records(records):
+        fields = {name: value for name, value in record.items() if name not in image_columns}
+        images = [read_image_bytes(record[name], record.get("id")) for name in image_columns]
+        digest.update(bytes.fromhex(hash_digest(fields, *images)))
+    return digest.hexdigest()
 
-# %% ../../nbs/library/data/records.ipynb #a42db8e3
+# %% ../../nbs/library/data/records.ipynb #8bed5c0f
 def get_column(records, name: str) -> list:  # one value per record
-    """One column of a data set or of a list of records, without touching its images; None
+    """One column of a data set or of a list of records, without decoding its images; None
     throughout where there is no such column.
     """
     if not hasattr(records, "select_columns"):
-        return [r.get(name) for r in records]
-    return (
-        records.select_columns([name])[name][:]
-        if name in records.column_names
-        else [None] * len(records)
-    )
+        return [record.get(name) for record in records]
+    if name not in records.column_names:
+        return [None] * len(records)
+    return records.select_columns([name])[name][:]
 
-# %% ../../nbs/library/data/records.ipynb #831e274a
+# %% ../../nbs/library/data/records.ipynb #553fcc7a
 def parse_provenance(record: dict) -> dict:  # {} where there is none
-    "A record's provenance."
+    "A record's provenance: file and row, or seed and index."
     try:
-        p = json.loads(record.get("provenance") or "{}")
+        provenance = json.loads(record.get("provenance") or "{}")
     except ValueError:
         return {}
-    return p if isinstance(p, dict) else {}
+    return provenance if isinstance(provenance, dict) else {}
 
-# %% ../../nbs/library/data/records.ipynb #f7150e15
-def as_yes_no(records) -> list:
-    """Records with their label as the answer to the yes or no question, to train on; those without
+# %% ../../nbs/library/data/records.ipynb #36701ada
+def as_yes_no(records) -> list:  # of dicts
+    """Records with their label as the answer to the yes-or-no question, for training; those without
     a label are left out.
     """
-    answer = dict(melanoma="Yes, this is a melanoma.", benign="No, this is benign.")
+    answers = dict(melanoma="Yes, this is a melanoma.", benign="No, this is benign.")
     return [
-        dict(records[k], prompt=YESNO_PROMPT, answer=answer[y])
-        for k, y in enumerate(get_column(records, "label"))
-        if y in answer
+        dict(records[row], prompt=YESNO_PROMPT, answer=answers[label])
+        for row, label in enumerate(get_column(records, "label"))
+        if label in answers
     ]
 
-# %% ../../nbs/library/data/records.ipynb #76dca5b2
-def get_patient_indices(records) -> np.ndarray:  # (N,) numbers
-    "Whose record each is; who is nobody's stands alone."
-    return (
-        np.unique(
-            [
-                f"p {p}" if p is not None else f"alone {k}"
-                for k, p in enumerate(get_column(records, "patient"))
-            ],
-            return_inverse=True,
-        )[1]
-        if len(records)
-        else np.zeros(0, int)
-    )
+# %% ../../nbs/library/data/records.ipynb #5aa95b21
+def get_patient_indices(records) -> np.ndarray:  # (N,) int
+    "A number for each record's patient; a record without a patient has a number of its own."
+    if not len(records):
+        return np.zeros(0, int)
+    patients = [
+        f"record {row}" if patient is None else f"patient {patient}"
+        for row, patient in enumerate(get_column(records, "patient"))
+    ]
+    return np.unique(patients, return_inverse=True)[1]

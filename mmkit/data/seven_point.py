@@ -9,6 +9,8 @@ __all__ = ['load_derm7pt', 'load_ph2']
 import re
 from pathlib import Path
 
+import pandas as pd
+
 from .assembly import records_from_rows
 from .fields import parse_optional_text, parse_sex
 from .images import ImageFolder
@@ -17,19 +19,72 @@ from .publishers import find_table, map_code, read_publisher_table
 from .text_tables import decode_text, read_table, require_columns
 from ..lesions.lesion import ATTRIBUTE_LEVELS, COLOURS
 
-# %% ../../nbs/library/data/seven_point.ipynb #1c61e335
+# %% ../../nbs/library/data/seven_point.ipynb #c6e905b0
 def _make_spots_question(level):
     "Dots and globules in one column: a question, since neither attribute is known."
     if not level:
         return []
-    said = "No." if level == "absent" else f"Yes, {level} ones."
-    return [dict(question="Are there dots or globules?", answer=said, kind="attribute", box=None)]
+    answer = "No." if level == "absent" else f"Yes, {level} ones."
+    return [dict(question="Are there dots or globules?", answer=answer, kind="attribute", box=None)]
 
-# %% ../../nbs/library/data/seven_point.ipynb #c6e905b0
+# %% ../../nbs/library/data/seven_point.ipynb #465ad321
+def _present_or_absent(*present):
+    "The levels of a structure by the publisher's codes; `present`: the codes that mean present."
+    return {"absent": "absent"} | dict.fromkeys(present, "present")
+
+
+_DERM7PT_ATTRIBUTES = {  # attribute -> column, levels by the column's codes
+    "network": ("pigment_network", {level: level for level in ATTRIBUTE_LEVELS["network"]}),
+    "streaks": ("streaks", _present_or_absent("regular", "irregular")),
+    "veil": ("blue_whitish_veil", _present_or_absent("present")),
+    "regression": (
+        "regression_structures",
+        _present_or_absent("blue areas", "white areas", "combinations"),
+    ),
+}
+_DERM7PT_SPOTS = {level: level for level in ("absent", "regular", "irregular")}
+
+
+def _read_derm7pt_split(folder) -> dict:  # index of a row -> 'train', 'validation' or 'test'
+    "The official split, where its files stand beside the table."
+    split_of_index = {}
+    for name, split in (("train", "train"), ("valid", "validation"), ("test", "test")):
+        file = folder / f"{name}_indexes.csv"
+        if file.exists():
+            columns, rows = read_table(file, LoadingReport(""))
+            require_columns(columns, ["indexes"], file.name)
+            split_of_index |= {int(row["indexes"]): split for _, row in rows}
+    return split_of_index
+
+
+def _describe_derm7pt_row(row, view, split) -> dict:  # fields of a record
+    diagnosis = (parse_optional_text(row["diagnosis"]) or "").lower()
+    label = "melanoma" if diagnosis.startswith("melanoma") else "benign"
+    if diagnosis in ("", "basal cell carcinoma", "miscellaneous"):
+        label = None
+    attributes = {
+        name: map_code(row[column], levels, column)
+        for name, (column, levels) in _DERM7PT_ATTRIBUTES.items()
+    }
+    spots = map_code(row.get("dots_and_globules"), _DERM7PT_SPOTS, "dots_and_globules")
+    return dict(
+        id=f"{row['case_num']}-{view}",
+        image_name=parse_optional_text(row[view]),
+        label=label,
+        diagnosis=diagnosis or None,
+        lesion=row["case_num"],
+        attributes=attributes,
+        more_questions=_make_spots_question(spots),
+        sex=parse_sex(row.get("sex")),
+        site=row.get("location"),
+        split=split,
+    )
+
+
 def load_derm7pt(
     folder,  # release_v0: meta/meta.csv, meta/train_indexes.csv …, images/
     view: str = "derm",  # 'derm' or 'clinic'
-    with_images: bool = True,
+    with_images: bool = True,  # False: records of the table alone
     caption_style: str = "dense",
     decode: bool = True,
 ) -> tuple:  # Dataset, LoadingReport
@@ -37,229 +92,148 @@ def load_derm7pt(
     if view not in ("derm", "clinic"):
         raise ValueError(f"view {view!r}: the set has 'derm' and 'clinic' images")
     report = LoadingReport("derm7pt")
+    columns = [column for column, _ in _DERM7PT_ATTRIBUTES.values()]
     file, rows = read_publisher_table(
-        folder,
-        report,
-        [
-            "case_num",
-            "diagnosis",
-            view,
-            "pigment_network",
-            "streaks",
-            "blue_whitish_veil",
-            "regression_structures",
-        ],
-        "meta.csv",
+        folder, report, ["case_num", "diagnosis", view, *columns], "meta.csv"
     )
-    parts = {}
-    for name, split in (("train", "train"), ("valid", "validation"), ("test", "test")):
-        at = file.parent / f"{name}_indexes.csv"
-        if at.exists():
-            names, lines = read_table(at, LoadingReport(""))
-            require_columns(names, ["indexes"], at.name)
-            parts |= {int(r["indexes"]): split for _, r in lines}
-    lines = sorted(
-        [n for n, _ in rows] + [a["row"] for a in report.aside]
-    )  # the indexes count all rows from 0
-    place = {n: k for k, n in enumerate(lines)}
-    numbered = [(n, r | {"#": place[n]}) for n, r in rows]
-
-    def yes(*there):
-        return {"absent": "absent"} | dict.fromkeys(there, "present")
+    split_of_index = _read_derm7pt_split(file.parent)
+    # the indexes count all rows from 0, those that were set aside as well
+    lines = sorted([line for line, _ in rows] + [aside["row"] for aside in report.aside])
+    index_of_line = {line: index for index, line in enumerate(lines)}
+    rows = [(line, row | {"index": index_of_line[line]}) for line, row in rows]
 
     def describe(row):
-        dx = (parse_optional_text(row["diagnosis"]) or "").lower()
-        label = "melanoma" if dx.startswith("melanoma") else "benign"
-        if dx in ("", "basal cell carcinoma", "miscellaneous"):
-            label = None
-        a = dict(
-            network=map_code(
-                row["pigment_network"],
-                {k: k for k in ATTRIBUTE_LEVELS["network"]},
-                "pigment_network",
-            ),
-            streaks=map_code(row["streaks"], yes("regular", "irregular"), "streaks"),
-            veil=map_code(row["blue_whitish_veil"], yes("present"), "blue_whitish_veil"),
-            regression=map_code(
-                row["regression_structures"],
-                yes("blue areas", "white areas", "combinations"),
-                "regression_structures",
-            ),
-        )
-        spots = map_code(
-            row.get("dots_and_globules"),
-            {k: k for k in ("absent", "regular", "irregular")},
-            "dots_and_globules",
-        )
-        asked = _make_spots_question(spots)
-        return dict(
-            id=f"{row['case_num']}-{view}",
-            image_name=parse_optional_text(row[view]),
-            label=label,
-            diagnosis=dx or None,
-            lesion=row["case_num"],
-            attributes=a,
-            asked=asked,
-            sex=parse_sex(row.get("sex")),
-            site=row.get("location"),
-            split=parts.get(row["#"]),
-        )
+        return _describe_derm7pt_row(row, view, split_of_index.get(row["index"]))
 
-    images = Path(folder) / "images"
-    where = ImageFolder(images if images.is_dir() else folder) if with_images else None
-    return (
-        records_from_rows(
-            report,
-            [(file.name, numbered, describe)],
-            where,
-            "research use, see the publisher",
-            caption_style,
-            decode,
-        ),
-        report,
-    )
+    image_folder = Path(folder) / "images"
+    if not image_folder.is_dir():
+        image_folder = folder
+    images = ImageFolder(image_folder) if with_images else None
+    tables = [(file.name, rows, describe)]
+    licence = "research use, see the publisher"
+    return records_from_rows(report, tables, images, licence, caption_style, decode), report
 
-# %% ../../nbs/library/data/seven_point.ipynb #465ad321
-def _read_ph2_text(file, report):
+# %% ../../nbs/library/data/seven_point.ipynb #193b42b8
+def _read_ph2_text(file, report):  # columns, [(line number, row)]
     "PH2_dataset.txt: cells between ||, then a legend."
-    columns, rows, legend = None, [], 0
-    for n, line in enumerate(decode_text(file.read_bytes(), file.name).splitlines(), 1):
+    columns, rows, legend_lines = None, [], 0
+    lines = decode_text(file.read_bytes(), file.name).splitlines()
+    for number, line in enumerate(lines, 1):
         if "||" not in line:
-            legend += bool(line.strip()) and columns is not None
+            legend_lines += bool(line.strip()) and columns is not None
             continue
-        cells = [c.strip() for c in line.strip().strip("|").split("||")]
+        cells = [cell.strip() for cell in line.strip().strip("|").split("||")]
         if columns is None:
             columns = cells
             continue
         report.rows += 1
-        if len(cells) != len(columns):
-            report.set_aside(
-                file.name,
-                n,
-                cells[0],
-                "not a row of the table",
-                f"{len(cells)} of {len(columns)} cells",
-            )
+        if len(cells) == len(columns):
+            rows.append((number, dict(zip(columns, cells))))
         else:
-            rows.append((n, dict(zip(columns, cells))))
-    if legend:
-        report.notes.append(f"{legend} lines below the table of {file.name} are its legend")
+            detail = f"{len(cells)} of {len(columns)} cells"
+            report.set_aside(file.name, number, cells[0], "not a row of the table", detail)
+    if legend_lines:
+        report.notes.append(f"{legend_lines} lines below the table of {file.name} are its legend")
     if not rows:
         raise ValueError(f"{file.name} holds no rows between ||")
     return columns, rows
 
-# %% ../../nbs/library/data/seven_point.ipynb #449c3c38
-def _read_ph2_sheet(file, report):
-    "PH2_dataset.xlsx: a header some rows down, crosses for the diagnosis and the colours."
-    import pandas as pd
+# %% ../../nbs/library/data/seven_point.ipynb #2551dc42
+_PH2_DIAGNOSES = ("Common Nevus", "Atypical Nevus", "Melanoma")
+_PH2_COLOURS = ("White", "Red", "Light-Brown", "Dark-Brown", "Blue-Gray", "Black")
 
+
+def _read_ph2_cells(file) -> list:  # of rows of texts
     try:
-        raw = pd.read_excel(file, header=None, dtype=str)
+        sheet = pd.read_excel(file, header=None, dtype=str)
     except ImportError as e:
         raise ValueError(
             f"{file.name} needs openpyxl (pip install openpyxl); the publisher's PH2_dataset.txt"
             " needs nothing"
         ) from e
-    cells = [
-        [" ".join(str(v).split()) if v == v and v is not None else "" for v in r]
-        for r in raw.values.tolist()
+    return [
+        ["" if pd.isna(value) else " ".join(str(value).split()) for value in row]
+        for row in sheet.values.tolist()
     ]
-    top = next((k for k, r in enumerate(cells) if "Image Name" in r), None)
-    if top is None:
+
+
+def _read_ph2_sheet(file, report):  # columns, [(line number, row)]
+    "PH2_dataset.xlsx: a header some rows down, crosses for the diagnosis and the colours."
+    cells = _read_ph2_cells(file)
+    header = next((k for k, row in enumerate(cells) if "Image Name" in row), None)
+    if header is None:
         raise ValueError(f"{file.name}: no column 'Image Name' in its first rows: {cells[:2]}")
-    out, short = [], lambda c: c.split(" (")[0]
-    for n, r in enumerate(cells[top + 1 :], top + 2):
-        row = dict(zip(map(short, cells[top]), r))
+    columns = [cell.split(" (")[0] for cell in cells[header]]
+    rows = []
+    for number, values in enumerate(cells[header + 1 :], header + 2):
+        row = dict(zip(columns, values))
         if not row["Image Name"]:
             continue
         report.rows += 1
-        dx = [k for k, c in enumerate(("Common Nevus", "Atypical Nevus", "Melanoma")) if row.get(c)]
-        crossed = ("White", "Red", "Light-Brown", "Dark-Brown", "Blue-Gray", "Black")
-        hues = " ".join(str(k) for k, c in enumerate(crossed, 1) if row.get(c))
-        out.append(
-            (
-                n,
-                row
-                | {
-                    "Name": row["Image Name"],
-                    "Clinical Diagnosis": str(dx[0]) if len(dx) == 1 else "",
-                    "Colors": hues,
-                },
-            )
-        )
-    return list(out[0][1]) if out else [], out
+        diagnoses = [str(k) for k, name in enumerate(_PH2_DIAGNOSES) if row.get(name)]
+        colours = [str(k) for k, name in enumerate(_PH2_COLOURS, 1) if row.get(name)]
+        row["Name"] = row["Image Name"]
+        row["Clinical Diagnosis"] = diagnoses[0] if len(diagnoses) == 1 else ""
+        row["Colors"] = " ".join(colours)
+        rows.append((number, row))
+    return list(rows[0][1]) if rows else [], rows
 
-# %% ../../nbs/library/data/seven_point.ipynb #193b42b8
+# %% ../../nbs/library/data/seven_point.ipynb #868d0898
+_PH2_PRESENCE = {"A": "absent", "P": "present"}
+_PH2_ATTRIBUTES = {  # attribute -> column, levels by the column's codes, name in messages
+    "asymmetry": (
+        "Asymmetry",
+        dict(zip("012", ATTRIBUTE_LEVELS["asymmetry"])),
+        "asymmetry",
+    ),
+    "network": (
+        "Pigment Network",
+        {"T": "typical", "AT": "atypical", "A": "absent"},
+        "network",
+    ),
+    "streaks": ("Streaks", _PH2_PRESENCE, "streaks"),
+    "veil": ("Blue-Whitish Veil", _PH2_PRESENCE, "veil"),
+    "regression": ("Regression Areas", _PH2_PRESENCE, "regression"),
+}
+_PH2_SPOTS = {"A": "absent", "T": "typical", "AT": "atypical"}
+_PH2_COLOUR_CODES = {str(k): colour for k, colour in enumerate(COLOURS[:6], 1)}
+_PH2_LABELS = {"0": "benign", "1": "benign", "2": "melanoma"}
+
+
+def _describe_ph2_row(row) -> dict:  # fields of a record
+    colour_codes = [code for code in re.split(r"[\s,;]+", row["Colors"]) if code]
+    colours = tuple(map_code(code, _PH2_COLOUR_CODES, "colour") for code in colour_codes)
+    attributes = {
+        name: map_code(row[column], levels, spoken)
+        for name, (column, levels, spoken) in _PH2_ATTRIBUTES.items()
+    }
+    spots = map_code(row.get("Dots/Globules"), _PH2_SPOTS, "dots or globules")
+    return dict(
+        image_name=row["Name"],
+        label=map_code(row["Clinical Diagnosis"], _PH2_LABELS),
+        attributes=attributes,
+        colours=colours or None,
+        more_questions=_make_spots_question(spots),
+        lesion=row["Name"],
+    )
+
+
 def load_ph2(
     folder,  # PH2_dataset.txt or .xlsx, and 'PH2 Dataset images'
-    with_images: bool = True,
+    with_images: bool = True,  # False: records of the table alone
     caption_style: str = "dense",
     decode: bool = True,
 ) -> tuple:  # Dataset, LoadingReport
     "PH2: 200 dermoscopic images with masks, asymmetry, colours and structures."
-    report, file = LoadingReport("ph2"), find_table(folder, "PH2_dataset.txt", "PH2_dataset.xlsx")
-    if file is None:
+    report = LoadingReport("ph2")
+    file = find_table(folder, "PH2_dataset.txt", "PH2_dataset.xlsx")
+    if file is None:  # says what is missing
         read_publisher_table(folder, report, [], "PH2_dataset.txt", "PH2_dataset.xlsx")
-    columns, rows = (_read_ph2_text if file.suffix == ".txt" else _read_ph2_sheet)(file, report)
-    require_columns(
-        columns,
-        [
-            "Name",
-            "Clinical Diagnosis",
-            "Asymmetry",
-            "Pigment Network",
-            "Streaks",
-            "Regression Areas",
-            "Blue-Whitish Veil",
-            "Colors",
-        ],
-        file.name,
-    )
-    there = {"A": "absent", "P": "present"}
-
-    def describe(row):
-        codes = [c for c in re.split(r"[\s,;]+", row["Colors"]) if c]
-        hues = (
-            tuple(
-                COLOURS[map_code(c, {str(k): k - 1 for k in range(1, 7)}, "colour")] for c in codes
-            )
-            or None
-        )
-        a = dict(
-            asymmetry=map_code(
-                row["Asymmetry"], dict(zip("012", ATTRIBUTE_LEVELS["asymmetry"])), "asymmetry"
-            ),
-            network=map_code(
-                row["Pigment Network"], {"T": "typical", "AT": "atypical", "A": "absent"}, "network"
-            ),
-            streaks=map_code(row["Streaks"], there, "streaks"),
-            veil=map_code(row["Blue-Whitish Veil"], there, "veil"),
-            regression=map_code(row["Regression Areas"], there, "regression"),
-        )
-        spots = map_code(
-            row.get("Dots/Globules"),
-            {"A": "absent", "T": "typical", "AT": "atypical"},
-            "dots or globules",
-        )
-        asked = _make_spots_question(spots)
-        label = map_code(row["Clinical Diagnosis"], {"0": "benign", "1": "benign", "2": "melanoma"})
-        return dict(
-            image_name=row["Name"],
-            label=label,
-            attributes=a,
-            colours=hues,
-            asked=asked,
-            lesion=row["Name"],
-        )
-
-    return (
-        records_from_rows(
-            report,
-            [(file.name, rows, describe)],
-            ImageFolder(folder) if with_images else None,
-            "research and education, see the publisher",
-            caption_style,
-            decode,
-        ),
-        report,
-    )
+    read = _read_ph2_text if file.suffix == ".txt" else _read_ph2_sheet
+    columns, rows = read(file, report)
+    expected = [column for column, _, _ in _PH2_ATTRIBUTES.values()]
+    require_columns(columns, ["Name", "Clinical Diagnosis", *expected, "Colors"], file.name)
+    images = ImageFolder(folder) if with_images else None
+    tables = [(file.name, rows, _describe_ph2_row)]
+    licence = "research and education, see the publisher"
+    return records_from_rows(report, tables, images, licence, caption_style, decode), report

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHIFTS', 'IMAGE_CORRUPTIONS', 'pixel_coordinates', 'shift_camera', 'shift_lighting', 'blur_image', 'compress_jpeg',
-           'overlay_hairs', 'reword_prompt', 'rerender_with', 'shift_lesion', 'make_record_rng', 'apply_lesion_shifts',
+           'overlay_hairs', 'reword_prompt', 'shift_lesion', 'make_record_rng', 'apply_lesion_shifts', 'rerender_with',
            'subsample_positives', 'validate_shift', 'apply_shift', 'rephotograph', 'augment_with_shifts']
 
 # %% ../../nbs/library/data/shifts.ipynb #1e124523
@@ -12,6 +12,7 @@ import io
 import json
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -37,33 +38,29 @@ SHIFTS = dict(  # -> what it does at strength 1
 )
 
 # %% ../../nbs/library/data/shifts.ipynb #53a6db1e
-def pixel_coordinates(height: int, width: int) -> tuple:  # x, y: (h, w) in -1…1
+def pixel_coordinates(height: int, width: int) -> tuple:  # x, y: (height, width) in −1…1
     "Pixel centres of an image of any shape."
     y, x = np.mgrid[:height, :width].astype(np.float32)
     return (2 * x + 1) / width - 1, (2 * y + 1) / height - 1
 
-# %% ../../nbs/library/data/shifts.ipynb #caae1c2c
-def shift_camera(
-    image, strength, rng
-):  # img: (H, W, 3) 0…1; s: strength; rng: the record's own dice, the same at every strength
+# %% ../../nbs/library/data/shifts.ipynb #6a06efc0
+# A corruption takes the image (H, W, 3) in 0…1, the strength in 0…1, and the record's own random
+# state, which is the same at every strength.
+def shift_camera(image, strength, rng):
+    "Warmer and dimmer, dark at the rim."
     x, y = pixel_coordinates(*image.shape[:2])
     rim = np.clip((x * x + y * y) / 2, 0, 1)[..., None]
-    return (
-        image
-        * (1 + strength * np.array([0, -0.18, -0.36], np.float32))
-        * (1 - 0.45 * strength * rim)
-    )
+    warmer = 1 + strength * np.array([0, -0.18, -0.36], np.float32)
+    return image * warmer * (1 - 0.45 * strength * rim)
 
-# %% ../../nbs/library/data/shifts.ipynb #6a06efc0
+# %% ../../nbs/library/data/shifts.ipynb #0610d012
 def shift_lighting(image, strength, rng):
+    "A lamp from one side, and up to one stop of exposure too much or too little."
     x, y = pixel_coordinates(*image.shape[:2])
-    t, stops = rng.uniform(0, 2 * np.pi), rng.choice((-1, 1)) * rng.uniform(0.5, 1)
-    return (
-        image
-        * ((1 + 0.5 * strength * (x * math.cos(t) + y * math.sin(t))) * 2 ** (strength * stops))[
-            ..., None
-        ]
-    )
+    angle = rng.uniform(0, 2 * np.pi)
+    stops = rng.choice((-1, 1)) * rng.uniform(0.5, 1)
+    lamp = 1 + 0.5 * strength * (x * math.cos(angle) + y * math.sin(angle))
+    return image * (lamp * 2 ** (strength * stops))[..., None]
 
 # %% ../../nbs/library/data/shifts.ipynb #1d0dfd1f
 def _to_pil_image(image):
@@ -71,166 +68,190 @@ def _to_pil_image(image):
 
 # %% ../../nbs/library/data/shifts.ipynb #0f2889d6
 def blur_image(image, strength, rng):
-    return (
-        np.asarray(
-            _to_pil_image(image).filter(
-                ImageFilter.GaussianBlur(0.035 * strength * max(image.shape[:2]))
-            ),
-            np.float32,
-        )
-        / 255
-    )
+    "Out of focus."
+    radius = 0.035 * strength * max(image.shape[:2])
+    blurred = _to_pil_image(image).filter(ImageFilter.GaussianBlur(radius))
+    return np.asarray(blurred, np.float32) / 255
 
 # %% ../../nbs/library/data/shifts.ipynb #1b78b46a
 def compress_jpeg(image, strength, rng):
-    out = io.BytesIO()
-    _to_pil_image(image).save(out, "JPEG", quality=round(90 - 85 * strength))
-    return np.asarray(Image.open(out), np.float32) / 255
+    "JPEG of quality 90 to 5."
+    buffer = io.BytesIO()
+    _to_pil_image(image).save(buffer, "JPEG", quality=round(90 - 85 * strength))
+    return np.asarray(Image.open(buffer), np.float32) / 255
 
 # %% ../../nbs/library/data/shifts.ipynb #b4c44f38
 def overlay_hairs(image, strength, rng):
-    h, w = image.shape[:2]
-    layer, dark, t = (
-        Image.new("L", (3 * w, 3 * h)),
-        rng.uniform(0.5, 1.6),
-        np.linspace(0, 1, 14)[:, None],
-    )
-    d = ImageDraw.Draw(layer)
-    for _ in range(
-        round(30 * strength)
-    ):  # the first hairs stay where they were when there are more
-        a, b = rng.uniform(-0.2, 1.2, (2, 2))
-        mid = (a + b) / 2 + rng.normal(0, 0.18, 2)
-        curve = ((1 - t) ** 2 * a + 2 * t * (1 - t) * mid + t * t * b) * (3 * w, 3 * h)
-        d.line(
-            [tuple(c) for c in curve],
+    "Up to thirty hairs; those of a lower strength are among those of a higher one."
+    height, width = image.shape[:2]
+    layer = Image.new("L", (3 * width, 3 * height))  # drawn three times as large, then reduced
+    darkness = rng.uniform(0.5, 1.6)
+    t = np.linspace(0, 1, 14)[:, None]
+    draw = ImageDraw.Draw(layer)
+    for _ in range(round(30 * strength)):
+        start, end = rng.uniform(-0.2, 1.2, (2, 2))
+        middle = (start + end) / 2 + rng.normal(0, 0.18, 2)
+        curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t * t * end  # Bézier
+        draw.line(
+            [tuple(point) for point in curve * (3 * width, 3 * height)],
             fill=int(rng.integers(90, 230)),
-            width=max(1, round(3 * max(h, w) * rng.uniform(0.004, 0.010))),
+            width=max(1, round(3 * max(height, width) * rng.uniform(0.004, 0.010))),
         )
-    return image + np.asarray(layer.reduce(3), np.float32)[:h, :w, None] / 255 * (
-        np.array([0.16, 0.11, 0.09], np.float32) * dark - image
-    )
+    opacity = np.asarray(layer.reduce(3), np.float32)[:height, :width, None] / 255
+    hair_colour = np.array([0.16, 0.11, 0.09], np.float32) * darkness
+    return image + opacity * (hair_colour - image)
 
 # %% ../../nbs/library/data/shifts.ipynb #d89c3c75
-IMAGE_CORRUPTIONS = dict(
+IMAGE_CORRUPTIONS = dict(  # what can be done to any image
     camera=shift_camera,
     light=shift_lighting,
     blur=blur_image,
     jpeg=compress_jpeg,
     hairs=overlay_hairs,
-)  # what acts on any image
-
-# %% ../../nbs/library/data/shifts.ipynb #1097c6bd
-def reword_prompt(prompt: str, strength: float) -> str:
-    """The same question, in three doses: small letters and no mark; with a preamble; with other
-    words for the lesion and for melanoma.
-    """
-    asked = prompt.lower().rstrip(" ?.!")
-    if strength > 1 / 3:
-        asked = f"please look closely and say: {asked}"
-    return (
-        asked.replace("lesion", "spot")
-        .replace("a melanoma", "malignant")
-        .replace("melanoma", "malignancy")
-        if strength > 2 / 3
-        else asked
-    )
+)
 
 # %% ../../nbs/library/data/shifts.ipynb #5df6bc45
-def rerender_with(
-    record: dict,
-    modify_lesion,  # Lesion -> Lesion
-    shot: int = 0,
-) -> dict:  # another number: photographed once more
-    """A procedural record with its lesion changed and drawn again from the same dice: what did not
-    change looks as before.
+def reword_prompt(prompt: str, strength: float) -> str:
+    """The same question, in three degrees: small letters and no mark; with a preamble; with other
+    words for the lesion and for melanoma.
     """
-    p = parse_provenance(record)
-    if "index" not in p:
+    reworded = prompt.lower().rstrip(" ?.!")
+    if strength > 1 / 3:
+        reworded = f"please look closely and say: {reworded}"
+    if strength > 2 / 3:
+        for word, synonym in (
+            ("lesion", "spot"),
+            ("a melanoma", "malignant"),
+            ("melanoma", "malignancy"),
+        ):
+            reworded = reworded.replace(word, synonym)
+    return reworded
+
+# %% ../../nbs/library/data/shifts.ipynb #1aa6927b
+def shift_lesion(lesion, kind: str, strength: float, rng):  # a Lesion
+    "A lesion's parameters under a shift of the world: 'skin' or 'site'."
+    if kind == "skin":
+        return replace(lesion, skin_type=lesion.skin_type + strength * (6 - lesion.skin_type))
+    if kind == "site" and rng.random() < strength:
+        return replace(lesion, site="foot")
+    return lesion
+
+# %% ../../nbs/library/data/shifts.ipynb #2dafe8d7
+def _record_entropy(record, index, kind, seed) -> tuple:
+    record_id = str(record.get("id") or index)
+    return seed, zlib.crc32(record_id.encode()), zlib.crc32(kind.encode())
+
+
+def make_record_rng(record: dict, index: int, kind: str, seed: int):  # a numpy Generator
+    "A record's own random state for a shift: the same at every strength and among any records."
+    return np.random.default_rng(_record_entropy(record, index, kind, seed))
+
+# %% ../../nbs/library/data/shifts.ipynb #32306390
+def apply_lesion_shifts(
+    lesion,
+    shifts: list,  # of [kind, strength, *seeds], as a record's provenance lists them
+):  # a Lesion
+    "The lesion after those shifts that change it."
+    for kind, strength, *seeds in shifts:
+        if kind in ("skin", "site"):
+            lesion = shift_lesion(lesion, kind, strength, np.random.default_rng(seeds))
+    return lesion
+
+# %% ../../nbs/library/data/shifts.ipynb #3d804d96
+def _replay_lesion(record, provenance):
+    "The lesion of a procedural record after the shifts that it went through."
+    if "index" not in provenance:
         raise ValueError(
             f"record {record.get('id')!r} comes from {record.get('source')!r}: only the world can"
             " draw skin, site or another shot of a lesion. Real images take"
             f" {', '.join(IMAGE_CORRUPTIONS)}, prevalence and prompt"
         )
-    if done := [k for k, *_ in p.get("shifts", []) if k in IMAGE_CORRUPTIONS]:
+    shifts = provenance.get("shifts", [])
+    corrupted = [kind for kind, *_ in shifts if kind in IMAGE_CORRUPTIONS]
+    if corrupted:
         raise ValueError(
-            f"record {record.get('id')!r} has been through {done[-1]!r}, which drawing it again"
-            " would undo; shift skin and site first, then the image"
+            f"record {record.get('id')!r} has been through {corrupted[-1]!r}, which drawing it"
+            " again would undo; shift skin and site first, then the image"
         )
-    was = apply_lesion_shifts(
-        World(seed=p["seed"], num_lesions=p["index"] + 1, **p["params"]).lesion(p["index"]),
-        p.get("shifts", []),
-    )
-    now = modify_lesion(was)
-    out = dict(
-        record,
-        image=Image.fromarray(render_lesion(now, p["size"], shot or p.get("shot", 0)).image),
-        provenance=json.dumps(p | (dict(shot=shot) if shot else {}), sort_keys=True),
-    )
-    old, new = (
-        ATTRIBUTE_LEVELS["skin"][min(2, int(item.skin_type - 1) // 2)] for item in (was, now)
-    )
+    index = provenance["index"]
+    world = World(seed=provenance["seed"], num_lesions=index + 1, **provenance["params"])
+    return apply_lesion_shifts(world.lesion(index), shifts)
 
-    def said(t):
-        return t and t.replace(f"{old} skin", f"{new} skin").replace(
-            f"{old.capitalize()} skin", f"{new.capitalize()} skin"
-        )
 
-    if now.site != was.site:
-        out |= dict(
-            site=now.site,
-            notes=(record.get("notes") or "").replace(f"Site: {was.site}.", f"Site: {now.site}.")
-            or None,
-        )
-    if now.skin_type == was.skin_type:
-        return out
-    return out | dict(
-        skin_type=round(now.skin_type),
-        attributes=record["attributes"] | dict(skin=new),
-        caption=said(record.get("caption")),
-        questions=[dict(q, answer=said(q["answer"])) for q in record.get("questions") or []],
-    )
+def _skin_tone(lesion):
+    return ATTRIBUTE_LEVELS["skin"][min(2, int(lesion.skin_type - 1) // 2)]
 
-# %% ../../nbs/library/data/shifts.ipynb #80cd82aa
-def shift_lesion(lesion, kind: str, strength: float, rng):  # a Lesion
-    "A lesion's parameters under a shift of the world."
-    if kind == "skin":
-        return replace(lesion, skin_type=lesion.skin_type + strength * (6 - lesion.skin_type))
-    return replace(lesion, site="foot") if kind == "site" and rng.random() < strength else lesion
 
-# %% ../../nbs/library/data/shifts.ipynb #3d804d96
-def make_record_rng(record: dict, index: int, kind: str, seed: int):  # a numpy Generator
-    "A record's own dice for a shift: the same at every strength and in any company."
-    return np.random.default_rng(
-        (seed, zlib.crc32(str(record.get("id") or index).encode()), zlib.crc32(kind.encode()))
-    )
+def _replace_skin_tone(text, old, new):
+    if not text:
+        return text
+    text = text.replace(f"{old} skin", f"{new} skin")
+    return text.replace(f"{old.capitalize()} skin", f"{new.capitalize()} skin")
 
-# %% ../../nbs/library/data/shifts.ipynb #f834c5b9
-def apply_lesion_shifts(lesion, shifts):  # of the world, as a record's provenance tells them
-    for kind, s, *die in shifts:
-        if kind in ("skin", "site"):
-            lesion = shift_lesion(lesion, kind, s, np.random.default_rng(die))
-    return lesion
 
-# %% ../../nbs/library/data/shifts.ipynb #1aa6927b
-def subsample_positives(
-    labels, record_ids, strength: float, seed: int = 0
-) -> np.ndarray:  # (kept,) positions
-    """Who still comes when a share 0.9 s of the melanomas stays away; whoever stays away at a
-    small strength does so at a larger one.
+def rerender_with(
+    record: dict,  # of the world, not yet corrupted
+    modify_lesion: Callable,  # Lesion -> Lesion
+    shot: int = 0,  # another number: photographed once more
+) -> dict:
+    """A procedural record with its lesion changed and drawn again from the same random state: what
+    did not change looks as before. ValueError where the record cannot be drawn.
     """
-    return np.array(
-        [
-            k
-            for k, (y, i) in enumerate(zip(labels, record_ids))
-            if y != "melanoma"
-            or make_record_rng(dict(id=i), k, "prevalence", seed).random() >= 0.9 * strength
-        ],
-        int,
+    provenance = parse_provenance(record)
+    before = _replay_lesion(record, provenance)
+    after = modify_lesion(before)
+    drawn = render_lesion(after, provenance["size"], shot or provenance.get("shot", 0))
+    if shot:
+        provenance["shot"] = shot
+    changed = dict(
+        record,
+        image=Image.fromarray(drawn.image),
+        provenance=json.dumps(provenance, sort_keys=True),
     )
+    if after.site != before.site:
+        notes = record.get("notes") or ""
+        notes = notes.replace(f"Site: {before.site}.", f"Site: {after.site}.")
+        changed |= dict(site=after.site, notes=notes or None)
+    if after.skin_type != before.skin_type:
+        old, new = _skin_tone(before), _skin_tone(after)
+        changed |= dict(
+            skin_type=round(after.skin_type),
+            attributes=record["attributes"] | dict(skin=new),
+            caption=_replace_skin_tone(record.get("caption"), old, new),
+            questions=[
+                dict(question, answer=_replace_skin_tone(question["answer"], old, new))
+                for question in record.get("questions") or []
+            ],
+        )
+    return changed
 
-# %% ../../nbs/library/data/shifts.ipynb #fe2835f2
-def validate_shift(kind, strength):
+# %% ../../nbs/library/data/shifts.ipynb #8a38e01f
+def subsample_positives(
+    labels: list,
+    record_ids: list,
+    strength: float,
+    seed: int = 0,
+) -> np.ndarray:  # (kept,) positions
+    """The records that remain when a share 0.9 strength of the melanomas is removed; what a small
+    strength removes a larger one removes as well.
+    """
+
+    def is_kept(position, label, record_id):
+        if label != "melanoma":
+            return True
+        rng = make_record_rng(dict(id=record_id), position, "prevalence", seed)
+        return rng.random() >= 0.9 * strength
+
+    kept = [
+        position
+        for position, (label, record_id) in enumerate(zip(labels, record_ids))
+        if is_kept(position, label, record_id)
+    ]
+    return np.array(kept, int)
+
+# %% ../../nbs/library/data/shifts.ipynb #246d132e
+def validate_shift(kind: str, strength: float):
+    "ValueError where the kind is not one of `SHIFTS` or the strength is outside 0 to 1."
     if kind not in SHIFTS:
         raise ValueError(f"kind={kind!r} is no shift.{did_you_mean(kind, SHIFTS)}")
     if not (np.isscalar(strength) and 0 <= strength <= 1):
@@ -238,87 +259,69 @@ def validate_shift(kind, strength):
             f"strength={strength}: from 0 (as it was) to 1 ({SHIFTS[kind]}); 30% is .3"
         )
 
-# %% ../../nbs/library/data/shifts.ipynb #2dafe8d7
+# %% ../../nbs/library/data/shifts.ipynb #7e909b51
+def _corrupt_image(record, kind, strength, rng):
+    image = record.get("image")
+    if image is None:
+        raise ValueError(f"record {record.get('id')!r} has no image to shift")
+    if hasattr(image, "convert"):
+        image = image.convert("RGB")
+    pixels = np.asarray(image, np.float32) / 255
+    return _to_pil_image(IMAGE_CORRUPTIONS[kind](pixels, strength, rng))
+
+
+def _shift_record(record, index, kind, strength, seed):
+    if kind == "prompt":
+        return dict(record, prompt=reword_prompt(record.get("prompt") or YESNO_PROMPT, strength))
+    rng = make_record_rng(record, index, kind, seed)
+    entropy = _record_entropy(record, index, kind, seed)
+    if kind in ("skin", "site"):
+        record = rerender_with(record, lambda lesion: shift_lesion(lesion, kind, strength, rng))
+    else:
+        record = dict(record, image=_corrupt_image(record, kind, strength, rng))
+    provenance = parse_provenance(record)
+    if not provenance:
+        return record
+    provenance["shifts"] = provenance.get("shifts", []) + [[kind, strength, *entropy]]
+    return dict(record, provenance=json.dumps(provenance, sort_keys=True))
+
+# %% ../../nbs/library/data/shifts.ipynb #b0f57709
 def apply_shift(
     records,  # a data set, or a list of records with images
     kind: str,  # one of `SHIFTS`
     strength: float = 1.0,  # 0 (unchanged, bit for bit) to 1
-    seed: int = 0,  # of where the lamp and the hairs are, and of who stays away
+    seed: int = 0,  # of lamp, hairs, sites, and of the melanomas that are removed
 ) -> list:  # records; those of 'prevalence' are fewer
     "The same records after one thing has changed."
     validate_shift(kind, strength)
     if kind == "prevalence":
-        return [
-            dict(records[int(k)])
-            for k in subsample_positives(
-                get_column(records, "label"),
-                [i or k for k, i in enumerate(get_column(records, "id"))],
-                strength,
-                seed,
-            )
+        record_ids = [
+            record_id or position for position, record_id in enumerate(get_column(records, "id"))
         ]
-    out = [dict(records[k]) for k in range(len(records))]
-    return (
-        [_shift_record(r, k, kind, float(strength), seed) for k, r in enumerate(out)]
-        if strength
-        else out
-    )
+        kept = subsample_positives(get_column(records, "label"), record_ids, strength, seed)
+        return [dict(records[int(position)]) for position in kept]
+    copies = [dict(records[position]) for position in range(len(records))]
+    if not strength:
+        return copies
+    return [
+        _shift_record(record, position, kind, float(strength), seed)
+        for position, record in enumerate(copies)
+    ]
 
-# %% ../../nbs/library/data/shifts.ipynb #66f2e64d
-def _shift_record(record, index, kind, strength, seed):
-    rng, p, die = (
-        make_record_rng(record, index, kind, seed),
-        parse_provenance(record),
-        (seed, zlib.crc32(str(record.get("id") or index).encode()), zlib.crc32(kind.encode())),
-    )
-    if kind == "prompt":
-        return dict(record, prompt=reword_prompt(record.get("prompt") or YESNO_PROMPT, strength))
-    if kind in ("skin", "site"):
-        record = rerender_with(record, lambda item: shift_lesion(item, kind, strength, rng))
-    else:
-        if record.get("image") is None:
-            raise ValueError(f"record {record.get('id')!r} has no image to shift")
-        record = dict(
-            record,
-            image=_to_pil_image(
-                IMAGE_CORRUPTIONS[kind](
-                    np.asarray(
-                        (
-                            record["image"].convert("RGB")
-                            if hasattr(record["image"], "convert")
-                            else record["image"]
-                        ),
-                        np.float32,
-                    )
-                    / 255,
-                    strength,
-                    rng,
-                )
-            ),
-        )
-    p = parse_provenance(record)
-    return (
-        dict(
-            record,
-            provenance=json.dumps(
-                p | dict(shifts=p.get("shifts", []) + [[kind, strength, *die]]), sort_keys=True
-            ),
-        )
-        if p
-        else record
-    )
-
-# %% ../../nbs/library/data/shifts.ipynb #32306390
+# %% ../../nbs/library/data/shifts.ipynb #3ff8f4d1
 def rephotograph(
     records,  # drawn by the world
     shot: int = 1,  # which other photograph
 ) -> list:
     """The same lesions on the same day, photographed once more by the same camera: all that is
-    incidental is drawn anew. What 'no shift' looks like.
+    incidental is drawn anew. The reference for 'no shift'.
     """
-    return [rerender_with(dict(records[k]), lambda item: item, shot) for k in range(len(records))]
+    return [
+        rerender_with(dict(records[position]), lambda lesion: lesion, shot)
+        for position in range(len(records))
+    ]
 
-# %% ../../nbs/library/data/shifts.ipynb #6869d510
+# %% ../../nbs/library/data/shifts.ipynb #495f43e4
 def augment_with_shifts(
     records,
     kinds=tuple(IMAGE_CORRUPTIONS),  # which shifts
@@ -326,15 +329,14 @@ def augment_with_shifts(
     strengths=(0.2, 1.0),  # … this much
     seed: int = 0,
 ) -> list:
-    "Records to train on: some as they are, each of the others through one shift of some strength."
+    "Records for training: some as they are, each of the others through one shift."
     rng = np.random.default_rng((seed, 3))
-    return [
-        (
-            dict(records[k])
-            if rng.random() >= fraction
-            else apply_shift(
-                [records[k]], kinds[rng.integers(len(kinds))], rng.uniform(*strengths), seed
-            )[0]
-        )
-        for k in range(len(records))
-    ]
+    augmented = []
+    for position in range(len(records)):
+        record = records[position]
+        if rng.random() >= fraction:
+            augmented.append(dict(record))
+            continue
+        kind = kinds[rng.integers(len(kinds))]
+        augmented += apply_shift([record], kind, rng.uniform(*strengths), seed)
+    return augmented

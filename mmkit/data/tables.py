@@ -72,52 +72,125 @@ SPLIT_NAMES = {
 # %% ../../nbs/library/data/tables.ipynb #c973856f
 def _parse_attribute_columns(row):
     "Columns that are named like attributes."
-    out = {}
-    for k in ATTRIBUTE_LEVELS:
-        v = parse_optional_text(row.get(k))
-        if v is None:
+    attributes = {}
+    for name, levels in ATTRIBUTE_LEVELS.items():
+        level = parse_optional_text(row.get(name))
+        if level is None:
             continue
-        if k == "colours" and v.isdigit() and 1 <= int(v) <= 6:
-            v = ATTRIBUTE_LEVELS[k][(int(v) - 1) // 2]
-        if v not in ATTRIBUTE_LEVELS[k]:
-            raise RecordRejected(
-                f"{k} outside the set", f"{v!r} is not one of {ATTRIBUTE_LEVELS[k]}"
-            )
-        out[k] = v
-    return out
+        if name == "colours" and level.isdigit() and 1 <= int(level) <= 6:
+            level = levels[(int(level) - 1) // 2]
+        if level not in levels:
+            raise RecordRejected(f"{name} outside the set", f"{level!r} is not one of {levels}")
+        attributes[name] = level
+    return attributes
 
 # %% ../../nbs/library/data/tables.ipynb #a0115c41
+def _is_question(value):
+    "A dict with a question and an answer?"
+    return (
+        isinstance(value, dict)
+        and parse_optional_text(value.get("question"))
+        and parse_optional_text(value.get("answer"))
+    )
+
+
+def _is_box(value):
+    "None, or x0, y0, x1, y1 as fractions?"
+    if value is None:
+        return True
+    if not isinstance(value, list) or len(value) != 4:
+        return False
+    return all(isinstance(edge, (int, float)) and 0 <= edge <= 1 for edge in value)
+
+
 def _parse_questions(value):
     "Questions of a JSON-lines record."
     if value in (None, "", []):
         return None
-    if not isinstance(value, list) or not all(
-        isinstance(q, dict)
-        and parse_optional_text(q.get("question"))
-        and parse_optional_text(q.get("answer"))
-        for q in value
-    ):
+    if not isinstance(value, list) or not all(map(_is_question, value)):
         raise RecordRejected("questions are not a list of question and answer", str(value)[:60])
-    for q in value:
-        b = q.get("box")
-        four = (
-            isinstance(b, list)
-            and len(b) == 4
-            and all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in b)
-        )
-        if b is not None and not four:
-            raise RecordRejected("a box is not four fractions", str(b)[:60])
+    for question in value:
+        if not _is_box(question.get("box")):
+            raise RecordRejected("a box is not four fractions", str(question["box"])[:60])
     return [
         dict(
-            question=clean_text(q["question"], "question"),
-            answer=clean_text(q["answer"], "answer"),
-            kind=str(q.get("kind") or "given"),
-            box=q.get("box"),
+            question=clean_text(question["question"], "question"),
+            answer=clean_text(question["answer"], "answer"),
+            kind=str(question.get("kind") or "given"),
+            box=question.get("box"),
         )
-        for q in value
+        for question in value
     ]
 
 # %% ../../nbs/library/data/tables.ipynb #74dbbadd
+def _match_columns(names, columns, table_name) -> dict:  # field -> the table's column, or None
+    "The column of each field: the caller's choice, else the first usual name that is there."
+    columns = columns or {}
+    unknown = set(columns) - set(TABLE_COLUMNS)
+    if unknown:
+        raise ValueError(
+            f"columns: {sorted(unknown)} is no field; the fields are {', '.join(TABLE_COLUMNS)}"
+        )
+    by_lower_name = {name.lower(): name for name in reversed(names)}
+    matched = {}
+    for field, usual_names in TABLE_COLUMNS.items():
+        present = [by_lower_name[usual] for usual in usual_names if usual in by_lower_name]
+        matched[field] = present[0] if present else None
+    matched |= columns
+    require_columns(names, list(columns.values()), table_name)
+    if not matched["image"]:
+        require_columns(names, [TABLE_COLUMNS["image"]], table_name)
+    if not (matched["caption"] or matched["label"]):
+        require_columns(names, [TABLE_COLUMNS["caption"] + TABLE_COLUMNS["label"]], table_name)
+    return matched
+
+
+def _parse_label(value, accepted):
+    label = parse_optional_text(value)
+    if label is None:
+        return None
+    if label.lower() not in accepted:
+        raise RecordRejected(
+            "label outside the set",
+            f"{label!r}; pass labels={{{label!r}: 'melanoma'}}, or 'benign', or None",
+        )
+    return accepted[label.lower()]
+
+
+def _parse_split(value):
+    split = parse_optional_text(value)
+    if split is None:
+        return None
+    if split.lower() not in SPLIT_NAMES:
+        raise RecordRejected("split outside the set", repr(split))
+    return SPLIT_NAMES[split.lower()]
+
+
+def _describe_table_row(row, columns, accepted_labels, report) -> dict:  # fields of a record
+    def get(field):
+        return row.get(columns[field]) if columns[field] else None
+
+    label = _parse_label(get("label"), accepted_labels)
+    split = _parse_split(get("split"))
+    return dict(
+        image_name=parse_optional_text(get("image")),
+        caption=(get("caption") or "") if columns["caption"] else None,
+        label=label,
+        id=parse_optional_text(get("id")),
+        patient=get("patient"),
+        lesion=get("lesion"),
+        site=get("site"),
+        age=parse_integer(get("age"), 1, 120, report, "age"),
+        sex=parse_sex(get("sex")),
+        skin_type=parse_integer(get("skin_type"), 1, 6, report, "skin type"),
+        camera=get("camera"),
+        notes=get("notes"),
+        split=split,
+        attributes=_parse_attribute_columns(row),
+        questions=_parse_questions(get("questions")),
+    )
+
+
 def load_table(
     file,  # .csv, .tsv, .txt or .jsonl
     images=None,  # the folder of the images; None: the table's
@@ -126,70 +199,18 @@ def load_table(
     source: str = None,  # a name for the set; None: the table's
     licence: str = None,
     caption_style: str = "dense",
-    decode: bool = True,
+    decode: bool = True,  # read every pixel, so that truncation is found now
 ) -> tuple:  # Dataset, LoadingReport
     "Pairs from a table and a folder of images."
     file = Path(file)
     report = LoadingReport(source or file.stem)
     names, rows = read_table(file, report)
-    odd = set(columns or {}) - set(TABLE_COLUMNS)
-    if odd:
-        raise ValueError(
-            f"columns: {sorted(odd)} is no field; the fields are {', '.join(TABLE_COLUMNS)}"
-        )
-    lower = {c.lower(): c for c in reversed(names)}
-    use = {
-        f: next((lower[c] for c in usual if c in lower), None) for f, usual in TABLE_COLUMNS.items()
-    } | (columns or {})
-    require_columns(names, list((columns or {}).values()), file.name)
-    if not use["image"]:
-        require_columns(names, [TABLE_COLUMNS["image"]], file.name)
-    if not (use["caption"] or use["label"]):
-        require_columns(names, [TABLE_COLUMNS["caption"] + TABLE_COLUMNS["label"]], file.name)
-    accept = BINARY_LABELS | {str(k).lower(): v for k, v in (labels or {}).items()}
+    matched = _match_columns(names, columns, file.name)
+    accepted = BINARY_LABELS | {str(name).lower(): to for name, to in (labels or {}).items()}
 
     def describe(row):
-        def get(f):
-            return row.get(use[f]) if use[f] else None
+        return _describe_table_row(row, matched, accepted, report)
 
-        label = parse_optional_text(get("label"))
-        if label is not None:
-            if label.lower() not in accept:
-                raise RecordRejected(
-                    "label outside the set",
-                    f"{label!r}; pass labels={{{label!r}: 'melanoma'}}, or 'benign', or None",
-                )
-            label = accept[label.lower()]
-        part = parse_optional_text(get("split"))
-        if part and part.lower() not in SPLIT_NAMES:
-            raise RecordRejected("split outside the set", repr(part))
-        says = get("caption")
-        return dict(
-            image_name=parse_optional_text(get("image")),
-            caption=(says or "") if use["caption"] else None,
-            label=label,
-            id=parse_optional_text(get("id")),
-            patient=get("patient"),
-            lesion=get("lesion"),
-            site=get("site"),
-            age=parse_integer(get("age"), 1, 120, report, "age"),
-            sex=parse_sex(get("sex")),
-            skin_type=parse_integer(get("skin_type"), 1, 6, report, "skin type"),
-            camera=get("camera"),
-            notes=get("notes"),
-            split=SPLIT_NAMES[part.lower()] if part else None,
-            attributes=_parse_attribute_columns(row),
-            questions=_parse_questions(get("questions")),
-        )
-
-    return (
-        records_from_rows(
-            report,
-            [(file.name, rows, describe)],
-            ImageFolder(images or file.parent),
-            licence,
-            caption_style,
-            decode,
-        ),
-        report,
-    )
+    tables = [(file.name, rows, describe)]
+    folder = ImageFolder(images or file.parent)
+    return records_from_rows(report, tables, folder, licence, caption_style, decode), report

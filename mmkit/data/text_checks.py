@@ -35,73 +35,70 @@ def visual_term_density(caption: str) -> float:  # 0–1; 0 where there are no w
     words = WORD_PATTERN.findall(caption or "")
     return sum(bool(VISUAL_TERMS.search(w)) for w in words) / len(words) if words else 0.0
 
-# %% ../../nbs/library/data/text_checks.ipynb #852f48b8
+# %% ../../nbs/library/data/text_checks.ipynb #c2e03ad7
 def info_nce_floor(
-    captions,  # texts, or anything that can be compared
+    captions: list,  # texts, or anything that can be compared
     batch: int = 64,
-    draws: int = 50,
+    draws: int = 50,  # random batches that are averaged
     seed: int = 0,
 ) -> float:  # in nats; 0 where all are different, log(batch) where all are alike
-    """The mean of log m in a batch: below it plain InfoNCE cannot fall, m being how many captions
-    of the batch read the same.
+    """The lower bound of plain InfoNCE: the mean of log m in a batch, m being how many captions of
+    the batch are equal.
     """
-    ids, rng, n = (
-        np.unique(np.asarray(captions, object).astype(str), return_inverse=True)[1],
-        np.random.default_rng(seed),
-        len(captions),
-    )
-    if not n:
+    num_captions = len(captions)
+    if not num_captions:
         return 0.0
-    out = []
+    rng = np.random.default_rng(seed)
+    texts = np.asarray(captions, object).astype(str)
+    ids = np.unique(texts, return_inverse=True)[1]  # equal captions have one id
+    floors = []
     for _ in range(draws):
-        _, at, m = np.unique(
-            ids[rng.permutation(n)[:batch]], return_inverse=True, return_counts=True
-        )
-        out.append(np.log(m[at]).mean())
-    return float(np.mean(out))
-
-# %% ../../nbs/library/data/text_checks.ipynb #c2e03ad7
-def normalize_words(caption: str) -> str:  # a key: equal for captions of the same words
-    "The words, in no order and no case, without punctuation."
-    return " ".join(
-        sorted(
-            WORD_PATTERN.findall(unicodedata.normalize("NFKC", caption or "").casefold())
-            + re.findall(r"\d+", caption or "")
-        )
-    )
-
-# %% ../../nbs/library/data/text_checks.ipynb #3137f567
-def group_equal(
-    keys,
-) -> list:  # of lists of positions, two or more each; None and '' belong to no group
-    "Who has the same key."
-    at = {}
-    for i, k in enumerate(keys):
-        if k:
-            at.setdefault(k, []).append(i)
-    return [g for g in at.values() if len(g) > 1]
+        batch_ids = ids[rng.permutation(num_captions)[:batch]]
+        _, positions, counts = np.unique(batch_ids, return_inverse=True, return_counts=True)
+        floors.append(np.log(counts[positions]).mean())
+    return float(np.mean(floors))
 
 # %% ../../nbs/library/data/text_checks.ipynb #d648adfd
+def normalize_words(caption: str) -> str:  # a key: equal for captions of the same words
+    "The words and numbers, sorted, without case and punctuation."
+    folded = unicodedata.normalize("NFKC", caption or "").casefold()
+    return " ".join(sorted(WORD_PATTERN.findall(folded) + re.findall(r"\d+", caption or "")))
+
+# %% ../../nbs/library/data/text_checks.ipynb #1cbfd12e
+def group_equal(
+    keys: list,  # one for each position; None and '' belong to no group
+) -> list:  # of lists of positions, two or more each
+    "The positions that have the same key."
+    positions = {}
+    for position, key in enumerate(keys):
+        if key:
+            positions.setdefault(key, []).append(position)
+    return [group for group in positions.values() if len(group) > 1]
+
+# %% ../../nbs/library/data/text_checks.ipynb #9657fab5
 def find_contradictions(
-    caption: str, attributes: dict = None, label: str = None
-) -> list:  # of (what, said, known)
-    "What a caption says that its own record denies."
-    told, known = {}, {k: v for k, v in (attributes or {}).items() if v is not None}
-    for _, _, a, level in find_mentions(caption or ""):
-        told.setdefault(a, []).append(level)
-    out = [
-        (a, level, known[a])
-        for a, levels in told.items()
-        if a in known
+    caption: str,
+    attributes: dict = None,  # attribute -> level of the record
+    label: str = None,
+) -> list:  # of (attribute or 'label', what the caption says, what the record says)
+    "Where a caption contradicts its own record."
+    recorded = {name: level for name, level in (attributes or {}).items() if level is not None}
+    stated = {}
+    for _, _, name, level in find_mentions(caption or ""):
+        stated.setdefault(name, []).append(level)
+    contradictions = [
+        (name, level, recorded[name])
+        for name, levels in stated.items()
+        if name in recorded
         for level in dict.fromkeys(levels)
-        if level != known[a]
+        if level != recorded[name]
     ]
     impression = parse_impression(caption or "")
     if label and impression not in (label, MISSING):
-        out.append(("label", impression, label))
-    return out
+        contradictions.append(("label", impression, label))
+    return contradictions
 
-# %% ../../nbs/library/data/text_checks.ipynb #69ee5a12
+# %% ../../nbs/library/data/text_checks.ipynb #c566d47a
 PLACEHOLDER_PATTERN = re.compile(
     r"\{\w*\}|\[(?:insert|todo|xxx)[^\]]*\]|<(?:blank|caption|description)>|\b(?:lorem"
     r" ipsum|todo|tbd|fixme|n/a|nan|null|undefined|no"
@@ -116,44 +113,55 @@ STOP_WORDS = dict(
     Portuguese="o os as de do da dos e com é um uma em no na sem se esta lesão",
     Italian="il lo la gli di del della e con è un una in sul senza si questa lesione",
 )
-STOP_WORDS = {k: frozenset(v.split()) for k, v in STOP_WORDS.items()}
+STOP_WORDS = {language: frozenset(words.split()) for language, words in STOP_WORDS.items()}
 
-# %% ../../nbs/library/data/text_checks.ipynb #1cbfd12e
+# %% ../../nbs/library/data/text_checks.ipynb #424c1ec4
 def guess_language(
-    text: str, least: int = 2
-) -> str | None:  # one of LITTLE, the name of a script, or None: cannot say
-    """By its letters, else by whose little words it has most of.
+    text: str,
+    least: int = 2,  # stop words that are needed
+) -> str | None:  # one of `STOP_WORDS`, the name of a script, or None: cannot say
+    """By its letters, else by the language whose stop words it has most of.
 
-    Knows six languages, and nothing of a text of fewer than `least` of them.
+    Knows six languages, and None for a text with fewer than `least` stop words.
     """
     letters = [] if (text or "").isascii() else [c for c in text if c.isalpha()]
-    scripts = Counter(unicodedata.name(c, "?").split()[0] for c in letters)
+    scripts = Counter(unicodedata.name(letter, "?").split()[0] for letter in letters)
     if letters and scripts.most_common(1)[0][0] != "LATIN":
         return scripts.most_common(1)[0][0].capitalize()
     words = WORD_PATTERN.findall((text or "").casefold())
-    n = {k: sum(w in v for w in words) for k, v in STOP_WORDS.items()}
-    (best, a), (_, b) = sorted(n.items(), key=lambda kv: -kv[1])[:2]
-    return best if a >= least and a > b else None
+    counts = {
+        language: sum(word in stop_words for word in words)
+        for language, stop_words in STOP_WORDS.items()
+    }
+    (best, most), (_, second) = sorted(counts.items(), key=lambda item: -item[1])[:2]
+    return best if most >= least and most > second else None
 
-# %% ../../nbs/library/data/text_checks.ipynb #d6bafacc
+# %% ../../nbs/library/data/text_checks.ipynb #b4303137
+def _is_unseen(character):
+    "A control or format character, or one without a meaning, except line breaks and tabs?"
+    return character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs")
+
+
 def find_stray_tokens(text: str) -> list:  # what was found
-    "Template tokens, placeholders, leftovers of HTML, addresses, and characters that nobody sees."
-    v, plain = unicodedata.normalize("NFKC", text or ""), text or ""
-    return [m[0] for p in (TEMPLATE_TOKENS, PLACEHOLDER_PATTERN) for m in p.finditer(v)] + [
-        f"U+{ord(c):04X}"
-        for c in ("" if plain.isascii() and plain.isprintable() else plain)
-        if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs")
+    "Template tokens, placeholders, remains of HTML, addresses, and unseen characters."
+    text = text or ""
+    normalized = unicodedata.normalize("NFKC", text)
+    found = [
+        match[0]
+        for pattern in (TEMPLATE_TOKENS, PLACEHOLDER_PATTERN)
+        for match in pattern.finditer(normalized)
     ]
+    if text.isascii() and text.isprintable():
+        return found
+    return found + [f"U+{ord(character):04X}" for character in text if _is_unseen(character)]
 
-# %% ../../nbs/library/data/text_checks.ipynb #9657fab5
+# %% ../../nbs/library/data/text_checks.ipynb #201f777a
 def strip_stray_tokens(text: str) -> str:
-    "Without stray tokens and unseen characters."
+    "The text without stray tokens and unseen characters."
     if not text:
         return text
-    v = unicodedata.normalize("NFKC", text)
-    for p in (TEMPLATE_TOKENS, PLACEHOLDER_PATTERN):
-        v = p.sub(" ", v)
-    v = "".join(
-        c for c in v if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs")
-    )
-    return re.sub(r"\s+([.,;:!?])", r"\1", " ".join(v.split()))
+    stripped = unicodedata.normalize("NFKC", text)
+    for pattern in (TEMPLATE_TOKENS, PLACEHOLDER_PATTERN):
+        stripped = pattern.sub(" ", stripped)
+    stripped = "".join(character for character in stripped if not _is_unseen(character))
+    return re.sub(r"\s+([.,;:!?])", r"\1", " ".join(stripped.split()))
