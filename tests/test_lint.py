@@ -19,7 +19,7 @@ from scipy.stats.contingency import association, crosstab
 from mmkit import data
 from mmkit.data.captions import compose_caption
 from mmkit.data.lint import Findings, findings_page, lint_records
-from mmkit.data.lint_checks import cramers_v
+from mmkit.data.lint_balance import cramers_v
 from mmkit.data.lint_fix import fix_findings, replace_columns, rewrite_caption
 from mmkit.data.melanoma_pairs import load_melanoma_pairs
 from mmkit.data.records import FEATURES, dataset_fingerprint, iter_raw_records, make_record

@@ -15,12 +15,12 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..core.display import Page, html_escape, make_progress_bar, make_table
+from .lint_balance import lint_balance
 from mmkit.data.lint_checks import (
     FIX_KINDS,
     Finding,
     caption_fingerprint,
     hash_readable_images,
-    lint_balance,
     lint_captions,
     lint_images,
 )
