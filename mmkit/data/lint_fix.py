@@ -86,49 +86,6 @@ def _balance_labels(records, groups, seed):  # positions to leave out
         ]
     return [int(row) for row in left_out]
 
-# %% ../../nbs/library/data/lint_fix.ipynb #8211700b
-def _check_fix(findings, parts, fix):
-    "ValueError where the fix is unknown, or a finding is about other data."
-    if fix not in (None, *FIX_KINDS):
-        near = difflib.get_close_matches(str(fix), FIX_KINDS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; one of {', '.join(FIX_KINDS)}"
-        raise ValueError(f"no fix {fix!r}{hint}")
-    for finding in findings:
-        if finding.part not in parts:
-            raise ValueError(
-                f"finding {finding.kind!r} is about part {finding.part!r}; the parts here are"
-                f" {', '.join(map(repr, parts))}"
-            )
-        if finding.fingerprint != caption_fingerprint(to_dataset(parts[finding.part])):
-            raise ValueError(
-                f"finding {finding.kind!r} is about another set: its positions would hit the wrong"
-                " records. Lint this set again, or apply several findings in one call"
-            )
-
-
-def fix_findings(
-    records,  # the set, or the parts, that `lint_records` checked
-    findings,  # a Finding, or several
-    how: str = None,  # another fix for all of them: a key of `FIX_KINDS`; None: each finding's own
-    seed: int = 0,
-) -> FixResult:
-    """A new set in which the findings' fixes were applied; where one of them says 'look', nothing
-    is done about it.
-    """
-    findings = [findings] if isinstance(findings, Finding) else list(findings)
-    parts = dict(records) if isinstance(records, dict) else {"": records}
-    _check_fix(findings, parts, how)
-    result = FixResult(None, 0, 0, 0, sum(map(len, parts.values())))
-    for name, part in parts.items():
-        of_part = [finding for finding in findings if finding.part == name]
-        if of_part:
-            parts[name] = _fix_part(to_dataset(part), of_part, parts, how, seed, result)
-    if isinstance(records, DatasetDict):
-        result.dataset = DatasetDict(parts)
-    else:
-        result.dataset = parts if isinstance(records, dict) else parts[""]
-    return result
-
 # %% ../../nbs/library/data/lint_fix.ipynb #db2f6e70
 @dataclass
 class _Changes:
@@ -225,3 +182,46 @@ def _apply_changes(records, changes, captions, notes, result):
     result.left_out += len(changes.left_out)
     result.added += len(repeated)
     return replace_columns(records, **new_columns).select(kept + repeated)
+
+# %% ../../nbs/library/data/lint_fix.ipynb #8211700b
+def _check_fix(findings, parts, fix):
+    "ValueError where the fix is unknown, or a finding is about other data."
+    if fix not in (None, *FIX_KINDS):
+        near = difflib.get_close_matches(str(fix), FIX_KINDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; one of {', '.join(FIX_KINDS)}"
+        raise ValueError(f"no fix {fix!r}{hint}")
+    for finding in findings:
+        if finding.part not in parts:
+            raise ValueError(
+                f"finding {finding.kind!r} is about part {finding.part!r}; the parts here are"
+                f" {', '.join(map(repr, parts))}"
+            )
+        if finding.fingerprint != caption_fingerprint(to_dataset(parts[finding.part])):
+            raise ValueError(
+                f"finding {finding.kind!r} is about another set: its positions would hit the wrong"
+                " records. Lint this set again, or apply several findings in one call"
+            )
+
+
+def fix_findings(
+    records,  # the set, or the parts, that `lint_records` checked
+    findings,  # a Finding, or several
+    how: str = None,  # another fix for all of them: a key of `FIX_KINDS`; None: each finding's own
+    seed: int = 0,
+) -> FixResult:
+    """A new set in which the findings' fixes were applied; where one of them says 'look', nothing
+    is done about it.
+    """
+    findings = [findings] if isinstance(findings, Finding) else list(findings)
+    parts = dict(records) if isinstance(records, dict) else {"": records}
+    _check_fix(findings, parts, how)
+    result = FixResult(None, 0, 0, 0, sum(map(len, parts.values())))
+    for name, part in parts.items():
+        of_part = [finding for finding in findings if finding.part == name]
+        if of_part:
+            parts[name] = _fix_part(to_dataset(part), of_part, parts, how, seed, result)
+    if isinstance(records, DatasetDict):
+        result.dataset = DatasetDict(parts)
+    else:
+        result.dataset = parts if isinstance(records, dict) else parts[""]
+    return result
