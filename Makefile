@@ -40,18 +40,21 @@ lab: $(VENV)/.ready-lab
 	$(say) 'opening JupyterLab at nbs/index.ipynb; Ctrl-C twice here ends it'
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
+# A part that fails does not keep the later ones from running; `make test` fails at the end.
+FAILED := $(VENV)/.test-failed
 test: $(VENV)/.ready-dev
+	@rm -f $(FAILED)
 	$(say) '1 of 5 · format and lint'
-	@$(BIN)/ruff format --check nbs tests setup.py
-	@$(BIN)/ruff check nbs tests setup.py
+	@$(BIN)/ruff format --check nbs tests setup.py && $(BIN)/ruff check nbs tests setup.py || touch $(FAILED)
 	$(say) '2 of 5 · is mmkit/ what the notebooks export, and in shape?'
-	@$(BIN)/python -m pytest -q tests/test_export.py tests/test_structure.py
+	@$(BIN)/python -m pytest -q tests/test_export.py tests/test_structure.py || touch $(FAILED)
 	$(say) '3 of 5 · every notebook, top to bottom; $(JOBS) at a time'
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -n $(JOBS) --dist worksteal --durations=20 tests/test_chapters.py tests/test_library.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -n $(JOBS) --dist worksteal --durations=20 tests/test_chapters.py tests/test_library.py || touch $(FAILED)
 	$(say) '4 of 5 · the tests; $(JOBS) files at a time'
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' --durations=10 $(TESTS)
-	$(say) '5 of 5 · one at a time: in a browser'
-	@$(BIN)/python -m pytest -q -m alone --durations=5 $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' --durations=10 $(TESTS) || touch $(FAILED)
+	$(say) '5 of 5 · in a browser; $(JOBS) files at a time'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m alone --durations=5 $(TESTS) || touch $(FAILED)
+	@if [ -e $(FAILED) ]; then rm $(FAILED); echo 'mmkit: some part of the tests failed; see above'; exit 1; fi
 
 bench: $(VENV)/.ready-dev
 	$(say) 'measuring; close what else is running'
