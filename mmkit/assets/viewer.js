@@ -1,4 +1,4 @@
-// The face of mmkit.viewer.TokenViewer: draws what the traits say, and sets them. Its arithmetic is that of viewer.py, and a test compares the two.
+// The face of mmkit.explain.viewer.TokenViewer: draws what the traits say, and sets them. Its arithmetic is that of viewer_state.py, and a test compares the two.
 // Everything that it needs is sent once; pointing at a word asks the kernel nothing.
 
 const bytes = v => new Uint8Array(v.buffer, v.byteOffset, v.byteLength)
