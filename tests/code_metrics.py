@@ -281,7 +281,12 @@ def report(found, details):
 def lint(paths):
     "What ruff says, format and check."
     for command in (["format", "--check", "-q"], ["check", "--output-format", "concise"]):
-        done = subprocess.run(["ruff", *command, *paths], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *paths],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
         lines = (done.stdout + done.stderr).splitlines()
         print(f"ruff {command[0]}: {'clean' if done.returncode == 0 else ''}")
         print("\n".join(lines[:60]))
