@@ -49,7 +49,7 @@ test: $(VENV)/.ready-dev
 	$(say) '2 of 5 · is mmkit/ what the notebooks export, and in shape?'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) tests/test_export.py tests/test_structure.py || touch $(FAILED)
 	$(say) '3 of 5 · every notebook, top to bottom; $(JOBS) at a time'
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -n $(JOBS) --dist worksteal --durations=20 tests/test_chapters.py tests/test_library.py || touch $(FAILED)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -n $(JOBS) --maxschedchunk 1 --durations=20 tests/test_chapters.py tests/test_library.py || touch $(FAILED)
 	$(say) '4 of 5 · the tests; $(JOBS) files at a time'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' --durations=10 $(TESTS) || touch $(FAILED)
 	$(say) '5 of 5 · in a browser; $(JOBS) files at a time'
