@@ -25,7 +25,7 @@ from mmkit.models.freezing import (
     plot_unfreeze_schedule,
 )
 from mmkit.models.loading import BASE_MODEL_DIR, load
-from mmkit.models.modes import disable_cpu_repack, unwrap_model
+from mmkit.models.modes import disable_cpu_repack
 from mmkit.models.parts import (
     get_trainable_parameters,
     linear_module_names,
@@ -374,7 +374,6 @@ def test_a_part_kept_whole_by_peft(model):
 # --- inside
 def test_features_pool_and_project(loaded, wrapped, batch):
     model, px = loaded[0], batch["pixel_values"]
-    bare = unwrap_model(wrapped)
     with torch.no_grad():
         tower, tokens = model.get_image_features(px), get_image_features(model, px)
         assert tokens.shape == (3, 36, model.config.text_config.hidden_size)
@@ -382,9 +381,11 @@ def test_features_pool_and_project(loaded, wrapped, batch):
             project_patches(model, pool_patches(model, tower.last_hidden_state)), tokens
         )
         torch.testing.assert_close(
-            project_patches(bare, pool_patches(bare, tower.last_hidden_state)), tokens
+            project_patches(wrapped, pool_patches(wrapped, tower.last_hidden_state)), tokens
         )
         torch.testing.assert_close(embed_images(wrapped, px), tokens.mean(1))
+    with pytest.raises(ValueError, match="Linear has no projector"):
+        pool_patches(torch.nn.Linear(2, 2), px)
 
 
 def test_text_embedding_ignores_padding_and_pictures(loaded, wrapped, batch):

@@ -23,13 +23,21 @@ def get_image_features(
     return getattr(outputs, "pooler_output", outputs)
 
 # %% ../../nbs/library/models/features.ipynb #ce302ddb
+def _find_projector(model):
+    "Gemma 3's projector, also inside peft's or torch's wrapping."
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "multi_modal_projector":
+            return module
+    raise ValueError(f"{type(model).__name__} has no projector as Gemma 3's has")
+
+
 def pool_patches(
-    model,  # of the Gemma 3 family, as `unwrap_model` gives it; or its projector alone
+    model,  # of the Gemma 3 family, or its projector alone
     patches: torch.Tensor,  # (N, patches, Dv) out of the vision encoder
 ) -> torch.Tensor:  # (N, tokens, Dv)
     "Gemma 3's average pooling of patches. Nothing here trains, so the result may be cached."
     is_projector = hasattr(model, "avg_pool")
-    projector = model if is_projector else model.model.multi_modal_projector
+    projector = model if is_projector else _find_projector(model)
     N, _, Dv = patches.shape
     side = projector.patches_per_image
     grid = patches.transpose(1, 2).reshape(N, Dv, side, side)  # (N, Dv, rows, columns)
@@ -37,11 +45,11 @@ def pool_patches(
 
 # %% ../../nbs/library/models/features.ipynb #e54cab15
 def project_patches(
-    model,  # of the Gemma 3 family, as `unwrap_model` gives it
+    model,  # of the Gemma 3 family
     pooled_patches: torch.Tensor,  # (N, tokens, Dv) as `pool_patches` gives them
 ) -> torch.Tensor:  # (N, tokens, D)
     "Norm and projection of pooled patches: after `pool_patches`, the same as `get_image_features`."
-    projector = model.model.multi_modal_projector
+    projector = _find_projector(model)
     if hasattr(projector, "project"):  # a `connectors.Connector`
         return projector.project(pooled_patches)
     normed = projector.mm_soft_emb_norm(pooled_patches)
