@@ -6,11 +6,13 @@ Without arguments it reads mmkit/, nbs/, tests/ and setup.py. With arguments (fo
 """
 
 import ast
+import io
 import json
 import re
 import statistics
 import subprocess
 import sys
+import tokenize
 from collections import defaultdict
 from pathlib import Path
 
@@ -89,18 +91,18 @@ def is_ellipsis(node):
 
 
 def semicolons(name, code):
-    "Lines with two statements."
+    "Lines with two statements, and lines that end with a semicolon."
     statements = [
         n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.stmt) and not is_ellipsis(n)
     ]
     ends = defaultdict(int)
     for node in statements:
         ends[node.lineno] += 1
-    return [
-        f"{name}:{line}: several statements on a line"
-        for line, count in sorted(ends.items())
-        if count > 1
-    ]
+    folded = {line for line, count in ends.items() if count > 1}
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        if token.type == tokenize.OP and token.string == ";":
+            folded.add(token.start[0])
+    return [f"{name}:{line}: a semicolon, or several statements" for line in sorted(folded)]
 
 
 def local_names(function):
