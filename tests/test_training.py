@@ -1234,3 +1234,24 @@ def test_a_schedule_of_your_own(ds, base):
         if not setattr(c, "start", 0.0)
         for s in range(4)
     ]
+
+
+def test_learned_temperature_gets_the_gradient_of_one_step_alone(ds, base, cache):
+    "The same batch three times, at a learning rate that moves nothing: three equal gradients."
+    temperature, gradients = losses.Temperature(), []
+
+    class Record(transformers.TrainerCallback):
+        def on_pre_optimizer_step(self, *args, **kwargs):
+            gradients.append(temperature.log_scale.grad.item())
+
+    training.fit(
+        *base,
+        ds.select(range(8)),
+        max_steps=3,
+        batch_size=8,
+        learning_rate=1e-12,
+        loss_weights=losses.LossWeights(contrastive=1.0, ce=0.0, mse=0.0, temperature=temperature),
+        callbacks=[Record()],
+        show_progress=False,
+    )
+    assert np.allclose(gradients, gradients[0], rtol=1e-3), gradients

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 
 import torch
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from ..chat.collator import Collator
 from ..chat.prompts import PROMPT
@@ -280,6 +280,8 @@ class _Run:
         with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory() as output:
             trainer = self.build_trainer(output)
             learned = self.learned_temperature()
+            if learned:
+                trainer.add_callback(_ZeroTemperatureGrad(learned))
             if learned and torch.distributed.is_initialized():
                 learned.log_scale.register_hook(_average_over_processes)  # DDP does not know it
             checkpoint = trainer.restore_last_checkpoint(output) if folder else None
@@ -316,6 +318,16 @@ def _average_over_processes(grad):
     grad = grad.clone()
     torch.distributed.all_reduce(grad)
     return grad / torch.distributed.get_world_size()
+
+
+class _ZeroTemperatureGrad(TrainerCallback):
+    "The Trainer zeroes the gradients of its model, to which the temperature does not belong."
+
+    def __init__(self, temperature):
+        self.temperature = temperature
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.temperature.zero_grad()
 
 # %% ../../nbs/library/training/fitting.ipynb #d674333a
 def fit(
