@@ -1,5 +1,5 @@
 # mmkit: one command each. `make` alone lists them; README.md has the plain commands behind every one.
-.PHONY: help tour tuner lab test bench ledger clean
+.PHONY: help setup tour tuner lab test bench ledger clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -23,22 +23,25 @@ help:
 	@echo 'make tour DATA=folder  the same on your own data set'
 	@echo 'make tuner             a page with sliders on a model that trains; to this machine alone, Ctrl-C ends it'
 	@echo 'make lab               open JupyterLab at the tour'
+	@echo 'make setup             only set up .venv, as the first of the above does by itself'
 	@echo 'make test              lint, every notebook and every test'
 	@echo 'make bench             measured speeds, with machine, seed and command'
 	@echo 'make ledger            measure the claims again (over an hour); make ledger ONLY=C24 for one, SEEDS=7 for more seeds'
 	@echo 'make clean             remove what running left behind (.venv stays; make clean ALL=1 removes it too)'
 
+setup: $(VENV)/.ready-tour
+
 tour: $(VENV)/.ready-tour
 	$(say) 'running nbs/index.ipynb$(if $(DATA), on $(DATA)); a few minutes on two cores'
-	@$(BIN)/python -m mmkit.tour --out '$(OUT)' $(if $(DATA),--data '$(DATA)')
+	@$(BIN)/mmkit tour --out '$(OUT)' $(if $(DATA),--data '$(DATA)')
 
-tuner: $(VENV)/.ready-lab
+tuner: $(VENV)/.ready-tour
 	$(say) 'serving the live tuner; Ctrl-C here ends it'
-	@$(BIN)/python -m mmkit.tuner.server $(if $(PORT),--port $(PORT))
+	@$(BIN)/mmkit tuner $(if $(PORT),--port $(PORT))
 
-lab: $(VENV)/.ready-lab
+lab: $(VENV)/.ready-tour
 	$(say) 'opening JupyterLab at nbs/index.ipynb; Ctrl-C twice here ends it'
-	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
+	@$(BIN)/mmkit lab nbs $(if $(PORT),--port $(PORT))
 
 # A part that fails does not keep the later ones from running; `make test` fails at the end.
 FAILED := $(VENV)/.test-failed

@@ -33,8 +33,11 @@ PACKAGES = [
     "audit",
     "report",
     "tuner",
+    "course",
     "tour",
+    "cli",
 ]
+SINGLE_MODULES = ["course", "tour", "cli"]  # of one file, without a face
 
 
 def module_name(path):
@@ -180,7 +183,7 @@ def structure(modules):
     faces.
     """
     graph = import_graph(modules)
-    own = {n: t for n, t in graph.items() if "." in n or n == "tour"}
+    own = {n: t for n, t in graph.items() if "." in n or n in SINGLE_MODULES}
     upward, private = [], []
     for name, targets in sorted(own.items()):
         for target, symbols in sorted(targets.items()):

@@ -522,7 +522,7 @@ def test_a_free_port_is_free():
 
 def test_without_voila_it_says_what_to_do(monkeypatch, capsys):
     monkeypatch.setattr("mmkit.tuner.server.find_spec", lambda name: None)
-    assert main([]) == 1 and "pip install 'mmkit[lab]'" in capsys.readouterr().err
+    assert main([]) == 1 and "pip install voila" in capsys.readouterr().err
 
 
 def test_served_to_this_machine_alone_until_it_is_ended(tmp_path):

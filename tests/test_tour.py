@@ -13,10 +13,10 @@ from nbformat.v4 import new_code_cell as cell
 from nbformat.v4 import new_markdown_cell as words
 from nbformat.v4 import new_notebook
 
+from mmkit.course import find_index_notebook
 from mmkit.tour import (
     find_data_dir,
     find_external_urls,
-    find_index_notebook,
     notebook_to_html,
     run_notebook,
     show_summary,
