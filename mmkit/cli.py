@@ -41,9 +41,9 @@ def _describe_copy(copy):
     return "\n".join(lines)
 
 
-def _open_lab(index, port, open_browser):
-    "JupyterLab at the index, in this process, until Ctrl-C."
-    argv = [str(index)]
+def _open_lab(folder, port, open_browser):
+    "JupyterLab at the folder's index, in this process, until Ctrl-C."
+    argv = [f"--ServerApp.root_dir={folder}", "--LabApp.default_url=/lab/tree/index.ipynb"]
     if port:
         argv.append(f"--ServerApp.port={port}")
     if not open_browser:
@@ -62,11 +62,10 @@ def _run_lab(arguments):
         print(f"mmkit lab: {reason if error.strerror else error}", file=sys.stderr)
         return 1
     print(_describe_copy(copy), flush=True)
-    index = copy.folder / "index.ipynb"
     if arguments.copy_only:
-        print(f"begin with {index}")
+        print(f"begin with {copy.folder / 'index.ipynb'}")
         return 0
-    return _open_lab(index, arguments.port, not arguments.no_browser)
+    return _open_lab(copy.folder, arguments.port, not arguments.no_browser)
 
 # %% ../nbs/library/cli.ipynb #155ffeef
 def _add_server_arguments(parser, default_port):
