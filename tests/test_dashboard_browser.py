@@ -6,10 +6,9 @@ import json
 import os
 import random
 import re
-import shutil
 
 import pytest
-from browser import SHOTS, shoot, watched_tab
+from browser import shoot, watched_tab
 from conftest import ROOT
 
 from mmkit import tuner
@@ -624,7 +623,7 @@ def test_in_voila(voila, tab):
     f.trains(16)
     f.root.locator(".mm-caption").nth(0).locator("[data-ok=true]").first.click()
     f.until("t.attention")
-    f.trains(150 if os.environ.get("MMKIT_PICTURES") else 4)
+    f.trains(4)
     tab.mouse.move(3, 715)
     tab.wait_for_timeout(300)
     shoot(tab, "dashboard_voila")
@@ -632,7 +631,3 @@ def test_in_voila(voila, tab):
         f.root.bounding_box()["y"] + f.root.bounding_box()["height"] <= 720
         and tab.locator(".mmkit-dash").count() == 1
     )
-    if os.environ.get("MMKIT_PICTURES"):
-        shutil.copy(
-            SHOTS / "dashboard_voila.png", ROOT / "nbs/images/dashboard.png"
-        )  # the README's

@@ -62,3 +62,10 @@ def test_readme_says_what_the_planner_says():
     assert f"{plan.memory['weights'] / 1e9:.1f} GB of weights" in text
     assert f"{plan.peak / 1e9:.0f} GB on one GPU" in text
     assert "an hour on an A100" in text and 0.75 <= plan.hours <= 1.25
+
+
+def test_readme_pictures_are_small():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(pictures) >= 2
+    assert all((ROOT / name).stat().st_size <= 2e6 for name in pictures)
