@@ -23,13 +23,14 @@ from ..evaluate.generation import generate
 from ..lesions.lesion import ATTRIBUTE_LEVELS
 from ..lesions.render import World
 from .shape_rendering import render_shape
+from .shape_targets import IMAGE_SIZE
 from .shapes import sample_shape
-from .text import IMAGE_PROMPT, to_dermoscopic_terms, to_everyday_terms
+from .text import IMAGE_PROMPT, background_to_skin
 
 # %% ../../nbs/library/pretrain/gates.ipynb #28190455
 def extract_probe_features(
     vision_encoder,
-    images: np.ndarray,  # (N, 96, 96, 3) uint8
+    images: np.ndarray,  # (N, S, S, 3) uint8
     batch_size: int = 100,
 ) -> np.ndarray:  # (N, 3 D)
     "Mean, standard deviation and largest value of the vision encoder's patches."
@@ -39,7 +40,7 @@ def extract_probe_features(
         batch = torch.tensor(images[start : start + batch_size], device=device)
         pixel_values = batch.permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.no_grad():
-            patches = vision_encoder(pixel_values=pixel_values).last_hidden_state  # (B, 144, D)
+            patches = vision_encoder(pixel_values=pixel_values).last_hidden_state  # (B, P, D)
         pooled = torch.cat([patches.mean(1), patches.std(1), patches.amax(1)], 1)
         features.append(pooled.float().cpu())
     return torch.cat(features).numpy()
@@ -65,7 +66,7 @@ def evaluate_linear_probes(
 ) -> dict:  # name -> attribute -> Interval of the balanced accuracy
     "Logistic regression on frozen features: three quarters to fit, other patients to score."
     world = World(seed, num_lesions, prevalence=0.5)
-    rendered = [world.render(i) for i in range(num_lesions)]
+    rendered = [world.render(i, IMAGE_SIZE) for i in range(num_lesions)]
     images = np.stack([r.image for r in rendered])
     num_fit = num_lesions * 3 // 4 // 3 * 3  # three lesions a patient, none on both sides
     patients = [r.lesion.patient_id for r in rendered[num_fit:]]
@@ -116,19 +117,17 @@ def _measure_answer_accuracy(model, processor, records, shapes, attribute, image
         model,
         processor,
         records,
-        prompt=to_everyday_terms(question),
+        prompt=question,
         image_condition=image_condition,
         max_new_tokens=16,
         show_progress=False,
     )
     references = [
-        to_everyday_terms(
-            answer_question(
-                attribute,
-                shape.attributes()[attribute],
-                len(shape.colours),
-                ground="background",
-            )
+        answer_question(
+            attribute,
+            shape.attributes()[attribute],
+            len(shape.colours),
+            ground="background",
         )
         for shape in shapes
     ]
@@ -154,7 +153,7 @@ def measure_shape_accuracy(
         image_condition=image_condition,
         show_progress=False,
     )
-    predicted = [parse_attributes(to_dermoscopic_terms(caption)) for caption in captions]
+    predicted = [parse_attributes(background_to_skin(caption)) for caption in captions]
     truth = [shape.attributes() for shape in shapes]
     return dict(
         captions={

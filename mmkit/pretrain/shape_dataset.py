@@ -16,6 +16,7 @@ import numpy as np
 from .shape_rendering import render_shape
 from mmkit.pretrain.shape_targets import (
     DENSE_MAPS,
+    IMAGE_SIZE,
     MAP_SIZE,
     NUM_GLOBAL_COLUMNS,
     compute_global_targets,
@@ -27,10 +28,10 @@ def open_shape_dataset(
     folder,
     num_shapes: int,
     mode: str = "r",  # of np.memmap: 'r', 'r+' or 'w+'
-) -> list:  # images (N, 96, 96, 3) uint8, maps (N, 24, 24, M) float16, truth (N, 27) float32
+) -> list:  # images (N, S, S, 3) uint8, maps (N, C, C, M) float16, truth (N, 27) float32
     "The images, their dense maps and their global targets, mapped from disk."
     files = dict(
-        images=(np.uint8, (num_shapes, 96, 96, 3)),
+        images=(np.uint8, (num_shapes, IMAGE_SIZE, IMAGE_SIZE, 3)),
         maps=(np.float16, (num_shapes, MAP_SIZE, MAP_SIZE, len(DENSE_MAPS))),
         truth=(np.float32, (num_shapes, NUM_GLOBAL_COLUMNS)),
     )

@@ -75,8 +75,8 @@ def sample_shape(
     structures = {name: bool(rng.random() < 0.35) for name in names}
     has_film = structures["veil"] or structures["regression"]
     paints = [paint for paint in PAINT_RGB if not (has_film and paint in FILM_LIKE_PAINTS)]
-    radius = float(rng.uniform(0.42, 0.78))
-    slack = max(0.0, 0.95 - radius * 1.2)
+    radius = float(rng.uniform(0.32, 0.72))
+    slack = max(0.0, 0.95 - radius * 1.4)
     centre = rng.uniform(-slack, slack, 2)
     return Shape(
         seed=seed,

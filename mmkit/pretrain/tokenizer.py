@@ -111,10 +111,10 @@ def train_tokenizer(
 
 # %% ../../nbs/library/pretrain/tokenizer.ipynb #852831b9
 VISION_CONFIG = dict(
-    hidden_size=128,
+    hidden_size=192,
     num_hidden_layers=6,
-    intermediate_size=384,
-    num_attention_heads=2,
+    intermediate_size=576,
+    num_attention_heads=3,
     vision_use_head=False,
 )
 TEXT_CONFIG = dict(
