@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'STRUCTURES', 'ATTRIBUTE_LEVELS', 'SITES', 'CAMERAS', 'FIELD_OF_VIEW_MM', 'HISTORY_NOTES',
-           'SUSPICIOUS_SCORE', 'MELANOMA_SCORE', 'FRACTION_PARAMS', 'total_dermoscopy_score', 'attribute_levels',
-           'Lesion', 'WorldParams', 'sample_lesion']
+           'SUSPICIOUS_SCORE', 'MELANOMA_SCORE', 'ATTRIBUTE_RATES', 'FRACTION_PARAMS', 'total_dermoscopy_score',
+           'attribute_levels', 'Lesion', 'WorldParams', 'sample_lesion']
 
 # %% ../../nbs/library/lesions/lesion.ipynb #18bd93c7
 from dataclasses import dataclass, fields
@@ -80,7 +80,7 @@ class Lesion:
     veil: bool
     structureless: bool
     regression: bool
-    diameter_mm: float  # 5.5–10.5
+    diameter_mm: float  # 4.8–10.8
     centre: tuple  # (x, y) in −1…1
     skin_type: int  # Fitzpatrick 1–6
     site: str  # of SITES
@@ -127,6 +127,33 @@ class Lesion:
         "What a caption may say, as levels."
         return attribute_levels(self, ATTRIBUTE_LEVELS["skin"][(self.skin_type - 1) // 2])
 
+# %% ../../nbs/library/lesions/lesion.ipynb #c227f9b5
+# attribute -> weights of its levels for a melanoma, and for a benign lesion.
+ATTRIBUTE_RATES = dict(
+    asymmetry=((5, 2, 33), (112, 29, 19)),  # PH2: no axis, one, two
+    border=((5, 6, 2, 3, 4, 20, 20, 20, 20), (45, 36, 3, 2, 2, 4, 4, 2, 2)),  # 0–8; assumed
+    num_colours=((0, 13, 11, 13, 3, 0), (54, 94, 12, 0, 0, 0)),  # PH2: 1–6
+    network=((77, 33, 138), (195, 302, 78)),  # derm7pt: absent, typical, atypical
+    dots=((67, 33), (66, 34)),  # absent, present; assumed: PH2's "dots or globules" in equal parts
+    globules=((67, 33), (66, 34)),
+    streaks=((27, 13), (143, 17)),  # PH2
+    veil=((10, 30), (154, 6)),  # PH2
+    structureless=((50, 50), (75, 25)),  # assumed
+    regression=((19, 21), (156, 4)),  # PH2
+)
+
+
+def _level_probabilities(rates):
+    "attribute -> (melanoma, benign) -> probabilities; a level that was never counted can occur."
+    probabilities = {}
+    for name, weights_of_classes in (ATTRIBUTE_RATES | (rates or {})).items():
+        weights = [np.array(weights, float) + 0.5 for weights in weights_of_classes]
+        probabilities[name] = [each / each.sum() for each in weights]
+    return probabilities
+
+
+_DEFAULT_PROBABILITIES = _level_probabilities(None)
+
 # %% ../../nbs/library/lesions/lesion.ipynb #e530309d
 FRACTION_PARAMS = (
     "prevalence",
@@ -137,6 +164,21 @@ FRACTION_PARAMS = (
     "notes_label",
     "camera_label",
 )
+
+
+def _check_rates(rates):
+    "ValueError where rates are not of the form of ATTRIBUTE_RATES."
+    for name, weights_of_classes in rates.items():
+        if name not in ATTRIBUTE_RATES:
+            hint = did_you_mean(name, list(ATTRIBUTE_RATES))
+            raise ValueError(f"attribute_rates: there is no attribute {name!r}.{hint}")
+        num_levels = len(ATTRIBUTE_RATES[name][0])
+        shape = np.shape(weights_of_classes)
+        if shape != (2, num_levels) or np.min(weights_of_classes) < 0:
+            raise ValueError(
+                f"attribute_rates[{name!r}]={weights_of_classes}: two tuples, for melanoma and "
+                f"benign, of {num_levels} weights that are 0 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -153,6 +195,7 @@ class WorldParams:
     cameras: tuple = CAMERAS
     skin_types: tuple = (1, 2, 3, 4, 5, 6)  # Fitzpatrick
     lesions_per_patient: int = 3
+    attribute_rates: dict | None = None  # replaces rows of ATTRIBUTE_RATES
 
     def __post_init__(self):
         for name in FRACTION_PARAMS:
@@ -170,6 +213,7 @@ class WorldParams:
             raise ValueError(f"camera_label needs two cameras to choose from; cameras={cameras}")
         if self.lesions_per_patient < 1:
             raise ValueError(f"lesions_per_patient={self.lesions_per_patient}: at least 1")
+        _check_rates(self.attribute_rates or {})
 
     @classmethod
     def from_dict(cls, params: dict) -> "WorldParams":
@@ -203,52 +247,43 @@ class _Findings:
         return total_dermoscopy_score(self.A, self.B, self.C, num_structures)
 
 
-def _sample_border(rng, is_melanoma, difficulty):
-    abrupt = rng.random() < (0.82 if is_melanoma else 0.28)
-    # A border that is hard to call has 2 or 3 abrupt eighths.
-    hard_to_call = rng.random() < 0.25 * difficulty
-    if abrupt:
-        return 3 if hard_to_call else int(rng.integers(5, 9))
-    return 2 if hard_to_call else int(rng.integers(0, 2))
+def _sample_border(rng, probabilities, difficulty):
+    "How many eighths end abruptly; of those that are hard to call, 2 or 3."
+    B = int(rng.choice(9, p=probabilities))
+    if rng.random() < 0.25 * difficulty:
+        return 3 if B >= 3 else 2
+    return B
 
 
-def _sample_findings(rng, is_melanoma, difficulty):
+def _sample_findings(rng, is_melanoma, difficulty, probabilities):
     "One draw of A, B, C and the structures, as a class tends to have them."
+    of_class = {name: each[0 if is_melanoma else 1] for name, each in probabilities.items()}
 
-    def pick(options, if_melanoma, if_benign):
-        return _choose(rng, options, if_melanoma if is_melanoma else if_benign)
+    def level(name):
+        return int(rng.choice(len(of_class[name]), p=of_class[name]))
 
-    def has(if_melanoma, if_benign):
-        return bool(rng.random() < (if_melanoma if is_melanoma else if_benign))
-
-    A = pick((0, 1, 2), (0.08, 0.30, 0.62), (0.56, 0.32, 0.12))
-    B = _sample_border(rng, is_melanoma, difficulty)
-    C = pick(
-        (1, 2, 3, 4, 5, 6),
-        (0.01, 0.07, 0.20, 0.28, 0.26, 0.18),
-        (0.26, 0.32, 0.22, 0.12, 0.05, 0.03),
-    )
-    network = pick(ATTRIBUTE_LEVELS["network"], (0.22, 0.20, 0.58), (0.36, 0.48, 0.16))
-    structures = dict(
-        dots=has(0.58, 0.34),
-        globules=has(0.52, 0.38),
-        streaks=has(0.60, 0.22),
-        structureless=has(0.60, 0.34),
-    )
+    A = level("asymmetry")
+    B = _sample_border(rng, of_class["border"], difficulty)
+    C = 1 + level("num_colours")
+    network = ATTRIBUTE_LEVELS["network"][level("network")]
+    names = ("dots", "globules", "streaks", "structureless")
+    structures = {name: bool(level(name)) for name in names}
     if network == "absent" and not any(structures.values()):
         structures["structureless"] = True
+    veil, regression = bool(level("veil")), bool(level("regression"))
     # A lesion of one colour has neither: each brings a colour of its own.
-    veil = C >= 2 and has(0.55, 0.18)
-    regression = C >= 2 and has(0.42, 0.16)
+    if C == 1:
+        veil = regression = False
     if C == 2 and veil:
         regression = False
     return _Findings(A, B, C, network, structures, veil, regression)
 
 
-def _sample_findings_of_class(rng, is_melanoma, difficulty):
+def _sample_findings_of_class(rng, is_melanoma, difficulty, rates):
     "Draw until the rule agrees with the class; only hard cases may lie near the threshold."
+    probabilities = _level_probabilities(rates) if rates else _DEFAULT_PROBABILITIES
     while True:
-        findings = _sample_findings(rng, is_melanoma, difficulty)
+        findings = _sample_findings(rng, is_melanoma, difficulty, probabilities)
         if is_melanoma and findings.tds > MELANOMA_SCORE + 0.3 * (1 - difficulty):
             return findings
         if not is_melanoma and findings.tds < MELANOMA_SCORE - 0.7 * (1 - difficulty):
@@ -316,9 +351,12 @@ def sample_lesion(
     is_melanoma = bool(rng.random() < params.prevalence)
     fault_draws = rng.random(5)
     lesion_fields = dict(site=_choose(rng, SITES), notes=_choose(rng, HISTORY_NOTES))
-    diameter_mm = float(rng.uniform(5.5, 10.5))
+    # Melanomas are larger on average, and the ranges overlap (Abbasi et al. 2008).
+    diameter_mm = float(rng.uniform(*((6.0, 10.8) if is_melanoma else (4.8, 9.6))))
     direction = rng.uniform(-1, 1, 2)
-    findings = _sample_findings_of_class(rng, is_melanoma, params.difficulty)
+    findings = _sample_findings_of_class(
+        rng, is_melanoma, params.difficulty, params.attribute_rates
+    )
 
     rule_label = "melanoma" if is_melanoma else "benign"
     flipped = "benign" if is_melanoma else "melanoma"
@@ -328,8 +366,8 @@ def sample_lesion(
     planted = _planted_fields(params, index, label, fault_draws)
 
     # An asymmetric lesion reaches further from its centre, and must not be cut by the frame.
-    reach = 1.15 if findings.A == 0 else 1.4
-    slack = max(0.0, 0.95 - diameter_mm / FIELD_OF_VIEW_MM * reach)
+    reach = 1.3 if findings.A == 0 else 1.5
+    slack = 0.5 * max(0.0, 0.95 - diameter_mm / FIELD_OF_VIEW_MM * reach)
     return Lesion(
         seed=seed,
         index=index,
