@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mmkit.lesions.fields import pixel_grid
 from mmkit.lesions.lesion import (
     ATTRIBUTE_LEVELS,
+    ATTRIBUTE_RATES,
     CAMERAS,
     COLOURS,
     FIELD_OF_VIEW_MM,
@@ -22,9 +24,14 @@ from mmkit.lesions.lesion import (
     sample_lesion,
     total_dermoscopy_score,
 )
-from mmkit.lesions.primitives import pixel_grid
+from mmkit.lesions.outline import make_frame
 from mmkit.lesions.render import World, mask_to_box, render_lesion
-from mmkit.lesions.visibility import individual_typology_angle, measure_outline, measure_visibility
+from mmkit.lesions.visibility import (
+    individual_typology_angle,
+    measure_border,
+    measure_outline,
+    measure_visibility,
+)
 
 W = World(seed=2, num_lesions=5000)
 PARAMS = [W.lesion(i) for i in range(3000)]
@@ -65,6 +72,23 @@ for i in (5, 3):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert out == [hashlib.md5(RENDERED[i].image.tobytes()).hexdigest() for i in (5, 3)]
+
+
+def test_another_shot_is_the_same_lesion_in_other_skin_and_light():
+    for usual in RENDERED[:12]:
+        again = render_lesion(usual.lesion)
+        other, third = [render_lesion(usual.lesion, shot=shot) for shot in (1, 2)]
+        assert fingerprint(again) == fingerprint(usual)
+        for shot in (other, third):
+            assert (shot.mask == usual.mask).all() and shot.lesion == usual.lesion
+            for masks, usual_masks in (
+                (shot.structure_masks, usual.structure_masks),
+                (shot.colour_masks, usual.colour_masks),
+            ):
+                assert masks.keys() == usual_masks.keys()
+                assert all((masks[name] == usual_masks[name]).all() for name in masks)
+            assert (shot.image != usual.image).any(-1).mean() > 0.5
+        assert (other.image != third.image).any(-1).mean() > 0.5
 
 
 def test_other_seeds_are_other_lesions():
@@ -224,7 +248,8 @@ def test_everything_claimed_is_there_and_nothing_else():
         for c, m in r.colour_masks.items():
             assert m.sum() >= 0.02 * body, (lesion.index, c)
         for s, m in r.structure_masks.items():
-            assert m.sum() >= (0.004 if s == "dots" else 0.02) * body, (lesion.index, s)
+            least = dict(dots=0.004, globules=0.01).get(s, 0.02)
+            assert m.sum() >= least * body, (lesion.index, s)
         assert (
             sum(m.astype(int) for m in r.colour_masks.values()).max() <= 1
         )  # each pixel has one colour
@@ -233,6 +258,50 @@ def test_everything_claimed_is_there_and_nothing_else():
             for n, m in {**r.structure_masks, **r.colour_masks}.items()
             if n != "streaks"
         )
+
+
+@pytest.mark.parametrize("size", [48, 192])
+def test_every_claim_has_pixels_at_every_size(size):
+    for usual in RENDERED[:30]:
+        other = W.render(usual.lesion.index, size)
+        assert other.structure_masks.keys() == usual.structure_masks.keys()
+        for masks in (other.structure_masks, other.colour_masks):
+            assert all(mask.any() for mask in masks.values()), usual.lesion.index
+        for name, mask in other.structure_masks.items():
+            ratio = mask.mean() / usual.structure_masks[name].mean()
+            # Streaks and dots are thinner than a pixel of 48.
+            assert (0.15 if name in ("streaks", "dots") else 0.4) < ratio < 2.5, (name, ratio)
+
+
+def fading_lengths(frame):
+    "How far the pigment's share of a rim takes from 0.8 to 0.2, for each of 24 directions."
+    sector = frame.angle_index * 24 // len(frame.radius_by_angle)
+    inner, outer = [], []
+    for i in range(24):
+        here = sector == i
+        inner.append(frame.rho[here & (frame.cover < 0.8)].min())
+        outer.append(frame.rho[here & (frame.cover > 0.2)].max())
+    return np.array(outer) - np.array(inner)
+
+
+def test_pigment_fades_faster_in_abrupt_eighths():
+    for seed, A in ((1, 0), (2, 1), (3, 2)):
+        shape = replace(PARAMS[0], A=A, B=4, centre=(0, 0))
+        frame = make_frame(np.random.default_rng(seed), shape, radius=0.55, size=192)
+        lengths = fading_lengths(frame)
+        widths = frame.edge_width_by_angle.reshape(24, -1)
+        abrupt, fading = widths.max(1) < 0.3, widths.min(1) > 0.7
+        assert abrupt.sum() >= 9 and fading.sum() >= 9
+        assert 2 * np.median(lengths[abrupt]) < np.median(lengths[fading]), lengths
+
+
+def test_more_abrupt_eighths_are_seen_in_the_image():
+    no_structures = dict.fromkeys(("dots", "globules", "streaks", "veil", "regression"), False)
+    plain = dict(colours=("dark brown",), network="absent", structureless=False, skin_type=2)
+    for lesion in PARAMS[:6]:
+        lesion = replace(lesion, **no_structures, **plain)
+        steep = [measure_border(render_lesion(replace(lesion, B=B)))[1] for B in (0, 4, 8)]
+        assert steep[0] < steep[1] < steep[2], (lesion.index, steep)
 
 
 def test_diameter_and_place_are_those_of_the_mask():
@@ -384,6 +453,10 @@ def test_wrong_parameters_are_refused():
         (dict(cameras="north"), "tuple"),
         (dict(cameras=("north",), camera_label=0.9), "two cameras"),
         (dict(lesions_per_patient=0), "at least 1"),
+        (dict(attribute_rates=dict(vail=((1, 1), (1, 1)))), "Did you mean 'veil'"),
+        (dict(attribute_rates=dict(veil=((1, 1), (1,)))), "2 weights"),
+        (dict(attribute_rates=dict(veil=0.3)), "veil.*0.3.*2 weights"),
+        (dict(attribute_rates=dict(border=((1,) * 9, (1,) * 8 + (-1,)))), "9 weights that are 0"),
         (dict(num_lesions=0), "at least one"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -391,6 +464,40 @@ def test_wrong_parameters_are_refused():
     for i in (-1, 10):
         with pytest.raises(IndexError, match="world of 10"):
             World(num_lesions=10).lesion(i)
+
+
+def test_attribute_rates_change_what_is_drawn():
+    def shares(**params):
+        lesions = [World(seed=7, **params).lesion(i) for i in range(400)]
+        benign = [lesion for lesion in lesions if lesion.label == "benign"]
+        return {
+            name: np.mean([getattr(each, name) for each in benign]) for name in ("veil", "streaks")
+        }
+
+    usual, other = shares(), shares(attribute_rates=dict(streaks=((1, 1), (1, 1))))
+    assert shares(attribute_rates={}) == usual == shares(attribute_rates=ATTRIBUTE_RATES)
+    veiled = shares(attribute_rates=dict(veil=((0, 1000), (0, 1000))))
+    # Where C is 1 there is no veil.
+    assert usual["veil"] < 0.1 < 0.4 < veiled["veil"]
+    assert abs(other["veil"] - usual["veil"]) < 0.05
+
+
+def test_rates_that_no_lesion_can_fulfil_are_refused():
+    rates = dict(
+        asymmetry=((1e6, 0, 0), (1, 1, 1)), num_colours=((1e6, 0, 0, 0, 0, 0), (1, 1, 1, 1, 1, 1))
+    )
+    with pytest.raises(ValueError, match="attribute_rates.*melanoma.*more asymmetry"):
+        World(seed=0, prevalence=1.0, attribute_rates=rates).lesion(0)
+
+
+def test_rates_are_those_of_the_published_tables():
+    "Per attribute, the counts of PH2 (40 melanomas, 160 nevi) or derm7pt (248 and 575)."
+    totals = dict(
+        {name: (40, 160) for name in ("asymmetry", "num_colours", "streaks", "veil", "regression")},
+        network=(248, 575),
+    )
+    for name, expected in totals.items():
+        assert tuple(map(sum, ATTRIBUTE_RATES[name])) == expected, name
 
 
 # --- properties
@@ -462,7 +569,8 @@ def test_every_attribute_can_be_seen():
     assert set(gate) == {*ATTRIBUTE_LEVELS, "colours_in_pixels"}
     pixels = gate.pop("colours_in_pixels")
     assert all(v >= 0.97 for v in gate.values()), gate
-    assert pixels >= 0.93, pixels
+    # An area's mean colour is mistaken for its neighbour's in one of 15: brown at a fading rim.
+    assert pixels >= 0.9, pixels
 
 
 def test_visibility_is_low_when_nothing_can_be_seen():

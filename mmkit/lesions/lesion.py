@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'STRUCTURES', 'ATTRIBUTE_LEVELS', 'SITES', 'CAMERAS', 'FIELD_OF_VIEW_MM', 'HISTORY_NOTES',
-           'SUSPICIOUS_SCORE', 'MELANOMA_SCORE', 'ATTRIBUTE_RATES', 'FRACTION_PARAMS', 'total_dermoscopy_score',
-           'attribute_levels', 'Lesion', 'WorldParams', 'sample_lesion']
+           'SUSPICIOUS_SCORE', 'MELANOMA_SCORE', 'ATTRIBUTE_RATES', 'FRACTION_PARAMS', 'MAX_DRAWS',
+           'total_dermoscopy_score', 'attribute_levels', 'Lesion', 'WorldParams', 'sample_lesion']
 
 # %% ../../nbs/library/lesions/lesion.ipynb #18bd93c7
 from dataclasses import dataclass, fields
@@ -173,8 +173,11 @@ def _check_rates(rates):
             hint = did_you_mean(name, list(ATTRIBUTE_RATES))
             raise ValueError(f"attribute_rates: there is no attribute {name!r}.{hint}")
         num_levels = len(ATTRIBUTE_RATES[name][0])
-        shape = np.shape(weights_of_classes)
-        if shape != (2, num_levels) or np.min(weights_of_classes) < 0:
+        try:
+            weights = np.array(weights_of_classes, float)
+        except (TypeError, ValueError):  # of uneven lengths, or no numbers
+            weights = np.zeros(0)
+        if weights.shape != (2, num_levels) or not (weights >= 0).all():
             raise ValueError(
                 f"attribute_rates[{name!r}]={weights_of_classes}: two tuples, for melanoma and "
                 f"benign, of {num_levels} weights that are 0 or more"
@@ -279,15 +282,23 @@ def _sample_findings(rng, is_melanoma, difficulty, probabilities):
     return _Findings(A, B, C, network, structures, veil, regression)
 
 
+MAX_DRAWS = 2000  # of findings, until the rule agrees with the class
+
+
 def _sample_findings_of_class(rng, is_melanoma, difficulty, rates):
     "Draw until the rule agrees with the class; only hard cases may lie near the threshold."
     probabilities = _level_probabilities(rates) if rates else _DEFAULT_PROBABILITIES
-    while True:
+    for _ in range(MAX_DRAWS):
         findings = _sample_findings(rng, is_melanoma, difficulty, probabilities)
         if is_melanoma and findings.tds > MELANOMA_SCORE + 0.3 * (1 - difficulty):
             return findings
         if not is_melanoma and findings.tds < MELANOMA_SCORE - 0.7 * (1 - difficulty):
             return findings
+    label = "melanoma" if is_melanoma else "benign"
+    raise ValueError(
+        f"attribute_rates: none of {MAX_DRAWS} draws has a score that the ABCD rule calls {label}; "
+        f"make {'more' if is_melanoma else 'less'} asymmetry, colours and structures likely for it"
+    )
 
 # %% ../../nbs/library/lesions/lesion.ipynb #89704749
 def _sample_colours(rng, findings, dark_body):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SKETCH_SIZE', 'CLEAR_CLAIM', 'MIN_COLOUR_FRACTION', 'MIN_STRUCTURELESS_FRACTION', 'MIN_NETWORK_FRACTION', 'INK',
-           'mask_to_box', 'RenderedLesion', 'render_lesion', 'World']
+           'MASK_WEIGHTS', 'mask_to_box', 'RenderedLesion', 'render_lesion', 'World']
 
 # %% ../../nbs/library/lesions/render.ipynb #1797b766
 from dataclasses import dataclass
@@ -193,6 +193,10 @@ def _light_up(rng, lesion, layout, haze):
     return reflect(amounts, haze, lesion.skin_type)
 
 
+# From which weight on a structure's mask has a pixel; a small dot covers only a part of one.
+MASK_WEIGHTS = dict(dots=0.3)
+
+
 def render_lesion(
     lesion: Lesion,
     size: int = 96,  # pixels a side
@@ -207,7 +211,8 @@ def render_lesion(
     _cover_skin(rng, lesion, camera, image)
     mask = layout.frame.mask
     structure_masks = {
-        name: (weight > 0.5) & (mask | (name == "streaks")) for name, weight in weights.items()
+        name: (weight > MASK_WEIGHTS.get(name, 0.5)) & (mask | (name == "streaks"))
+        for name, weight in weights.items()
     }
     return RenderedLesion(
         lesion=lesion,
