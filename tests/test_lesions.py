@@ -569,8 +569,8 @@ def test_every_attribute_can_be_seen():
     assert set(gate) == {*ATTRIBUTE_LEVELS, "colours_in_pixels"}
     pixels = gate.pop("colours_in_pixels")
     assert all(v >= 0.97 for v in gate.values()), gate
-    # An area's mean colour is mistaken for its neighbour's in one of 15: brown at a fading rim.
-    assert pixels >= 0.9, pixels
+    # One area in twelve is taken for its neighbour, mostly dark brown at a fading rim.
+    assert pixels >= 0.93, pixels
 
 
 def test_visibility_is_low_when_nothing_can_be_seen():

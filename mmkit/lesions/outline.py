@@ -125,6 +125,21 @@ class Frame:
         return self.radius_by_angle[place]
 
 
+def _lay_axes(size, centre, radius, angle):
+    "x, y, distance from the centre, and index into ANGLES of each pixel, in lesion radii."
+    grid_x, grid_y = pixel_grid(size)
+    dx, dy = grid_x - np.float32(centre[0]), grid_y - np.float32(centre[1])
+    cos, sin = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
+    x, y = dx * cos + dy * sin, dy * cos - dx * sin
+    turn = np.arctan2(y, x)
+    turn += np.float32(np.pi)
+    turn *= np.float32(N_ANGLES / 2 / np.pi)
+    rho = x * x
+    rho += y * y
+    np.sqrt(rho, out=rho)
+    return x, y, rho, np.minimum(turn.astype(np.int64), N_ANGLES - 1)
+
+
 def make_frame(
     rng: np.random.Generator,
     shape,  # a lesion or a generic shape: its A, B and centre
@@ -138,19 +153,9 @@ def make_frame(
     outline = sample_outline(rng, shape.A) * np.float32(form)
     if edge_width_by_angle is None:
         edge_width_by_angle = sample_edge_width(rng, shape.B)
-    grid_x, grid_y = pixel_grid(size)
-    dx, dy = grid_x - np.float32(shape.centre[0]), grid_y - np.float32(shape.centre[1])
-    cos, sin = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
-    x, y = dx * cos + dy * sin, dy * cos - dx * sin
-    turn = np.arctan2(y, x)
-    turn += np.float32(np.pi)
-    turn *= np.float32(N_ANGLES / 2 / np.pi)
-    angle_index = np.minimum(turn.astype(np.int64), N_ANGLES - 1)
+    x, y, rho, angle_index = _lay_axes(size, shape.centre, radius, angle)
     width = np.take(edge_width_by_angle, angle_index)
-    np.maximum(width, np.float32(3 / size / radius), out=width)
-    rho = x * x
-    rho += y * y
-    np.sqrt(rho, out=rho)
+    np.maximum(width, np.float32(3 / size / radius), out=width)  # a pixel and a half
     roughness = smooth_noise(rng, size, (14, 28, 56), slope=0.7)
     inside = np.take(outline, angle_index)
     inside -= rho

@@ -307,8 +307,8 @@ def _control_mask(rendered, name, owners, start):
 
 # %% ../../nbs/library/lesions/visibility.ipynb #ee7ba30d
 DEEPEST_SHARE = 0.4  # of a colour's area
-COLOUR_BLACK = 0.08  # added to light before its logarithm is taken; 0–1
-CHROMA_WEIGHT = 4  # of hue against lightness, in squared distances
+COLOUR_BLACK = 0.1  # added to light before its logarithm is taken; 0–1
+CHROMA_WEIGHT = 6  # of hue against lightness, in squared distances
 
 
 def _white_balance(rendered):
@@ -344,7 +344,8 @@ def detect_colours(
     for mask in rendered.colour_masks.values():
         mask = _purest_part(rendered, mask)
         if mask.any():
-            seen = np.log(np.median(image[mask], 0) / tint + COLOUR_BLACK)
+            # A little below the median: a rim leaves less than all of the pigment.
+            seen = np.log(np.percentile(image[mask], 40, 0) / tint + COLOUR_BLACK)
             difference = references - seen
             lightness = difference.mean(-1, keepdims=True)
             chroma = ((difference - lightness) ** 2).sum(-1)
