@@ -19,7 +19,6 @@ import csv
 import datetime
 import hashlib
 import importlib
-import json
 import os
 import platform
 import sys
@@ -40,7 +39,7 @@ from mmkit import models
 from mmkit.audit.linear_probe import fit_linear_probe
 from mmkit.chat.images import images_to_pixel_values
 from mmkit.core.display import make_table
-from mmkit.core.runtime import atomic_write, describe_machine, seed_everything
+from mmkit.core.runtime import atomic_write, describe_machine, dump_json, seed_everything
 from mmkit.core.stats import bootstrap, roc_auc
 from mmkit.lesions import World
 
@@ -51,6 +50,8 @@ CLASSIFIER_SIZE = 96
 N_MARGINALS = 400
 N_OUTLINES = 500
 N_CLASSIFIED = 4000
+UNET_STEPS = 400  # of 16 images
+CLASSIFIER_STEPS = 800  # of 32 images
 FIRST_SEED = 16000  # the worlds of these experiments: nobody else draws from them
 
 
@@ -68,7 +69,9 @@ def draw_world(n: int, seed: int, size: int) -> tuple:  # images, masks, is_mela
 def load_draw(name: str):  # "module:function"
     "The function of that name, from this folder, the working directory or an installed module."
     module, _, function = name.partition(":")
-    sys.path[:0] = [str(Path(__file__).parent), os.getcwd()]
+    for folder in (os.getcwd(), str(Path(__file__).parent)):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
     return getattr(importlib.import_module(module), function)
 
 
@@ -312,14 +315,14 @@ def measure_lesion(
     lab = rgb_to_lab(image)
     luminance = lab[..., 0]
     is_frame = luminance < 12  # round fields and vignettes are not skin
-    on_skin = ~mask & ~is_frame
-    if on_skin.sum() < 30:
-        on_skin = ~mask
+    on_skin = _or_all(~mask & ~is_frame, ~mask)
     inside, outside = lab[mask], lab[on_skin]
     lesion, skin = np.median(inside, 0), np.median(outside, 0)
     width, position = rim_profile(lab, mask)
-    ring = on_skin & (signed_distance(mask) > 0.15 * np.sqrt(mask.sum() / np.pi))
-    far = lab[ring] if ring.sum() >= 30 else outside
+    distance = signed_distance(mask)
+    core = _or_all(mask & (distance < -4), mask)  # pixels from the rim, which is no texture
+    far = _or_all(on_skin & (distance > max(4, 0.15 * np.sqrt(mask.sum() / np.pi))), on_skin)
+    fine = luminance - ndimage.gaussian_filter(luminance, 2)
     lines = dark_lines(luminance) & on_skin
     return {
         **{f"lesion {name}": value for name, value in zip("Lab", lesion)},
@@ -333,21 +336,21 @@ def measure_lesion(
         "lesion std a": inside[:, 1].std(),
         "lesion std b": inside[:, 2].std(),
         "lesion colours": count_colours(inside),
-        "skin std L": far[:, 0].std(),
-        "skin std a": far[:, 1].std(),
-        "skin std b": far[:, 2].std(),
+        "skin std L": lab[far, 0].std(),
+        "skin std a": lab[far, 1].std(),
+        "skin std b": lab[far, 2].std(),
         "frame slope": spectrum_slope(luminance),
         "lesion slope": lesion_slope(luminance, mask),
-        "fine std L, lesion": _fine(luminance)[mask].std(),
-        "fine std L, skin": _fine(luminance)[on_skin].std(),
+        "fine std L, lesion": fine[core].std(),
+        "fine std L, skin": fine[far].std(),
         "dark lines on skin": lines.sum() / on_skin.sum(),
         "black frame": (is_frame & ~mask).mean(),
     }
 
 
-def _fine(luminance):
-    "What a blur of 2 pixels takes away."
-    return luminance - ndimage.gaussian_filter(luminance, 2)
+def _or_all(part, whole):
+    "The part where it has 30 pixels, else the whole."
+    return part if part.sum() >= 30 else whole
 
 
 def marginals(
@@ -398,7 +401,8 @@ def told_apart(
 ) -> float:  # 0.5: not at all, 1: always
     "AUROC of a logistic regression that tells drawn from real, over five folds."
     n = min(len(real), len(drawn))
-    features = np.nan_to_num(np.concatenate([real[:n], drawn[:n]]))
+    features = np.concatenate([real[:n], drawn[:n]])
+    features = np.where(np.isnan(features), np.nanmedian(features, 0), features)
     labels = np.repeat([0, 1], n)
     probe = fit_linear_probe(features, labels)
     order = np.random.default_rng(0).permutation(2 * n)
@@ -543,11 +547,10 @@ def train_unet(
     images: np.ndarray,  # (N, S, S, 3) uint8
     masks: np.ndarray,  # (N, S, S) bool
     seed: int,
-    steps: int = 400,
 ) -> UNet:
     "A U-Net that finds the lesions of these images."
     seed_everything(seed)
-    return train(UNet(), images, masks, outline_loss, steps, seed=seed)
+    return train(UNet(), images, masks, outline_loss, UNET_STEPS, seed=seed)
 
 
 def fold_unet(images, masks, seed: int = 0, folds: int = 5) -> np.ndarray:  # (N,) IoU
@@ -597,7 +600,6 @@ def score_melanoma(
     is_melanoma: np.ndarray,  # (N,)
     test: np.ndarray,  # (M, S, S, 3) uint8
     seed: int,
-    steps: int = 800,
 ) -> dict:  # classifier -> (M,) scores
     "Scores of the test images by three classifiers that learned from the others."
     found = {}
@@ -606,7 +608,8 @@ def score_melanoma(
         found[name] = probe.predict_proba(features(test))[:, 1]
     seed_everything(seed)
     loss = F.binary_cross_entropy_with_logits
-    net = train(Classifier(), images, is_melanoma, loss, steps, batch=32, seed=seed)
+    net = Classifier()
+    train(net, images, is_melanoma, loss, CLASSIFIER_STEPS, batch=32, seed=seed)
     found["CNN"] = predict(net, test)
     return found
 
@@ -623,12 +626,13 @@ def make_grid(
     seed: int = 0,
     thumbnail: int = 128,
 ) -> Image.Image:  # real left, drawn right, a white strip between them
-    "24 of either, four a row."
+    "24 of either, four a row; fewer, in whole rows, where there are fewer."
     rng = np.random.default_rng(seed)
+    count = min(24, len(real), len(drawn)) // 4 * 4
     halves = []
     for images in (real, drawn):
-        chosen = resize_images(images[rng.permutation(len(images))[:24]], thumbnail)
-        rows = [np.concatenate(chosen[k : k + 4], axis=1) for k in range(0, 24, 4)]
+        chosen = resize_images(images[rng.permutation(len(images))[:count]], thumbnail)
+        rows = [np.concatenate(chosen[k : k + 4], axis=1) for k in range(0, count, 4)]
         halves.append(np.concatenate(rows))
     strip = np.full((len(halves[0]), 24, 3), 255, np.uint8)
     return Image.fromarray(np.concatenate([halves[0], strip, halves[1]], axis=1))
@@ -767,7 +771,7 @@ def main(arguments=None):
         told[name]["seconds"] = round(time.perf_counter() - began, 1)
         print(f"({told[name]['seconds']} s)", flush=True)
     if args.json:
-        atomic_write(Path(args.json), json.dumps(told, indent=1, ensure_ascii=False))
+        atomic_write(args.json, dump_json(told, indent=1, ensure_ascii=False) + "\n")
     return told
 
 
