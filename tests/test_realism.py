@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from mmkit.core.stats import roc_auc
+
 REAL = Path(os.environ.get("MMKIT_REAL") or ROOT.parent / "shared" / "real")
 SKIN, LESION = np.array([220.0, 180, 160]), np.array([120.0, 70, 50])
 
@@ -124,12 +126,42 @@ def test_marginals_of_a_flat_disc(looks):
 
 def test_outline_of_an_ellipse_and_of_a_cross(looks):
     y, x = np.indices((128, 128)) - 63.5
+    assert looks.asymmetry((x / 50) ** 2 + (y / 25) ** 2 < 1) < 0.01
     ellipse = looks.outline_measures((x / 50) ** 2 + (y / 25) ** 2 < 1)
     assert ellipse["elongation"] == pytest.approx(2, rel=0.02)
     assert ellipse["solidity"] > 0.95
     cross = (np.abs(x) < 10) & (np.abs(y) < 50) | (np.abs(y) < 10) & (np.abs(x) < 50)
     share = cross.sum() / (100**2 - 2 * 40**2)  # its hull is a square without four triangles
     assert looks.outline_measures(cross)["solidity"] == pytest.approx(share, rel=0.01)
+
+
+def test_asymmetry_of_a_half_disc_and_of_one_with_a_bite(looks):
+    y, x = np.indices((128, 128)) - 63.5
+    disc = x**2 + y**2 < 50**2
+    half = disc & (x > 0)  # symmetric over one axis only
+    quarter = disc & (x > 0) & (y > 0)
+    assert 0 < looks.asymmetry(half) < 0.3
+    assert looks.asymmetry(disc) < 0.02 < looks.asymmetry(quarter)
+    bitten = half & ~((x - 20) ** 2 + (y - 20) ** 2 < 20**2)
+    assert looks.asymmetry(bitten) > looks.asymmetry(half) + 0.1
+
+
+def test_abcd_features_have_a_row_for_a_lesion_that_was_not_found(looks):
+    mask = distance_to_centre(96) < 25
+    found = looks.abcd_features(np.stack([blend(mask)] * 2), np.stack([mask, mask & False]))
+    assert found.shape == (2, len(looks.ABCD_MEASURES))
+    assert np.isfinite(found[0]).all() and np.isnan(found[1]).all()
+    assert looks.abcd_features(blend(mask)[None], mask[None] & False).shape == (1, 12)
+
+
+def test_largest_part_is_one_and_has_no_hole(networks):
+    mask = np.zeros((20, 20), bool)
+    mask[2:12, 2:12] = True
+    mask[5:8, 5:8] = False
+    mask[15:18, 15:18] = True
+    found = networks.largest_part(mask)
+    assert found.sum() == 100 and found[6, 6] and not found[16, 16]
+    assert not networks.largest_part(mask & False).any()
 
 
 @pytest.mark.parametrize("exponent", [2.0, 3.0])
@@ -253,6 +285,11 @@ def test_mean_auroc_averages_seeds(networks):
     scores = np.array([[0, 3], [1, 2], [2, 1], [3, 0]])
     assert networks.mean_auroc(labels, scores) == 0.5
     assert networks.mean_auroc(labels, scores[:, :1]) == 1
+    rng = np.random.default_rng(0)
+    labels, scores = rng.random(60) < 0.3, rng.integers(0, 9, (60, 3))  # with ties
+    expected = np.mean([roc_auc(labels, column) for column in scores.T])
+    assert networks.mean_auroc(labels, scores) == pytest.approx(expected)
+    assert np.isnan(networks.mean_auroc(np.ones(3, bool), scores[:3]))
 
 
 # ---- the whole program
@@ -296,7 +333,7 @@ def test_reads_what_is_there_and_leaves_out_copies(realism, made_folder):
 def test_measures_another_renderer_from_the_command_line(
     realism, networks, made_folder, tmp_path, monkeypatch, capsys
 ):
-    for name, value in dict(N_MARGINALS=24, N_OUTLINES=24, N_CLASSIFIED=64).items():
+    for name, value in dict(N_MARGINALS=24, N_OUTLINES=24, N_CLASSIFIED=64, N_MEASURED=40).items():
         monkeypatch.setattr(realism, name, value)
     for name, value in dict(SIZE=64, UNET_SIZE=32, CLASSIFIER_SIZE=32).items():
         monkeypatch.setattr(realism, name, value)
@@ -310,8 +347,9 @@ def test_measures_another_renderer_from_the_command_line(
     assert str(made_folder) not in out.read_text(encoding="utf-8")
     rows = {row["measure"]: row for row in found["marginals"]["rows"]}
     assert rows["lesion L"]["inside"] and rows["contrast ΔE"]["inside"]
-    aurocs = {row["trained"]: row["auroc"] for row in found["melanoma"]["rows"]}
+    aurocs = {row["trained"]: row["validation"] for row in found["melanoma"]["rows"]}
     assert aurocs["colours, 64 drawn"][0] == 1  # redness is there to be read
+    assert {"ABCD, 40 drawn", "CNN, 64 drawn", "encoder, 64 drawn", "ABCD, 19 real"} < set(aurocs)
     assert [len(row["seeds"]) for row in found["unet"]["rows"]] == [1, 1, 2, 1]
     assert found["seeds"] == [0, 1] and found["machine"] and "realism.py" in found["command"]
     assert Image.open(grid).size == (2 * 4 * 128 + 24, 3 * 128)  # twelve of either

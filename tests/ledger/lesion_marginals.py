@@ -165,10 +165,26 @@ def dark_lines(
 
 
 # ---- outline
+def asymmetry(
+    mask: np.ndarray,  # (S, S) bool
+) -> float:  # 0: its own mirror image over both principal axes; towards 1: nothing coincides
+    "Share of the outline that its mirror image misses, mean of both principal axes."
+    points = np.argwhere(mask)
+    centre = points.mean(0)
+    _, axes = np.linalg.eigh(np.cov(points.T) + np.eye(2) / 12)
+    missed = []
+    for axis in axes.T:
+        mirror = np.eye(2) - 2 * np.outer(axis, axis)
+        offset = centre - mirror @ centre
+        mirrored = ndimage.affine_transform(mask.astype(np.float32), mirror, offset, order=1)
+        missed.append(1 - (mask & (mirrored > 0.5)).sum() / len(points))
+    return float(np.mean(missed))
+
+
 def outline_measures(
     mask: np.ndarray,  # (S, S) bool
 ) -> dict:  # measure -> number
-    "Area share, elongation, distance of the centre from the frame's and share of the hull filled."
+    "Area share, elongation, asymmetry, distance of the centre from the frame's, hull filled."
     points = np.argwhere(mask)
     variances = np.linalg.eigvalsh(np.cov(points.T) + np.eye(2) / 12)
     centre = points.mean(0) / len(mask) - 0.5 + 0.5 / len(mask)
@@ -180,6 +196,7 @@ def outline_measures(
     return {
         "area share": mask.mean(),
         "elongation": np.sqrt(variances[1] / variances[0]),
+        "asymmetry": asymmetry(mask),
         "centre offset": np.hypot(*centre),
         "solidity": len(points) / hull,
     }
@@ -272,6 +289,32 @@ def compare(
             )
         )
     return rows
+
+
+ABCD_MEASURES = (
+    "asymmetry",
+    "solidity",
+    "elongation",
+    "rim width",
+    "contrast L",
+    "contrast ΔE",
+    "lesion std L",
+    "lesion std a",
+    "lesion std b",
+    "lesion colours",
+    "fine std L, lesion",
+    "area share",
+)  # none depends on the skin's own colour
+
+
+def abcd_features(
+    images: np.ndarray,  # (N, S, S, 3) uint8
+    masks: np.ndarray,  # (N, S, S) bool
+) -> np.ndarray:  # (N, 12); nan where the mask shows too little
+    "What the ABCD rule looks at, as marginals: asymmetry, border, colours, size and structure."
+    found = marginals(images, masks)
+    missing = np.full(len(images), np.nan)
+    return np.stack([found.get(name, missing) for name in ABCD_MEASURES], 1)
 
 
 def told_apart(
