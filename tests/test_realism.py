@@ -248,6 +248,9 @@ def test_resized_masks_keep_their_share(realism):
     small = realism.resize_masks(mask[None], 96)
     assert small.shape == (1, 96, 96)
     assert small.mean() == pytest.approx(mask.mean(), rel=0.02)
+    stripes = np.zeros((1, 300, 300), bool)
+    stripes[:, ::5] = True  # nowhere the larger part
+    assert not realism.resize_masks(stripes, 30).any()
 
 
 def test_augment_turns_image_and_mask_alike(networks):
