@@ -27,7 +27,13 @@ from mmkit.data.own_pairs import (
     oversample_rare_label,
     split_own_pairs,
 )
-from mmkit.evaluate.stages import choose_measure, compare_stages, score_majority, score_stage
+from mmkit.evaluate.stages import (
+    choose_measure,
+    compare_stages,
+    describe_difference,
+    score_majority,
+    score_stage,
+)
 from mmkit.tour import (
     find_data_dir,
     find_external_urls,
@@ -316,3 +322,14 @@ def test_the_tour_runs_on_six_unlabelled_images_that_nobody_may_change(tmp_path,
     page = result.page.read_text(encoding="utf-8")
     assert "Skipped: this step needs melanomas and benign lesions" in page
     assert "No outlines are known" in page
+
+
+def test_no_interval_is_claimed_for_a_handful_of_patients(tmp_path):
+    for n, is_given in ((6, False), (80, True)):
+        records, _ = load_own_pairs(own_folder(tmp_path / str(n), n, None))
+        _, test = split_own_pairs(records)
+        nothing = score_stage(test, [""] * len(test), "word_f1")
+        right = score_stage(test, test["caption"][:], "word_f1")
+        sentence = describe_difference("right minus nothing", compare_stages(nothing, right))
+        assert ("more than chance" in sentence) == is_given, sentence
+        assert ("too few patients" in sentence) != is_given, sentence

@@ -18,7 +18,7 @@ from ..core.display import PALETTE
 from ..core.runtime import did_you_mean
 from ..core.stats import Interval, bootstrap
 from ..data.records import as_yes_no, get_patient_indices
-from ..evaluate.stages import format_difference
+from ..evaluate.stages import drop_small_interval, format_difference
 from .known_tasks import SHORTCUT_NOTES
 from .monitor import mismatched_partners
 from .scoring import choice_logprobs
@@ -119,7 +119,7 @@ def compare_image_shares(
         return _image_share(after_image, after_note) - _image_share(before_image, before_note)
 
     gains = (before.image_gains, before.note_gains, after.image_gains, after.note_gains)
-    return bootstrap(difference, *gains, groups=after.patients)
+    return drop_small_interval(bootstrap(difference, *gains, groups=after.patients), after.patients)
 
 
 def plot_contributions(
@@ -139,7 +139,10 @@ def plot_contributions(
                 ax.text(left + value / 2, row, text, ha="center", va="center", color="white")
             left += value
         share = contributions.image_share
-        ax.text(left + 0.01, row, f"the image's share: {share.value:.0%}", va="center", fontsize=10)
+        text = (
+            "neither brings any" if np.isnan(share.value) else f"image's share: {share.value:.0%}"
+        )
+        ax.text(left + 0.01, row, text, va="center", fontsize=10)
     ax.set(yticks=range(len(measured)), yticklabels=list(measured), xlim=(0, 1.3))
     ax.set(xlabel="right answers that each brings, in points of accuracy", xticks=np.arange(6) / 5)
     ax.set_ylim(len(measured) - 0.5, -0.5)
@@ -147,6 +150,10 @@ def plot_contributions(
     return ax
 
 # %% ../../nbs/library/explain/contributions.ipynb #8513a36d
+def _format_share(share):
+    return "–" if np.isnan(share) else f"{share:.2f}"
+
+
 def image_share_row(
     measured: dict,  # two names -> Contributions, of the same records
 ) -> dict:  # comparison, score, from, to, difference
@@ -155,7 +162,7 @@ def image_share_row(
     return {
         "comparison": f"{first} → {second}",
         "score": "image's share",
-        "from": f"{before.image_share.value:.2f}",
-        "to": f"{after.image_share.value:.2f}",
+        "from": _format_share(before.image_share.value),
+        "to": _format_share(after.image_share.value),
         "difference": format_difference(compare_image_shares(before, after)),
     }
