@@ -153,6 +153,8 @@ def _describe_failure(notebook, names, client, exception):
     if not errors:
         return f"{type(exception).__name__}: {exception}", 1
     index, error = errors[-1]
+    if error.ename == "UnusableDataError":
+        return error.evalue, 1  # one sentence, for the owner of the data
     traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))  # without colours
     lines = re.findall(r"^-+> *\d+ (.*)$", traceback, re.M)  # the cell's own frame comes first
     step = names.get(index, "a cell").strip()
@@ -346,6 +348,12 @@ def main(argv=None) -> int:  # 0 all well, 1 a cell or the call failed, 130 stop
     if result.error:
         print(f"\nmmkit tour, after {duration}: {result.error}", file=sys.stderr)
         print(f"notebook up to there: {result.notebook}", file=sys.stderr)
+        if result.exit_code == 130:
+            print(
+                "to go on, give the same command again: pairs and image features that are already"
+                " made are used again",
+                file=sys.stderr,
+            )
     else:
         print(f"notebook  {result.notebook}")
         print(f"page      {result.page}  (one file, opens offline)")

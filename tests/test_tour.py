@@ -1,19 +1,39 @@
 "The index as a program: says where it is, leaves one page that opens offline, fails readably."
 
+import csv
 import io
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import nbformat
+import numpy as np
 import pytest
 from conftest import ROOT
 from nbformat.v4 import new_code_cell as cell
 from nbformat.v4 import new_markdown_cell as words
 from nbformat.v4 import new_notebook
+from PIL import Image
 
 from mmkit.course import find_index_notebook
+from mmkit.data.own_pairs import (
+    UnusableDataError,
+    has_both_labels,
+    hold_out_test,
+    load_own_pairs,
+    oversample_rare_label,
+    split_own_pairs,
+)
+from mmkit.evaluate.stages import (
+    choose_measure,
+    compare_stages,
+    describe_difference,
+    score_majority,
+    score_stage,
+)
 from mmkit.tour import (
     find_data_dir,
     find_external_urls,
@@ -119,6 +139,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
     p.send_signal(signal.SIGINT)
     _, err = p.communicate(timeout=30)
     assert p.returncode == 130 and "Ctrl-C" in err and "Traceback" not in err
+    assert "the same command again" in err and str(tmp_path / "o" / "tour.ipynb") in err
     assert nbformat.read(tmp_path / "o" / "tour.ipynb", as_version=4).cells[1].outputs
 
 
@@ -199,3 +220,116 @@ def test_page_drops_widgets_directives_and_the_network():
 )
 def test_external_urls_are_found(html, n):
     assert len(find_external_urls(html)) == n
+
+
+# ---- a folder of one's own
+
+LABELS = ("benign", "melanoma")
+
+
+def own_folder(path, n, labels=LABELS, columns=("image", "caption", "label")):
+    "A folder of n small noisy images; their descriptions and labels in a table, unless None."
+    path.mkdir()
+    rows = []
+    for i in range(n):
+        noise = np.random.default_rng(i).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((48, 48), Image.NEAREST).save(path / f"{i}.png")
+        caption = f"A mole with {i} spots, on the {('arm', 'leg', 'back')[i % 3]}."
+        rows.append([f"{i}.png", caption, labels[i % len(labels)] if labels else ""])
+    if columns:
+        with open(path / "table.csv", "w", newline="") as file:
+            csv.writer(file).writerows([columns, *(row[: len(columns)] for row in rows)])
+    return path
+
+
+@pytest.mark.parametrize("labels", [LABELS, ("benign",), None], ids=["both", "one label", "none"])
+@pytest.mark.parametrize("n", [4, 6, 40])
+def test_a_small_folder_has_pairs_to_train_on_and_to_test(tmp_path, n, labels):
+    records, _ = load_own_pairs(own_folder(tmp_path / "mine", n, labels))
+    train, test = split_own_pairs(records)
+    assert len(train) >= 2 and len(test) >= 2 and len(train) + len(test) == n
+    assert not set(train["id"]) & set(test["id"])
+    assert has_both_labels(train) == has_both_labels(test) == (labels == LABELS)
+    assert len(oversample_rare_label(train)) >= len(train)
+    measure = choose_measure(test)
+    assert measure == ("balanced_accuracy" if labels == LABELS else "word_f1")
+    constant = score_majority(train, test, measure)
+    own = [f"{r['caption']} Clinical impression: {r['label']}." for r in test]
+    assert compare_stages(constant, score_stage(test, own, measure)).value > 0
+
+
+def test_rare_labels_are_drawn_again_and_others_kept(tmp_path):
+    labels = ("melanoma", "benign", "benign", "benign", "")
+    records, _ = load_own_pairs(own_folder(tmp_path / "mine", 10, labels))
+    drawn = oversample_rare_label(records)
+    assert drawn["label"][:].count("melanoma") == drawn["label"][:].count("benign") == 6
+    assert drawn["label"][:].count(None) == 2
+
+
+def test_unusable_folders_are_one_sentence(tmp_path):
+    (tmp_path / "empty").mkdir()
+    own_folder(tmp_path / "three", 3)
+    own_folder(tmp_path / "no table", 4, columns=None)
+    own_folder(tmp_path / "no caption", 4, columns=("image",))
+    for name, says in {
+        "empty": "no images",
+        "three": "at least 4 are needed",
+        "no table": "no table",
+        "no caption": "no column 'caption'",
+    }.items():
+        with pytest.raises(UnusableDataError) as caught:
+            load_own_pairs(tmp_path / name)
+        sentence = str(caught.value)
+        assert says in sentence and "\n" not in sentence and sentence.endswith("."), sentence
+
+
+def test_copies_and_patients_are_not_split(tmp_path):
+    records, _ = load_own_pairs(own_folder(tmp_path / "mine", 6))
+    with pytest.raises(UnusableDataError, match="copies of one another"):
+        hold_out_test(records, linked=[(0, k) for k in range(1, 6)])
+    train, test = hold_out_test(records, linked=[(0, 1), (2, 3)])
+    for pair in ({"0", "1"}, {"2", "3"}):
+        assert pair <= set(train["id"]) or pair <= set(test["id"])
+
+
+@pytest.fixture
+def short_tour(tmp_path):
+    "The tour with two steps in place of hundreds."
+    tour = nbformat.read(find_index_notebook(), as_version=4)
+    for one in tour.cells:
+        one.source = re.sub(r"max_steps=\d+", "max_steps=2", one.source)
+    nbformat.write(tour, tmp_path / "short.ipynb")
+    return tmp_path / "short.ipynb"
+
+
+def test_the_tour_says_in_one_sentence_why_it_stops(tmp_path, short_tour):
+    folder = own_folder(tmp_path / "three", 3)
+    done = call("--notebook", short_tour, "--out", "o", "--data", folder, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "three gives 3 pairs" in done.stderr and "UnusableDataError" not in done.stderr
+
+
+def test_the_tour_runs_on_six_unlabelled_images_that_nobody_may_change(tmp_path, short_tour):
+    folder = own_folder(tmp_path / "six", 6, None)
+    for path in (*folder.iterdir(), folder):
+        path.chmod(path.stat().st_mode & ~0o222)
+    names = sorted(os.listdir(folder))
+    result = run_notebook(short_tour, tmp_path / "o", folder, stream=io.StringIO())
+    folder.chmod(0o755)
+    assert not result.error, result.error
+    assert "4 pairs to train on, 2 to test" in result.summary and "word F1" in result.summary
+    assert sorted(os.listdir(folder)) == names
+    page = result.page.read_text(encoding="utf-8")
+    assert "Skipped: this step needs melanomas and benign lesions" in page
+    assert "No outlines are known" in page
+
+
+def test_no_interval_is_claimed_for_a_handful_of_patients(tmp_path):
+    for n, is_given in ((6, False), (80, True)):
+        records, _ = load_own_pairs(own_folder(tmp_path / str(n), n, None))
+        _, test = split_own_pairs(records)
+        nothing = score_stage(test, [""] * len(test), "word_f1")
+        right = score_stage(test, test["caption"][:], "word_f1")
+        sentence = describe_difference("right minus nothing", compare_stages(nothing, right))
+        assert ("more than chance" in sentence) == is_given, sentence
+        assert ("too few patients" in sentence) != is_given, sentence

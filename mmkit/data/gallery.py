@@ -51,7 +51,7 @@ def plot_record(
     ax,
     record: dict,
     boxes: bool = True,
-    width: int = 38,  # letters in a line of the caption
+    width: int = 42,  # letters in a line of the caption
 ):  # ax
     "One image with its boxes, mask outline, label and caption."
     image = record["image"]
@@ -67,7 +67,7 @@ def plot_record(
     ax.set_yticks([])
     ax.grid(False)
     ax.set_title(escape_mathtext(record["label"] or "no label"), fontsize=10, loc="center")
-    ax.set_xlabel(escape_mathtext(textwrap.fill(record["caption"] or "", width)), fontsize=8)
+    ax.set_xlabel(escape_mathtext(textwrap.fill(record["caption"] or "", width)), fontsize=9)
     return ax
 
 # %% ../../nbs/library/data/gallery.ipynb #24616ef8
@@ -84,10 +84,10 @@ def plot_records(
     fig, axes = plt.subplots(
         rows,
         columns,
-        figsize=(3.5 * columns, 4.5 * rows),
+        figsize=(3.5 * columns, 4.7 * rows),
         dpi=72,
         squeeze=False,
-        layout="constrained",
+        layout="compressed",
     )
     for ax in axes.flat[n:]:
         ax.remove()

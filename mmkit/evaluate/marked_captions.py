@@ -61,7 +61,8 @@ def marked_caption_html(
 _CAPTION_TABLE = _TEMPLATES.from_string(
     "<table><thead><tr>{% for name in columns %}"
     '<th style="text-align:left">{{ name }}</th>{% endfor %}</tr></thead><tbody>'
-    "{% for row in rows %}<tr><td>{{ row.image }}<br>{{ row.label }}</td>"
+    "{% for row in rows %}<tr>"
+    '<td style="text-align:left">{{ row.image }}<br>{{ row.label }}</td>'
     "{% for caption in row.captions %}"
     '<td style="text-align:left;vertical-align:top;max-width:30em;overflow-wrap:anywhere">'
     "{{ caption }}</td>{% endfor %}</tr>{% endfor %}</tbody></table>"

@@ -129,10 +129,14 @@ class SimilarityMatrix:
     matrix: np.ndarray  # (N, N) rows images, columns captions; −1 to 1
     same: np.ndarray  # (N, N) True where the caption is word for word the image's own
 
+    def hits_at(self, k: int = 1) -> np.ndarray:  # (N,) bool
+        "For each image: is one of the `k` nearest captions its own?"
+        nearest = np.argsort(-self.matrix, 1, kind="stable")[:, :k]
+        return np.take_along_axis(self.same, nearest, 1).any(1)
+
     def recall_at(self, k: int = 1) -> float:  # 0–1; chance is about k/N
         "How often one of the `k` nearest captions is the image's own."
-        nearest = np.argsort(-self.matrix, 1, kind="stable")[:, :k]
-        return float(np.take_along_axis(self.same, nearest, 1).any(1).mean())
+        return float(self.hits_at(k).mean())
 
     @property
     def chance(self) -> float:
