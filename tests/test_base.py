@@ -24,12 +24,9 @@ from mmkit.pretrain.shape_rendering import draw_background, render_shape
 from mmkit.pretrain.shape_targets import DENSE_MAPS
 from mmkit.pretrain.shapes import FILM_LIKE_PAINTS, PAINT_RGB, sample_shape
 from mmkit.pretrain.text import (
-    EVERYDAY_TERMS,
     build_tokenizer_corpus,
     compose_shape_caption,
-    compose_shape_questions,
     encode_conversation,
-    to_everyday_terms,
 )
 from mmkit.pretrain.text_training import TEXT_OPTIONS
 from mmkit.pretrain.vision import VISION_OPTIONS
@@ -47,7 +44,7 @@ def test_model_card_has_the_checksum_of_the_weights():
 
 
 def test_folder_is_small_and_loads_with_plain_transformers(shipped):
-    assert sum(file.stat().st_size for file in BASE_MODEL_DIR.iterdir()) < 12e6
+    assert sum(file.stat().st_size for file in BASE_MODEL_DIR.iterdir()) < 16e6
     plain = AutoModelForImageTextToText.from_pretrained(BASE_MODEL_DIR)
     assert type(plain).__name__ == "Gemma3ForConditionalGeneration"
     tokenizer = AutoProcessor.from_pretrained(BASE_MODEL_DIR).tokenizer
@@ -141,20 +138,12 @@ def test_recipe_from_nothing_gives_a_folder_that_loads(tmp_path, monkeypatch):
     assert document["run"]["vision steps"] == document["run"]["text steps"] == 2
 
 
-def test_everyday_terms_and_back_lose_nothing():
-    "Both vocabularies say the same of every shape; the everyday one names no dermoscopic term."
-    terms = {word for term in EVERYDAY_TERMS for word in term.split()} - {"blue-white", "atypical"}
+def test_captions_of_shapes_are_read_back():
     for i in range(300):
         shape, rng = sample_shape(5, i), np.random.default_rng(i)
         caption = compose_shape_caption(shape, rng)
-        assert not any(term in caption for term in terms), caption
-        translated = pretrain.to_dermoscopic_terms(caption)
-        assert data.parse_attributes(translated) == shape.attributes()
-        for question, answer in compose_shape_questions(shape, np.random.default_rng(i)):
-            assert not any(term in question + answer for term in terms)
-            if "background" not in answer:
-                assert to_everyday_terms(pretrain.to_dermoscopic_terms(answer)) == answer
-    assert to_everyday_terms("Is the network typical or atypical?") == "Is the grid tidy or untidy?"
+        assert "background" in caption and "skin" not in caption
+        assert data.parse_attributes(pretrain.background_to_skin(caption)) == shape.attributes()
 
 
 def test_dots_reach_their_map():
