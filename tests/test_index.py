@@ -20,6 +20,13 @@ def closing(tour_notebook):
     return next(text for text in texts if "comparison" in text and "difference" in text)
 
 
+@pytest.fixture(scope="module")
+def printed(tour_notebook):
+    "Every line that a cell printed."
+    outputs = [o for cell in tour_notebook.cells for o in cell.get("outputs", [])]
+    return "".join(o.get("text", "") for o in outputs)
+
+
 def row(text, name):  # from, to, and the difference with its interval
     line = next(line for line in text.splitlines() if line.startswith(name))
     numbers = re.findall(r"[+-]?\d\.\d+", line.replace("−", "-"))
@@ -46,6 +53,17 @@ def test_the_projector_adds_to_the_base(closing):
 def test_lora_adds_a_tenth(closing):
     _, _, gain, low, _ = row(closing, "projector → LoRA")
     assert gain >= 0.10 and low > 0
+
+
+def test_lora_calls_melanoma_and_without_its_own_image_falls_to_chance(printed):
+    own, _, _ = row(printed, "LoRA, own image")
+    _, low, high = row(printed, "LoRA, shuffled image: balanced")
+    assert own >= 0.80 and low <= 0.5 <= high
+
+
+def test_the_tour_says_how_much_of_that_is_vocabulary(printed):
+    gain, low, high = row(printed, "projector minus base translated")
+    assert low <= gain <= high and gain < row(printed, "projector minus base:")[0]
 
 
 def test_four_bits_cost_little(closing):
