@@ -61,11 +61,6 @@ def test_lora_calls_melanoma_and_without_its_own_image_falls_to_chance(printed):
     assert own >= 0.80 and low <= 0.5 <= high
 
 
-def test_the_tour_says_how_much_of_that_is_vocabulary(printed):
-    gain, low, high = row(printed, "projector minus base translated")
-    assert low <= gain <= high and gain < row(printed, "projector minus base:")[0]
-
-
 def test_four_bits_cost_little(closing):
     _, _, _, low, _ = row(closing, "LoRA → QLoRA")
     assert low > -0.05

@@ -96,7 +96,6 @@ def test_base_is_an_ordinary_folder_without_our_code(loaded):
     assert not loaded[0].training and "auto_map" not in json.loads(
         (BASE_MODEL_DIR / "config.json").read_text()
     )
-    assert sum(f.stat().st_size for f in BASE_MODEL_DIR.rglob("*") if f.is_file()) <= 12e6
     text, vision = loaded[0].config.text_config, loaded[0].config.vision_config
     assert set(text.layer_types) == {"full_attention"} and text.max_position_embeddings >= 1024
     assert all(

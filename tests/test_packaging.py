@@ -93,12 +93,6 @@ def test_wheel_holds_modules_licence_and_base(wheel):
     assert any("LICENSE" in name for name in inside)
 
 
-def test_base_is_at_most_12_MB():
-    files = (path for path in (ROOT / "mmkit/assets/base").rglob("*") if path.is_file())
-    size = sum(path.stat().st_size for path in files)
-    assert 0 < size <= 12e6, f"mmkit/assets/base has {size / 1e6:.1f} MB"
-
-
 @pytest.mark.parametrize("name", STACK)
 def test_the_users_stack_is_plainly_required(wheel, name):
     "Without an extra; bitsandbytes alone has a marker, since it has no wheel for Intel Macs."

@@ -31,7 +31,7 @@ class PretrainingOptions:
     weight_decay: float  # of matrices; vectors have none
     save_steps: int  # steps between checkpoints and lines of the log
     seed: int = 0
-    bf16: bool = True
+    bf16: bool = False  # worth it on a GPU; on the CPUs tried it took 1.7 times as long
     log: Callable = print  # called with each line of the log, a dict
 
 
