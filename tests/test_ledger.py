@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 from mmkit.core.claims import Claim, compare_conditions, decide_verdict, load_claim, plot_conditions
+from mmkit.core.provenance import get_provenance
 from mmkit.core.stats import bootstrap
 
 FILES = sorted((ROOT / "mmkit" / "assets" / "claims").glob("*.json"))
@@ -183,6 +184,25 @@ def test_a_cell_is_measured_once_and_survives_a_kill(run, tmp_path):
     assert not file.exists() and run.Cells(file, quiet)("arm", 0, f, lr=0.5) and len(asked) == 4
 
 
+def test_cells_of_an_earlier_world_are_measured_anew(run, tmp_path, monkeypatch):
+    asked, said = [], []
+
+    def f():
+        asked.append(1)
+        return {"R@1": 0.5}
+
+    file = tmp_path / "C0.jsonl"
+    earlier = get_provenance() | dict(world_version=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "get_provenance", lambda: earlier)
+        run.Cells(file, said.append)("arm", 0, f)
+    said.clear()
+    cells = run.Cells(file, said.append)
+    assert len(said) == 1 and "measured anew" in said[0]
+    assert cells("arm", 0, f) and len(asked) == 2
+    assert run.Cells(file, said.append)("arm", 0, f) and len(asked) == 2
+
+
 def test_an_experiment_runs_and_goes_on(run, tmp_path, cache):
     file, said = LEDGER / "ledger_mse.py", []
     (made,) = run.measure(
@@ -194,6 +214,7 @@ def test_an_experiment_runs_and_goes_on(run, tmp_path, cache):
         and not [k for k in FIELDS if not first.get(k)]
         and first["seeds"] == [0, 1]
     )
+    assert get_provenance().items() <= first.items()
     assert {r["condition"] for r in first["rows"]} >= {
         "contrastive",
         "MSE alone",
@@ -338,6 +359,7 @@ def test_the_sweep_runs_and_goes_on(run, tmp_path, cache):
 
     first = json.loads(again().read_text(encoding="utf-8"))
     check_sweep(first)
+    assert get_provenance().items() <= first.items()
     assert (
         len(first["points"]) == 2
         and len(said) == 2 * 2 + 2

@@ -388,7 +388,7 @@ async function render({model, el}) {
     readout.replaceChildren(line(make('b', {}, point == null ? `Highest ${MEASURES[measure]}` : 'The chosen weights')), line(weights(share(q))), line(make('b', {}, three(mean(v))), `, ${v.length} seeds: ${v.map(two).join(', ')}`),
       ...(spare ? [line(make('span', {class: 'mm-quiet'}, `Beside it: ${spare}`))] : []),
       ...(here ? [make('hr'), line(make('b', {}, `Run ${told.active} now`)), line(weights(here)), line(`recorded nearest to it: ${three(mean(pts[near][measure]))}`)] : []),
-      make('hr'), make('div', {class: 'mm-quiet'}, `${pts.length} weights × ${F.sweep.seeds.length ?? F.sweep.seeds} seeds, ${F.sweep.steps} steps${F.sweep.train ? `, ${F.sweep.train.join(' + ')}` : ''}; recorded ${F.sweep.date}. Point at a disc, or ← →.`))
+      make('hr'), make('div', {class: 'mm-quiet'}, `${pts.length} weights × ${F.sweep.seeds.length ?? F.sweep.seeds} seeds, ${F.sweep.steps} steps${F.sweep.train ? `, ${F.sweep.train.join(' + ')}` : ''}; recorded ${F.sweep.date}. ${F.outdated_note ? F.outdated_note + ' ' : ''}Point at a disc, or ← →.`))
     mark(p.canvas, 'aria-label', `recorded sweep, ${MEASURES[measure]} from ${two(lo)} to ${two(hi)}; ${readout.textContent}`)
   }
   ternary.canvas.addEventListener('pointermove', e => { const k = spots.findIndex(([x, y]) => Math.hypot(x - e.offsetX, y - e.offsetY) < 20); if ((k < 0 ? null : k) !== point) { point = k < 0 ? null : k; ask('sweep') } })

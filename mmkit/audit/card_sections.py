@@ -19,6 +19,7 @@ from .groups import FITZPATRICK_NAMES, assign_groups
 from .synthetic_quality import MemorizationResult
 from ..core.claims import Claim
 from ..core.display import html_escape
+from ..core.provenance import outdated_note
 from ..core.runtime import atomic_write
 from ..core.stats import Interval
 from ..data.records import get_column
@@ -292,7 +293,8 @@ def _format_memorization(result):
 
 def _format_claim(claim):
     verdict = f"{claim['id']}: {escape_markdown(claim['verdict'])} ({claim['kind']})"
-    return f"{len(claim['seeds'])} seeds", verdict
+    note = escape_markdown(outdated_note(claim))
+    return f"{len(claim['seeds'])} seeds", f"{verdict}. {note}" if note else verdict
 
 
 def _format_named_interval(measurement):

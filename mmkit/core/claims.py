@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from .display import PALETTE, Table, html_escape, make_table
+from .provenance import annotate_outdated, outdated_note
 from .runtime import get_assets_dir
 from .stats import Interval, bootstrap
 
@@ -103,7 +104,7 @@ class Claim(dict):
             if any((condition, name) in cells for name in names):
                 head = condition + (" (control)" if is_control[condition] else "")
                 lines.append([head, *(cells.get((condition, name)) for name in names)])
-        return make_table(lines, ["condition", *names])
+        return make_table(lines, ["condition", *names], outdated_note(self))
 
     def outcomes(self) -> Table:
         "What was expected, and what was measured."
@@ -115,7 +116,7 @@ class Claim(dict):
             ]
             for c in self["comparisons"]
         ]
-        return make_table(lines, ["expected", "difference", "outcome"])
+        return make_table(lines, ["expected", "difference", "outcome"], outdated_note(self))
 
     def _text_lines(self):
         before = [
@@ -188,7 +189,7 @@ def plot_conditions(
         ylim=(len(rows) - 0.5, -0.5),
         xlabel=f"{measure}, {len(rows[0]['seeds'])} seeds",
     )
-    return ax
+    return annotate_outdated(ax, claim)
 
 # %% ../../nbs/library/core/claims.ipynb #59a211cb
 def get_scaling_curves(
@@ -233,4 +234,4 @@ def plot_scaling_curves(
     ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
     ax.minorticks_off()
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return ax
+    return annotate_outdated(ax, claim)

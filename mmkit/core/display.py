@@ -100,6 +100,7 @@ class Table:
         self,
         rows: Iterable,  # dicts, or sequences of cells
         columns: Sequence = None,  # column names; None: the dicts' keys, or no header
+        caption: str = "",  # a sentence below the table
     ):
         rows = list(rows)
         if rows and isinstance(rows[0], dict):
@@ -107,6 +108,7 @@ class Table:
             rows = [[row.get(column) for column in columns] for row in rows]
         self.rows = [list(row) for row in rows]
         self.columns = list(columns or [])
+        self.caption = caption
         widths = {len(row) for row in self.rows}
         if self.columns:
             widths.add(len(self.columns))
@@ -129,6 +131,8 @@ class Table:
         text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         if self.columns:
             text.insert(1, "  ".join("─" * width for width in widths))
+        if self.caption:
+            text.append(self.caption)
         return "\n".join(text)
 
     __repr__ = __str__
@@ -141,15 +145,19 @@ class Table:
 
         head = f"<thead>{row_html(self.columns, 'th')}</thead>" if self.columns else ""
         body = "".join(row_html(map(_format_cell, row), "td") for row in self.rows)
-        return f"<table>{head}<tbody>{body}</tbody></table>"
+        style = 'style="caption-side:bottom;text-align:left"'
+        caption = html_escape(self.caption)
+        caption = f"<caption {style}>{caption}</caption>" if caption else ""
+        return f"<table>{caption}{head}<tbody>{body}</tbody></table>"
 
 # %% ../../nbs/library/core/display.ipynb #a08dc024
 def make_table(
     rows: Iterable,  # dicts, or sequences of cells
     columns: Sequence = None,  # column names; None: the dicts' keys, or no header
+    caption: str = "",  # a sentence below the table
 ) -> Table:
     "A small table for the terminal and the notebook."
-    return Table(rows, columns)
+    return Table(rows, columns, caption)
 
 # %% ../../nbs/library/core/display.ipynb #c2323091
 class _NotebookBar(tqdm):

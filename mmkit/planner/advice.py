@@ -10,6 +10,7 @@ import math
 
 from ..core.claims import compare_conditions, get_scaling_curves, load_claim
 from ..core.display import Table, make_table
+from ..core.provenance import outdated_note
 from .plan import Plan, plan_training, resolve_gpu
 
 # %% ../../nbs/library/planner/advice.ipynb #b34ca571
@@ -113,10 +114,12 @@ def advise_by_data_size(
     if ahead_from:
         verdict = f"full fine-tuning is ahead of LoRA from {ahead_from:,} pairs on"
     beyond = f". Beyond {largest:,} nothing was measured" if num_pairs > largest else ""
-    return (
+    advice = (
         f"{num_pairs:,} pairs: the articles' rule would say {_rule_by_data_size(num_pairs)} (C23: "
         f"below 5,000, to 100,000, above). Toy base, {nearest:,} pairs: {values}; {verdict}{beyond}"
     )
+    note = outdated_note(claim)
+    return f"{advice}. {note}" if note else advice
 
 # %% ../../nbs/library/planner/advice.ipynb #1ceb7bc7
 # method -> its condition in the claims of chapter 11
@@ -186,4 +189,5 @@ def compare_methods(
             "retained (C17, toy base)",
             "for and against",
         ],
+        outdated_note(learned, retained),
     )

@@ -14,6 +14,7 @@ import anywidget
 import traitlets
 
 from ..core.display import PALETTE, VIRIDIS
+from ..core.provenance import outdated_note
 from ..core.runtime import dump_json, get_assets_dir
 from ..core.sliders import is_interactive
 from .guided_tour import GuidedTour
@@ -46,6 +47,7 @@ def _collect_constants(lesions):
         lesions=lesions,
         sweep=sweep,
         no_sweep=no_sweep,
+        outdated_note=outdated_note(sweep or {}),
         hyperparameters=hyperparameters,
         presets=presets,
     )

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.tri import Triangulation
 
 from ..core.display import PALETTE, Table, make_table
+from ..core.provenance import annotate_outdated
 from ..core.runtime import did_you_mean, get_assets_dir
 from .hyperparameters import LOSS_TERMS, TERM_LABELS
 from .log import change_markers, constant_segments
@@ -170,7 +171,7 @@ def plot_sweep(
     ax.text(0.5, 0.96, "squared error", ha="center", fontsize=9)
     ax.set(title=SWEEP_METRICS[metric], xlim=(-0.14, 1.14), ylim=(-0.13, 1.03), aspect="equal")
     ax.axis("off")
-    return ax
+    return annotate_outdated(ax, sweep)
 
 
 def _label_point(ax, x, y, mean, value_range):
@@ -224,5 +225,6 @@ def plot_weight_edge(
         ax.set_xticklabels(("cross-entropy\nalone", "half and half", "contrastive\nalone"))
         top = max(max(point[metric]) for key in LEARNING_RATE_NAMES for point in sweep[key])
         ax.set_ylim(0, 1.25 * top)
+        annotate_outdated(ax, sweep)
     axes[0].legend(fontsize=9, loc="lower left")
     return axes

@@ -114,6 +114,7 @@ def measure(cells, seeds, small=False):
         tests,
         ("bf16", "codes alone, no constants"),
         None,
+        draws_lesions=False,
         claim=(
             "QLoRA fine-tunes 65B on a 24 GB card, with 5.8 times less memory, 22% more time, 87%"
             " less cost."

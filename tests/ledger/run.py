@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from mmkit.core.claims import compare_conditions, decide_verdict
+from mmkit.core.provenance import get_provenance
 from mmkit.core.stats import bootstrap
 
 HERE = Path(__file__).parent
@@ -37,18 +38,24 @@ def machine():
 
 class Cells:
     """What was measured, one line of JSON for each (condition, seed, setting): asked for again, it
-    is read and not measured.
+    is read and not measured, unless lesions or base model have changed since.
     """
 
     def __init__(self, file, say=print):
         self.file, self.say, self.known, self.seconds = Path(file), say, {}, 0.0
+        self.provenance, outdated = get_provenance(), 0
         self.file.parent.mkdir(parents=True, exist_ok=True)
         for line in self.file.read_text().splitlines() if self.file.exists() else ():
             try:
                 r = json.loads(line)
             except ValueError:
                 continue  # the line that a killed run was writing
+            if r.get("provenance") != self.provenance:
+                outdated += 1
+                continue
             self.known[self.key(r["condition"], r["seed"], r["setting"])] = r
+        if outdated:
+            self.say(f"  {outdated} cells of earlier lesions or another base are measured anew")
 
     def key(self, condition, seed, setting):
         return json.dumps([condition, seed, setting], sort_keys=True)
@@ -67,6 +74,7 @@ class Cells:
                 setting=setting,
                 measures={k: float(v) for k, v in got.items()},
                 seconds=round(time.perf_counter() - began, 3),
+                provenance=self.provenance,
             )
             with self.file.open("a") as out:
                 out.write(json.dumps(r) + "\n")
@@ -113,7 +121,7 @@ def rows(
 
 
 def entry(
-    cells, seeds, id, found, comparisons, controls=(), n=None, **told
+    cells, seeds, id, found, comparisons, controls=(), n=None, draws_lesions=True, **told
 ) -> dict:  # told: claim, measured, limitations, plots, notes
     """A claim's file: rows, comparisons with their outcomes, the verdict that follows, and how it
     was come by.
@@ -124,7 +132,11 @@ def entry(
     made = dict(id=id, **told, kind="analogue, not replication", rows=rows(found, controls, n))
     made["comparisons"] = [compare_conditions(made["rows"], c) for c in comparisons]
     made["verdict"] = decide_verdict(made["comparisons"])
+    provenance = get_provenance()
+    if not draws_lesions:
+        provenance["world_version"] = None  # holds for any world
     return made | dict(
+        **provenance,
         machine=machine(),
         versions=dict(
             python=platform.python_version(),

@@ -17,6 +17,7 @@ from run import ROOT, Cells, machine, plain
 from world import distinct, fresh, pairs_of
 
 from mmkit import evaluate, losses, training
+from mmkit.core.provenance import get_provenance
 from mmkit.explain.monitor import ModalityMonitor
 from mmkit.training.fitting import DEFAULT_LEARNING_RATES
 
@@ -146,6 +147,7 @@ def measure(
         lr=dict(points=DEFAULT_LEARNING_RATES["projector"], slower=LRS["slower"]),
         held=len(held_of(seeds[0], small)),
         probed=PROBED,
+        **get_provenance(),
         machine=machine(),
         versions=dict(python=platform.python_version(), torch=torch.__version__),
         date=str(datetime.date.today()),
