@@ -180,6 +180,8 @@ def test_page_and_python_agree(page):
     ):
         v.control(name).select_option(json.dumps(value))
         v.agrees(**{name: value})
+    v.control("smooth").uncheck()
+    v.agrees(smooth=False)
     v.control("smooth").check()
     v.agrees(smooth=True)
     v.control("opacity").fill("0.35")

@@ -5,6 +5,7 @@ and leave no trace.
 import math
 import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,7 @@ from mmkit.explain.ablation import (
     swap_images,
 )
 from mmkit.explain.attention_weights import image_attention_share
+from mmkit.explain.contributions import Contributions, plot_contributions
 from mmkit.explain.divergence import bits_to_colour, compute_divergence
 from mmkit.explain.known_tasks import (
     KNOWN_TASKS,
@@ -726,3 +728,27 @@ def test_attention_mass_is_what_the_words_leave_over(family):
         image_attention_share(
             models.tiny_random_model("clip"), picture_inputs("clip", torch.randn(3, 32, 32)), at
         )
+
+
+def test_a_contribution_below_zero_is_a_bar_to_the_left_and_said():
+    def measured(image, note):
+        return Contributions(np.array([image] * 4), np.array([note] * 4), 0.5, np.arange(4))
+
+    pairs = dict(gains=(0.5, 0.3), costs=(0.4, -0.2), image_costs=(-0.1, 0.6), both=(-0.3, -0.1))
+    ax = plot_contributions({name: measured(*gains) for name, gains in pairs.items()})
+    bars = list(ax.patches)
+    assert len(bars) == 8
+    for bar, value in zip(bars, [value for gains in pairs.values() for value in gains]):
+        assert bar.get_width() == pytest.approx(value)
+        assert bool(bar.get_hatch()) == (value < 0)  # seen without colour, too
+    starts = [bar.get_x() for bar in bars]
+    assert starts == pytest.approx([0, 0.5, 0, 0, 0, 0, 0, -0.3])  # stacked on either side of 0
+    assert ax.get_xlim()[0] < -0.4
+    said = [text.get_text() for text in ax.texts]
+    assert "image's share: 62%" in said
+    assert "image's share: 100%; the note costs 20%" in said
+    assert "image's share: 0%; the image costs 10%" in said
+    assert "neither brings any; the image costs 30%; the note costs 10%" in said
+    ax.figure.canvas.draw()
+    assert "−40%" in [label.get_text() for label in ax.get_xticklabels()]
+    plt.close(ax.figure)

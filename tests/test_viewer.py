@@ -17,6 +17,7 @@ from PIL import Image
 
 from mmkit import explain
 from mmkit.core.display import VIRIDIS
+from mmkit.explain.overlay import enlarge_image, overlay_heatmap, upsample_map
 from mmkit.explain.viewer import (
     TokenViewer,
     choose_strip_words,
@@ -25,7 +26,6 @@ from mmkit.explain.viewer import (
     pack_for_browser,
     render_overlay,
     render_static_html,
-    upsample_map,
 )
 from mmkit.explain.viewer_state import (
     ViewState,
@@ -110,10 +110,66 @@ def test_spread_makes_no_heat(h, w, H, W, smooth, seed):
     assert big.shape == (H, W) and m.min() - 1e-12 <= big.min() and big.max() <= m.max() + 1e-12
     if not smooth:
         assert np.isin(big, m).all()
-    np.testing.assert_allclose(
-        upsample_map(np.array([[0.0, 1.0]]), (1, 4), True), [[0, 0.25, 0.75, 1]]
-    )  # cells' middles keep their value
-    np.testing.assert_allclose(upsample_map(m, (4 * h, 4 * w)), np.kron(m, np.ones((4, 4))))
+    odd = upsample_map(m, (5 * h, 3 * w))
+    np.testing.assert_allclose(odd[2::5, 1::3], m, atol=1e-12)  # cells' centres keep their value
+    np.testing.assert_allclose(upsample_map(m, (4 * h, 4 * w), False), np.kron(m, np.ones((4, 4))))
+
+
+def assert_brightest_at(heat, cell, grid, tolerance):
+    """The highest pixels lie about the cell's centre: beside an edge they reach from there to it.
+
+    Beyond the outermost centres nothing is known, and the value stays."""
+    for axis, (number, count) in enumerate(zip(cell, grid, strict=True)):
+        along = heat.max(1 - axis)
+        places = (np.flatnonzero(along > along.max() - 1e-6) + 0.5) / len(along)
+        centre = (number + 0.5) / count
+        low = 0 if number == 0 else centre
+        high = 1 if number == count - 1 else centre
+        assert abs(places[0] - low) < tolerance and abs(places[-1] - high) < tolerance
+        assert abs((places[0] + places[-1]) / 2 - (low + high) / 2) < tolerance / 2
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (7, 9)])
+@pytest.mark.parametrize("image_size", [(128, 128), (160, 120)])
+def test_a_hot_cell_is_brightest_at_its_centre(grid, image_size):
+    "In both pictures: the pale one with red, and the viewer's; the image is enlarged to 256 px."
+    image = Image.new("RGB", image_size, "white")
+    one_look = look(image=image, truth={}, maps={"m": np.zeros((6, *grid))})
+    for cell in [(0, 0), (0, 4), (3, 5), (6, 1), (5, 6), (grid[0] - 1, grid[1] - 1)]:
+        heatmap = np.zeros(grid)
+        heatmap[cell] = 0.3
+        red = overlay_heatmap(image, heatmap)
+        assert min(red.shape[:2]) == 256
+        heat = red[..., 0] - red[..., 2]
+        assert_brightest_at(heat, cell, grid, 1 / 256)
+        from_centre = (np.argwhere(heat > 0) + 0.5) / heat.shape - (np.array(cell) + 0.5) / grid
+        assert (np.abs(from_centre) < 1 / np.array(grid)).all()  # at its neighbours' centres: none
+        one_look.maps["m"][0] = heatmap
+        drawn = np.asarray(render_overlay(one_look, ViewState(one_look, word=0)), float)
+        assert max(drawn.shape[:2]) == 480
+        highest = 0.2 * 255 + 0.8 * VIRIDIS[255].astype(float)  # full colour on white
+        likeness = -np.abs(drawn - highest).sum(-1)
+        assert_brightest_at(likeness, cell, grid, 12 / 480)
+
+
+def test_extremes_are_the_cells_own():
+    "Two equal cells side by side are one ridge, as high as they and no higher."
+    heatmap = np.zeros((8, 8))
+    heatmap[3, 3:5] = 1
+    pixels = upsample_map(heatmap, (256, 256))
+    assert 0.999 < pixels.max() <= 1 and pixels.min() == 0
+    ridge = pixels[111, 112:144]  # from the first centre to the second
+    assert (ridge == pixels.max()).sum() > 28 and ridge.min() > 0.99
+    signed = upsample_map(heatmap - np.flipud(heatmap), (256, 256))
+    assert -1 <= signed.min() < -0.99 and 0.99 < signed.max() <= 1
+
+
+def test_an_enlarged_image_is_smooth_and_keeps_its_shape():
+    edge = Image.fromarray(np.arange(128, dtype=np.uint8)[None].repeat(96, 0) // 64 * 200)
+    large = np.asarray(enlarge_image(edge))
+    assert large.shape == (256, 341, 3)
+    assert len(np.unique(large[:, :, 0])) > 4  # shades between the two
+    assert enlarge_image(Image.new("RGB", (500, 300))).size == (500, 300)
 
 
 @given(arrays(np.float32, (3, 2, 2, 4, 4), elements=st.floats(0, 1e4, width=32) | st.just(np.nan)))
@@ -213,12 +269,15 @@ def test_inside_counts_parts_of_cells():
 
 def test_overlay_pixels():
     one_look = look(maps={"m": np.array([[[0.0, 1.0]]] * 6)}, truth={})
-    s = ViewState(one_look, word=0, opacity=0.5)
+    s = ViewState(one_look, word=0, opacity=0.5, smooth=False)
     px = np.asarray(render_overlay(one_look, s))
     assert px.shape == (320, 480, 3)
     assert (px[0, 0] == (200, 150, 120)).all() and np.abs(
         px[0, -1] - (0.5 * np.array((200, 150, 120)) + 0.5 * VIRIDIS[255])
     ).max() <= 1
+    row = np.asarray(render_overlay(one_look, s))[0]
+    assert len(np.unique(row, axis=0)) == 2
+    assert ViewState(one_look).smooth  # unless blocks are asked for
     s.smooth = True
     row = np.asarray(render_overlay(one_look, s))[0].astype(int)
     assert len(np.unique(row, axis=0)) > 50
@@ -387,16 +446,16 @@ def test_still_shows_what_the_state_says():
     page.feed(html)
     words = choose_strip_words(v.attributions_list[0], v)
     assert (
-        0 in words and len(words) == 5 and words == sorted(words) and 2 not in words
+        0 in words and len(words) == 4 and words == sorted(words) and 2 not in words
     )  # not the full stop
     assert (
-        len(page.sources) == 10
+        len(page.sources) == 8
         and "base" in page.text
         and "tuned" in page.text
         and "one scale for all words" in page.text
     )
     pictures = [Image.open(io.BytesIO(base64.b64decode(s.split(",")[1]))) for s in page.sources]
-    assert {p.size for p in pictures} == {(200, 133)}
+    assert {p.size for p in pictures} == {(256, 171)}
     for scale in ("word", "model"):
         v.scale = scale
         assert f"every {scale} on a scale of its own" in v._repr_html_() and v._repr_html_() != html
@@ -445,7 +504,7 @@ def test_what_the_kernel_sends():
 
 def test_the_viewer_needs_no_model_library():
     "It shows any object with maps, so neither torch nor transformers is among its imports."
-    for module in ("viewer", "viewer_state"):
+    for module in ("viewer", "viewer_state", "overlay"):
         tree = ast.parse(Path(explain.__file__).with_name(f"{module}.py").read_text("utf-8"))
         imported = {
             name.split(".")[0]

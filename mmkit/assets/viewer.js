@@ -41,23 +41,30 @@ const peaks = (panel, s) => choice(panel, s).peaks
 const full = (panels, panel, s) => s.scale === 'common' ? Math.max(...panels.map(p => choice(p, s).top)) : s.scale === 'model' ? choice(panel, s).top : peaks(panel, s)[s.word]
 const shown = (panel, s) => peaks(panel, s)[s.word] > 0 ? panel.each[s.word] : null
 
-function spread(v, h, w, H, W, smooth) {          // (h*w) -> (H*W): each cell a block, or blended between cells' middles
-  const out = new Float64Array(H*W)
-  function line(N, n) {
-    const lo = new Int32Array(N), hi = new Int32Array(N), t = new Float64Array(N)
-    for (let k = 0; k < N; k++) {
-      const x = Math.min(Math.max((k + .5)*n/N - .5, 0), n - 1)
-      lo[k] = smooth ? Math.floor(x) : Math.floor((k + .5)*n/N); hi[k] = smooth ? Math.min(lo[k] + 1, n - 1) : lo[k]; t[k] = smooth ? x - lo[k] : 0
-    }
-    return {lo, hi, t}
+function line(N, n, smooth) {                     // n cells along N pixels: for each pixel the four cells about it, and how far it is from the second to the third
+  const cells = new Int32Array(4*N), t = new Float64Array(N)
+  for (let k = 0; k < N; k++) {
+    const place = (k + .5)*n/N, x = smooth ? Math.min(Math.max(place - .5, 0), n - 1) : Math.floor(place), lo = Math.floor(x)
+    for (let j = 0; j < 4; j++) cells[4*k + j] = Math.min(Math.max(lo + j - 1, 0), n - 1)
+    t[k] = x - lo
   }
-  const ys = line(H, h), xs = line(W, w)
+  return {cells, t}
+}
+
+function cubic(a, b, c, d, t) {                   // Catmull and Rom's curve from b to c, never outside of the two
+  const y = b + .5*t*(c - a + t*(2*a - 5*b + 4*c - d + t*(3*(b - c) + d - a)))
+  return b < c ? Math.min(Math.max(y, b), c) : Math.min(Math.max(y, c), b)
+}
+
+function spread(v, h, w, H, W, smooth) {          // (h*w) -> (H*W): each cell a block, or blended between cells' centres, as overlay.upsample_map does
+  const rows = new Float64Array(H*w), out = new Float64Array(H*W), ys = line(H, h, smooth), xs = line(W, w, smooth)
   for (let y = 0; y < H; y++) {
-    const a = ys.lo[y]*w, b = ys.hi[y]*w, t = ys.t[y]
-    for (let x = 0; x < W; x++) {
-      const c = xs.lo[x], d = xs.hi[x], u = xs.t[x]
-      out[y*W + x] = smooth ? (1 - t)*((1 - u)*v[a + c] + u*v[a + d]) + t*((1 - u)*v[b + c] + u*v[b + d]) : v[a + c]
-    }
+    const [a, b, c, d] = ys.cells.subarray(4*y, 4*y + 4)
+    for (let x = 0; x < w; x++) rows[y*w + x] = cubic(v[a*w + x], v[b*w + x], v[c*w + x], v[d*w + x], ys.t[y])
+  }
+  for (let x = 0; x < W; x++) {
+    const [a, b, c, d] = xs.cells.subarray(4*x, 4*x + 4)
+    for (let y = 0; y < H; y++) { const r = y*w; out[y*W + x] = cubic(rows[r + a], rows[r + b], rows[r + c], rows[r + d], xs.t[x]) }
   }
   return out
 }

@@ -122,31 +122,53 @@ def compare_image_shares(
     return drop_small_interval(bootstrap(difference, *gains, groups=after.patients), after.patients)
 
 
+_BAR_COLOURS = dict(image=PALETTE.blue, note=PALETTE.vermilion)
+
+
+def _stack_bars(ax, row, values):
+    "Gains to the right of 0, losses to the left; the ends of both."
+    ends = [0.0, 0.0]  # to the left, to the right
+    for name, value in values.items():
+        side = int(value >= 0)
+        look = dict() if side else dict(fill=False, edgecolor=_BAR_COLOURS[name], hatch="////")
+        ax.barh(row, value, left=ends[side], color=_BAR_COLOURS[name], height=0.6, **look)
+        if value > 0.06:
+            middle = ends[side] + value / 2
+            text = f"{name}: {value:.0%}"
+            ax.text(middle, row, text, ha="center", va="center", color="white")
+        ends[side] += value
+    return ends
+
+
+def _describe_contributions(values, image_share):
+    "The image's share in words, and what costs right answers."
+    said = ["neither brings any" if np.isnan(image_share) else f"image's share: {image_share:.0%}"]
+    said += [f"the {name} costs {-value:.0%}" for name, value in values.items() if value <= -0.005]
+    return "; ".join(said)
+
+
 def plot_contributions(
     measured: dict,  # name of the model -> Contributions
     ax=None,
 ):
-    "One bar a model: the right answers that the image brings, and beside them those of the note."
+    """One bar a model: the right answers that the image brings, and beside them those of the note.
+
+    What costs right answers stands to the left of 0, hatched, and is said in words."""
     ax = ax or plt.subplots(figsize=(9, 0.9 + 0.7 * len(measured)))[1]
+    lowest = 0.0
     for row, contributions in enumerate(measured.values()):
-        left = 0.0
-        parts = (("image", PALETTE.blue), ("note", PALETTE.vermilion))
-        for name, colour in parts:
-            value = max(0.0, getattr(contributions, name).value)
-            ax.barh(row, value, left=left, color=colour, height=0.6, label=None if row else name)
-            if value > 0.06:
-                text = f"{name}: {value:.0%}"
-                ax.text(left + value / 2, row, text, ha="center", va="center", color="white")
-            left += value
-        share = contributions.image_share
-        text = (
-            "neither brings any" if np.isnan(share.value) else f"image's share: {share.value:.0%}"
-        )
-        ax.text(left + 0.01, row, text, va="center", fontsize=10)
-    ax.set(yticks=range(len(measured)), yticklabels=list(measured), xlim=(0, 1.3))
-    ax.set(xlabel="right answers that each brings, in points of accuracy", xticks=np.arange(6) / 5)
+        values = {name: getattr(contributions, name).value for name in _BAR_COLOURS}
+        ends = _stack_bars(ax, row, values)
+        text = _describe_contributions(values, contributions.image_share.value)
+        ax.text(ends[1] + 0.01, row, text, va="center", fontsize=10)
+        lowest = min(lowest, ends[0])
+    left = lowest - 0.03 if lowest < 0 else 0.0
+    ax.axvline(0, color=PALETTE.black, lw=0.8)
+    ax.set(yticks=range(len(measured)), yticklabels=list(measured), xlim=(left, 1.3))
+    ticks = np.arange(np.ceil(5 * lowest), 6) / 5
+    ax.set(xlabel="right answers that each brings, in points of accuracy", xticks=ticks)
     ax.set_ylim(len(measured) - 0.5, -0.5)
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}".replace("-", "−"))
     return ax
 
 # %% ../../nbs/library/explain/contributions.ipynb #8513a36d

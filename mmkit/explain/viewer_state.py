@@ -162,7 +162,7 @@ class ViewState(T.HasTraits):
         "common",
         help="full colour is the largest value of all, of each model, or of each word",
     ).tag(sync=True)
-    smooth = T.Bool(False, help="blend between cells").tag(sync=True)
+    smooth = T.Bool(True, help="blend between the centres of cells; else blocks").tag(sync=True)
     outline = T.Bool(True, help="draw the true structure").tag(sync=True)
     held = T.Bool(False, help="the mouse no longer chooses the word").tag(sync=True)
 
