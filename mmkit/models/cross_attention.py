@@ -10,7 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .connectors import Connector, get_patches_per_side, pooling_kernel_size
+from mmkit.models.connectors import (
+    Connector,
+    get_num_image_tokens,
+    get_patches_per_side,
+    pooling_kernel_size,
+)
 
 # %% ../../nbs/library/models/cross_attention.ipynb #36eb8f5b
 class GatedCrossAttentionLayer(nn.Module):
@@ -97,7 +102,7 @@ class CrossAttentionConnector(Connector):
         self,
         config,
         num_image_tokens: int = 1,  # nothing else is possible
-        num_states: int = 36,  # vectors that text attends to
+        num_states: int = None,  # vectors that text attends to; None: the model's image tokens
         cross_attention_layers: tuple = (1, 3),  # before which of the text model's layers
         num_heads: int = 4,
         intermediate_size: int = 64,
@@ -108,6 +113,8 @@ class CrossAttentionConnector(Connector):
                 f"cross-attention puts one token into the sequence, not {num_image_tokens}; "
                 "how many vectors text attends to is num_states=…"
             )
+        if num_states is None:
+            num_states = get_num_image_tokens(config)
         depth = config.get_text_config().num_hidden_layers
         if missing := [k for k in cross_attention_layers if not 0 <= k < depth]:
             raise ValueError(f"layers {missing}: the text model has {depth}, 0 to {depth - 1}")

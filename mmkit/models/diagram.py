@@ -6,6 +6,8 @@
 __all__ = ['describe_architecture', 'plot_model_diagram']
 
 # %% ../../nbs/library/models/diagram.ipynb #a115b08d
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -58,15 +60,20 @@ def _draw_grid(ax, x, side, num_cells, image, colour):
         ax.plot([left + step] * 2, [bottom, bottom + side], color=colour, lw=0.5, zorder=2)
 
 
-def _draw_tokens(ax, x, width, num_columns=9, num_rows=6, num_image_rows=4):
+def _draw_tokens(ax, x, width, num_image_tokens, num_text_rows=2):
     "A block of squares: image tokens first, then those of the prompt."
-    cell = width / num_columns
-    top = 1.0 + cell * num_rows / 2
-    for row in range(num_rows):
-        is_image = row < num_image_rows
-        for column in range(num_columns - 4 * (row == num_rows - 1)):
-            corner = (x - width / 2 + column * cell + 0.1 * cell, top - (row + 0.9) * cell)
-            colour = PART_COLOURS["projector"] if is_image else PART_COLOURS["text"]
+    num_columns = max(8, math.ceil(math.sqrt(num_image_tokens)))
+    num_image_rows = math.ceil(num_image_tokens / num_columns)
+    num_rows = num_image_rows + num_text_rows
+    cell = min(width / num_columns, 1.5 / num_rows)
+    left, top = x - cell * num_columns / 2, 1.0 + cell * num_rows / 2
+    num_text_tokens = num_columns * num_text_rows - num_columns // 2  # the last row is half full
+    for is_image, num_tokens in ((True, num_image_tokens), (False, num_text_tokens)):
+        first_row = 0 if is_image else num_image_rows
+        colour = PART_COLOURS["projector"] if is_image else PART_COLOURS["text"]
+        for k in range(num_tokens):
+            row, column = divmod(k, num_columns)
+            corner = (left + (column + 0.1) * cell, top - (first_row + row + 0.9) * cell)
             ax.add_patch(Rectangle(corner, 0.8 * cell, 0.8 * cell, fc=colour, ec="none"))
 
 
@@ -87,9 +94,11 @@ def plot_model_diagram(
         image = np.asarray(image)
     _draw_grid(ax, places["image"], 1.3, round(sizes["num_patches"] ** 0.5), image, "white")
     _draw_box(ax, places["vision"], 1.35, PART_COLOURS["vision"], "vision\nencoder", 1.1)
-    _draw_box(ax, places["pool"], 1.0, "0.55", "pooling", 0.55)
+    is_pooled = sizes["pool_size"] > 1
+    grey, title = ("0.55", "pooling") if is_pooled else ("0.7", "no pooling")
+    _draw_box(ax, places["pool"], 1.0, grey, title, 0.55)
     _draw_box(ax, places["projector"], 1.25, PART_COLOURS["projector"], "projector", 0.55)
-    _draw_tokens(ax, places["tokens"], 1.2)
+    _draw_tokens(ax, places["tokens"], 1.2, sizes["num_image_tokens"])
     _draw_box(ax, places["text"], 1.2, PART_COLOURS["text"], "text\nmodel", 1.1)
     ax.text(11.85, 1.0, answer, ha="center", va="center", fontsize=11, style="italic")
     ends = [(1.45, 2.0), (3.5, 4.05), (5.15, 5.72), (7.08, 7.7), (9.0, 9.58), (10.9, 11.3)]
@@ -107,8 +116,8 @@ def plot_model_diagram(
             f"{_format_count(counts['vision'])} weights",
         ),
         pool=(
-            f"{sizes['pool_size']} × {sizes['pool_size']} patches",
-            "to one token",
+            f"{sizes['pool_size']} × {sizes['pool_size']} patches" if is_pooled else "every patch",
+            "to one token" if is_pooled else "is a token",
         ),
         projector=(
             f"{sizes['vision_width']} to {sizes['text_width']} numbers",
