@@ -37,6 +37,7 @@ from mmkit.explain.maps import (
 from mmkit.explain.plots import plot_head_grid
 from mmkit.explain.supervision import attention_supervision_loss
 from mmkit.explain.words import WordAttributions, attribute_words, join_tokens_to_words
+from mmkit.lesions.lesion import IMAGE_SIZE
 from mmkit.models.modes import frozen_eval_mode
 from mmkit.models.parts import part_of
 from mmkit.models.tiny import TINY_CONFIGS
@@ -570,7 +571,10 @@ def test_pointing_scores_each_structure_once(shipped, drawn):
     ]
     for s in looks:
         s.maps["truth"] = np.stack(
-            [s.truth.get(k, np.zeros((96, 96))).astype(float) for k in range(len(s.words))]
+            [
+                s.truth.get(k, np.zeros((IMAGE_SIZE, IMAGE_SIZE))).astype(float)
+                for k in range(len(s.words))
+            ]
         )
     rows = explain.evaluate_pointing(looks, "truth")
     assert rows and all(r["hit"] == 1 and r["auc"] == 1 and r["iou"] == 1 for r in rows)

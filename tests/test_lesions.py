@@ -577,7 +577,7 @@ def test_visibility_is_low_when_nothing_can_be_seen():
     "Images and outlines of other lesions under the same structure masks fail the gate."
 
     class Shuffled(World):
-        def render(self, index, size=96):
+        def render(self, index):
             own, other = super().render(index), super().render((index + 1) % len(self))
             return replace(own, image=other.image, mask=other.mask)
 

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from mmkit.chat.prompts import PROMPTS
+from mmkit.core.processes import map_in_processes
 from mmkit.data.captions import (
     CAPTION_STRUCTURES,
     NUMBERS,
@@ -318,7 +319,7 @@ def test_a_changed_renderer_does_not_meet_an_old_file(cache, monkeypatch):
     old = load_melanoma_pairs(n=3, size=32, seed=77)
     real = World.render
 
-    def darker(self, i, size=96):
+    def darker(self, i, size):
         r = real(self, i, size)
         r.image = r.image // 2
         return r
@@ -328,6 +329,53 @@ def test_a_changed_renderer_does_not_meet_an_old_file(cache, monkeypatch):
         np.asarray(load_melanoma_pairs(n=3, size=32, seed=77)[0]["image"]).mean()
         < np.asarray(old[0]["image"]).mean() * 0.7
     )
+
+
+@pytest.fixture
+def used_processes(monkeypatch):
+    "How many processes each call asked for; two cores."
+    used = []
+
+    def count(function, items, num_processes):
+        used.append(num_processes)
+        return map_in_processes(function, items, num_processes)
+
+    monkeypatch.setattr("mmkit.data.melanoma_pairs.map_in_processes", count)
+    monkeypatch.setattr("mmkit.data.melanoma_pairs.available_cpu_count", lambda: 2)
+    return used
+
+
+def test_pairs_are_the_same_by_any_number_of_processes(tmp_path, used_processes):
+    one, two, usual = (
+        load_melanoma_pairs(70, 4, 32, cache_dir=tmp_path / str(number), num_processes=number)
+        for number in (1, 2, None)
+    )
+    assert used_processes == [1, 2, 2]
+    assert [list(iter_raw_records(ds)) for ds in (two, usual)] == [list(iter_raw_records(one))] * 2
+
+
+def test_pairs_are_drawn_once_by_however_many_processes(tmp_path, used_processes):
+    for number in (2, None, 1):
+        again = load_melanoma_pairs(70, 4, 32, cache_dir=tmp_path, num_processes=number)
+    assert len(again) == 70 and used_processes == [2]
+
+
+@pytest.mark.parametrize("n, cores", [(63, 1), (64, 2), (200, 2)])
+def test_few_pairs_are_drawn_by_one_process(tmp_path, used_processes, n, cores):
+    load_melanoma_pairs(n, size=16, masks=False, cache_dir=tmp_path)
+    assert used_processes == [cores]
+
+
+def test_a_script_without_guard_runs_once(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('begins')\n"
+        "from mmkit.data import load_melanoma_pairs\n"
+        f"pairs = load_melanoma_pairs(64, size=16, cache_dir={str(tmp_path)!r}, num_processes=2)\n"
+        "print(len(pairs))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.stdout.split() == ["begins", "64"], done.stderr[-500:]
 
 
 def test_a_spoiled_file_is_made_again(cache):

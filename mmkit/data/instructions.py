@@ -24,7 +24,7 @@ from mmkit.data.captions import (
     format_impression,
     join_phrases,
 )
-from ..lesions.lesion import ATTRIBUTE_LEVELS
+from ..lesions.lesion import ATTRIBUTE_LEVELS, IMAGE_SIZE
 
 # %% ../../nbs/library/data/instructions.ipynb #490aab59
 JSON_PROMPT = "Answer in JSON."
@@ -100,7 +100,7 @@ MAX_BAR_VALUE = 5
 # %% ../../nbs/library/data/instructions.ipynb #bfcf34f1
 def draw_chart(
     values: dict,  # bar -> 1 to 5
-    size: int = 96,  # pixels a side
+    size: int = IMAGE_SIZE,  # pixels a side
 ) -> Image.Image:
     "A bar chart with a line at every unit."
     image = Image.new("RGB", (size, size), "white")

@@ -16,13 +16,15 @@ from ..chat.collator import Collator
 from ..chat.prompts import PROMPT
 from ..core.display import make_progress_bar
 from ..core.stats import random_derangement
+from ..lesions.lesion import IMAGE_SIZE
 from ..models.features import project_patches
 from ..models.modes import eval_mode
 from ..training.cache import cache_features
 from ..training.dataset import select_text_columns
 
 # %% ../../nbs/library/evaluate/generation.ipynb #8def797e
-BLANK_IMAGE = Image.new("RGB", (96, 96), (128, 128, 128))  # what a text-only baseline sees
+# What a text-only baseline sees.
+BLANK_IMAGE = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (128, 128, 128))
 
 
 def get_pooled_features(

@@ -14,7 +14,14 @@ import numpy as np
 from .camera import CAMERA_PROPERTIES, photograph
 from .colours import lay_out
 from .fields import clip01, smooth_noise, smoothstep
-from .lesion import CAMERAS, FIELD_OF_VIEW_MM, Lesion, WorldParams, sample_lesion
+from mmkit.lesions.lesion import (
+    CAMERAS,
+    FIELD_OF_VIEW_MM,
+    IMAGE_SIZE,
+    Lesion,
+    WorldParams,
+    sample_lesion,
+)
 from .optics import BLOOD, COLOUR_AMOUNTS, DERMAL, MELANIN, SCAR, reflect
 from .outline import make_frame
 from .skin import draw_bubbles, draw_hairs, draw_ruler, make_skin
@@ -199,7 +206,7 @@ MASK_WEIGHTS = dict(dots=0.3)
 
 def render_lesion(
     lesion: Lesion,
-    size: int = 96,  # pixels a side
+    size: int = IMAGE_SIZE,  # pixels a side
     shot: int = 0,  # another number: the lesion photographed once more, other skin and light
 ) -> RenderedLesion:
     "Draw a lesion with its masks: the same lesion at every size."
@@ -252,7 +259,7 @@ class World:
     def render(
         self,
         index: int,
-        size: int = 96,  # pixels a side
+        size: int = IMAGE_SIZE,  # pixels a side
     ) -> RenderedLesion:
         "The image of a lesion with its masks."
         return render_lesion(self.lesion(index), size)

@@ -25,7 +25,6 @@ from mmkit.pretrain.gates import (
 )
 from .loop import PretrainingOptions
 from .shape_dataset import build_shape_dataset
-from .shape_targets import IMAGE_SIZE, NUM_IMAGE_TOKENS, PATCH_SIZE
 from .text import build_tokenizer_corpus
 from .text_training import TEXT_OPTIONS, cache_vision_features, pretrain_text
 from .tokenizer import create_base_model
@@ -160,14 +159,7 @@ def build_base_model(
     shapes_dir = work_dir / "shapes"
     build_shape_dataset(shapes_dir, num_shapes, seed, options.num_workers)
     corpus = build_tokenizer_corpus(seed=seed)
-    model, processor = create_base_model(
-        work_dir / "fresh",
-        corpus,
-        seed=seed,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        mm_tokens_per_image=NUM_IMAGE_TOKENS,
-    )
+    model, processor = create_base_model(work_dir / "fresh", corpus, seed=seed)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def stage_options(stage):

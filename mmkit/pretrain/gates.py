@@ -23,7 +23,6 @@ from ..evaluate.generation import generate
 from ..lesions.lesion import ATTRIBUTE_LEVELS
 from ..lesions.render import World
 from .shape_rendering import render_shape
-from .shape_targets import IMAGE_SIZE
 from .shapes import sample_shape
 from .text import IMAGE_PROMPT, background_to_skin
 
@@ -66,7 +65,7 @@ def evaluate_linear_probes(
 ) -> dict:  # name -> attribute -> Interval of the balanced accuracy
     "Logistic regression on frozen features: three quarters to fit, other patients to score."
     world = World(seed, num_lesions, prevalence=0.5)
-    rendered = [world.render(i, IMAGE_SIZE) for i in range(num_lesions)]
+    rendered = [world.render(i) for i in range(num_lesions)]
     images = np.stack([r.image for r in rendered])
     num_fit = num_lesions * 3 // 4 // 3 * 3  # three lesions a patient, none on both sides
     patients = [r.lesion.patient_id for r in rendered[num_fit:]]

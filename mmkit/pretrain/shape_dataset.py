@@ -6,17 +6,16 @@
 __all__ = ['open_shape_dataset', 'build_shape_dataset']
 
 # %% ../../nbs/library/pretrain/shape_dataset.ipynb #ab775d2b
-import contextlib
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
+from ..core.processes import map_in_processes
+from ..lesions.lesion import IMAGE_SIZE
 from .shape_rendering import render_shape
 from mmkit.pretrain.shape_targets import (
     DENSE_MAPS,
-    IMAGE_SIZE,
     MAP_SIZE,
     NUM_GLOBAL_COLUMNS,
     compute_global_targets,
@@ -43,7 +42,7 @@ def open_shape_dataset(
 
 @dataclass(frozen=True)
 class _Chunk:
-    "What one worker renders; at the top of the module, because spawned processes unpickle it."
+    "What one process renders at a time."
 
     folder: str
     seed: int
@@ -64,7 +63,7 @@ def build_shape_dataset(
     folder,
     num_shapes: int = 48_000,
     seed: int = 0,
-    num_workers: int = 2,  # processes; below 2 none is started
+    num_workers: int = 2,  # processes, where the system can fork; below 2 none is started
     log=print,  # called with a line of text ten times; None for silence
 ):
     "Render the generic shapes to disk; does nothing when the folder holds them already."
@@ -79,12 +78,8 @@ def build_shape_dataset(
         _Chunk(str(folder), seed, start, min(start + chunk_size, num_shapes), num_shapes)
         for start in range(0, num_shapes, chunk_size)
     ]
-    with contextlib.ExitStack() as stack:
-        run_all = map
-        if num_workers >= 2:
-            pool = stack.enter_context(get_context("spawn").Pool(num_workers))
-            run_all = pool.imap_unordered
-        for num_done, _ in enumerate(run_all(_render_chunk, chunks), 1):
+    with map_in_processes(_render_chunk, chunks, num_workers) as rendered:
+        for num_done, _ in enumerate(rendered, 1):
             if log and num_done % max(1, len(chunks) // 10) == 0:
                 log(f"rendered {num_done / len(chunks):.0%} of {num_shapes} shapes")
     marker.write_text(content)

@@ -16,10 +16,11 @@ import numpy as np
 from ..lesions.camera import Camera, photograph
 from ..lesions.colours import Layout, free_regions, lay_out
 from ..lesions.fields import clip01, pixel_grid, smooth_noise, smoothstep
+from ..lesions.lesion import IMAGE_SIZE
 from ..lesions.outline import ANGLES, make_frame, sample_edge_width
 from ..lesions.skin import draw_bubbles, draw_hairs, draw_ruler
 from ..lesions.structures import Ink, draw_streaks, draw_structures
-from .shape_targets import IMAGE_SIZE, compute_dense_maps
+from .shape_targets import compute_dense_maps
 from .shapes import PAINT_RGB, Shape, sample_shape
 
 # %% ../../nbs/library/pretrain/shape_rendering.ipynb #f36d3b95

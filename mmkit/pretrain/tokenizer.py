@@ -23,6 +23,9 @@ from transformers import (
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
+from ..lesions.lesion import IMAGE_SIZE
+from .shape_targets import NUM_IMAGE_TOKENS, PATCH_SIZE
+
 # %% ../../nbs/library/pretrain/tokenizer.ipynb #a2395b6d
 SPECIAL_TOKENS = [
     "<pad>",
@@ -167,9 +170,9 @@ def create_base_model(
     seed: int = 0,  # of the weights
     vision_config: dict = None,  # overrides of VISION_CONFIG
     text_config: dict = None,  # overrides of TEXT_CONFIG
-    image_size: int = 96,  # pixels
-    patch_size: int = 8,  # pixels
-    mm_tokens_per_image: int = 36,  # image tokens; a square that divides the patch grid
+    image_size: int = IMAGE_SIZE,  # pixels
+    patch_size: int = PATCH_SIZE,  # pixels
+    mm_tokens_per_image: int = NUM_IMAGE_TOKENS,  # a square that divides the patch grid
     vocab_size: int = 2048,  # at most
 ) -> tuple:  # model, processor
     "Write an untrained Gemma 3 of toy size to `output_dir`, and return it."

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..lesions.lesion import IMAGE_SIZE
 from .loop import PretrainingOptions, run_pretraining
 from .shape_dataset import open_shape_dataset
 from mmkit.pretrain.shape_targets import (
     DENSE_MAPS,
     GLOBAL_COLUMNS,
     GLOBAL_TARGETS,
-    IMAGE_SIZE,
     MAP_SIZE,
     PATCH_SIZE,
     REGRESSION_MAPS,
