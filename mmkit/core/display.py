@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'VIRIDIS', 'Palette', 'set_plot_style', 'html_escape', 'Page', 'Table', 'make_table', 'make_progress_bar',
-           'make_thumbnail', 'show_source']
+           'make_thumbnail', 'figure_to_jpeg', 'show_source']
 
 # %% ../../nbs/library/core/display.ipynb #f629e3be
 import base64
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -202,6 +203,22 @@ def make_thumbnail(
     small.save(buffer, format, quality=quality)
     encoded = base64.b64encode(buffer.getvalue()).decode()
     return f"data:image/{format.lower()};base64,{encoded}"
+
+# %% ../../nbs/library/core/display.ipynb #8af6479d
+def figure_to_jpeg(
+    fig,  # a matplotlib figure; it is closed
+    description: str,  # what it shows, for who cannot see it
+    quality: int = 85,  # of the JPEG
+) -> Page:  # HTML in a notebook; `print` gives the description
+    "A figure that shows photographs, at a sixth of the bytes that a PNG of it has."
+    buffer = io.BytesIO()
+    options = dict(dpi=fig.dpi, bbox_inches="tight", pil_kwargs=dict(quality=quality))
+    fig.savefig(buffer, format="jpeg", **options)
+    plt.close(fig)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    description = html_escape(description)
+    source = f"data:image/jpeg;base64,{encoded}"
+    return Page(f'<img alt="{description}" style="max-width:100%" src="{source}">', description)
 
 # %% ../../nbs/library/core/display.ipynb #034297a4
 def show_source(

@@ -98,6 +98,7 @@ def plot_head_grid(
     for (layer, head), ax in np.ndenumerate(axes):
         ax.imshow(overlay_heatmap(attributions.image, weights[layer, head], vmax=vmax))
         ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
         if head == 0:
             ax.set_ylabel(f"layer {layer}", fontsize=9)
         if layer == 0:
