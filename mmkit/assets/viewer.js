@@ -84,7 +84,7 @@ function overlay(canvas, panel, s, lut, top) {   // the picture under the word's
   if (v) {
     const [, , , h, w] = panel.maps[s.method].shape, big = spread(v, h, w, H, W, s.smooth)
     for (let k = 0; k < H*W; k++) {
-      const t = Math.min(big[k]/top, 1), c = 3*Math.round(255*t), a = s.opacity*Math.sqrt(t), o = 4*k
+      const t = Math.min(big[k]/top, 1), c = 3*Math.round(255*t), a = s.opacity*t*(2 - t), o = 4*k
       px[o] = (1 - a)*px[o] + a*lut[c]; px[o + 1] = (1 - a)*px[o + 1] + a*lut[c + 1]; px[o + 2] = (1 - a)*px[o + 2] + a*lut[c + 2]   // rounds by itself
     }
   }

@@ -67,7 +67,7 @@ def render_overlay(
     if heatmap is not None:
         values = upsample_map(heatmap, pixels.shape[:2], state.smooth)
         heat = np.minimum(values / get_vmax(attributions, state), 1)[..., None]
-        alpha = state.opacity * np.sqrt(heat)
+        alpha = state.opacity * heat * (2 - heat)  # medium values stay visible, 0 has no edge
         colours = VIRIDIS[np.round(255 * heat[..., 0]).astype(int)]
         pixels = (1 - alpha) * pixels + alpha * colours
     pixels = np.round(pixels).astype(np.uint8)
