@@ -9,7 +9,7 @@ __all__ = ['PretrainingOptions', 'scheduled_learning_rate', 'run_pretraining']
 import json
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ def _make_optimizer(parameters, options):
 def run_pretraining(
     model: nn.Module,  # its weights are kept in the checkpoint
     parameters: list,  # those that train
-    compute_losses: Callable,  # step -> (loss to minimise, {name: part to log})
+    compute_losses: Callable,  # step -> (loss to minimise, {name: part to log}), parts may vary
     options: PretrainingOptions,
     output_dir,  # gets <stage>.pt and <stage>.jsonl; continues where it has a checkpoint
     stage: str,  # 'vision' or 'text'
@@ -74,7 +74,7 @@ def run_pretraining(
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         first_step, seconds_before = checkpoint["step"], checkpoint["seconds"]
-    started, sums = time.time(), Counter()
+    started, parts = time.time(), defaultdict(list)
     for step in range(first_step, options.max_steps):
         for group in optimizer.param_groups:
             group["lr"] = scheduled_learning_rate(options, step)
@@ -84,13 +84,13 @@ def run_pretraining(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         for name, value in logged.items():
-            sums[name] += value.item()
+            parts[name].append(value.item())
         if (step + 1) % options.save_steps:
             continue
         seconds = seconds_before + time.time() - started
-        means = {name: total / options.save_steps for name, total in sums.items()}
+        means = {name: sum(values) / len(values) for name, values in parts.items()}
         row = dict(step=step + 1, **means, seconds=round(seconds))
-        sums.clear()
+        parts.clear()
         with open(output_dir / f"{stage}.jsonl", "a") as log_file:
             log_file.write(json.dumps(row) + "\n")
         checkpoint = dict(

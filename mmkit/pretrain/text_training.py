@@ -16,10 +16,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..core.runtime import atomic_path
 from .loop import PretrainingOptions, run_pretraining
 from .shape_dataset import open_shape_dataset
-from .shape_targets import NUM_IMAGE_TOKENS
+from .shape_targets import NUM_IMAGE_TOKENS, POOLING
 from .text import IGNORE_INDEX, TEXT_KINDS, sample_training_text
 
 # %% ../../nbs/library/pretrain/text_training.ipynb #479d3372
+def _pool_patches(patches):  # (B, P, D) -> (B, T, D)
+    "Means of POOLING² neighbours: what Gemma 3 does before its projector."
+    batch_size, num_patches, hidden_size = patches.shape
+    side = round(num_patches**0.5)
+    grid = patches.view(batch_size, side, side, hidden_size).permute(0, 3, 1, 2)
+    return F.avg_pool2d(grid, POOLING).flatten(2).transpose(1, 2)
+
+
 def cache_vision_features(
     model,  # a Gemma 3 from create_base_model
     shapes_dir,  # written by build_shape_dataset
@@ -27,7 +35,7 @@ def cache_vision_features(
     path,  # where the features are kept; read when they are there already
     batch_size: int = 128,
 ) -> np.ndarray:  # (N, T, D) float16, mapped from disk
-    "The frozen vision encoder's patches of all shapes."
+    "The frozen vision encoder's pooled patches of all shapes."
     hidden_size = model.config.vision_config.hidden_size
     shape = (num_shapes, NUM_IMAGE_TOKENS, hidden_size)
     path = Path(path)
@@ -42,7 +50,7 @@ def cache_vision_features(
             pixel_values = batch.permute(0, 3, 1, 2).float() / 127.5 - 1
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=False):
                 patches = model.model.vision_tower(pixel_values=pixel_values).last_hidden_state
-            features[start : start + batch_size] = patches.half().cpu().numpy()
+            features[start : start + batch_size] = _pool_patches(patches).half().cpu().numpy()
         features.flush()
     return np.memmap(path, np.float16, "r", shape=shape)
 

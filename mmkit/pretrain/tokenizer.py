@@ -114,10 +114,10 @@ def train_tokenizer(
 
 # %% ../../nbs/library/pretrain/tokenizer.ipynb #852831b9
 VISION_CONFIG = dict(
-    hidden_size=192,
+    hidden_size=128,
     num_hidden_layers=6,
-    intermediate_size=576,
-    num_attention_heads=3,
+    intermediate_size=384,
+    num_attention_heads=2,
     vision_use_head=False,
 )
 TEXT_CONFIG = dict(
