@@ -1,6 +1,7 @@
 "The shipped base passes its gates; a short version of its recipe gives a folder that loads."
 
 import hashlib
+import inspect
 import json
 from dataclasses import replace
 
@@ -11,6 +12,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmkit import chat, data, lesions, models, pretrain
+from mmkit.data.instructions import draw_chart
+from mmkit.evaluate.generation import BLANK_IMAGE
+from mmkit.lesions.lesion import IMAGE_SIZE
 from mmkit.models.loading import BASE_MODEL_DIR
 from mmkit.pretrain.build import RecipeOptions
 from mmkit.pretrain.gates import (
@@ -29,6 +33,7 @@ from mmkit.pretrain.text import (
     encode_conversation,
 )
 from mmkit.pretrain.text_training import TEXT_OPTIONS
+from mmkit.pretrain.tokenizer import create_base_model
 from mmkit.pretrain.vision import VISION_OPTIONS
 
 
@@ -112,6 +117,19 @@ def test_attributes_of_shapes_are_independent():
         [shape.network == "atypical" for shape in shapes],
     ]
     assert np.abs(np.corrcoef(columns) - np.eye(4)).max() < 0.08
+
+
+def test_everything_is_drawn_in_the_size_that_the_recipe_trains_for(cache):
+    recipe = inspect.signature(create_base_model).parameters
+    sizes = dict(
+        world=len(lesions.World(seed=1).render(0).image),
+        pairs=data.load_melanoma_pairs(1)[0]["image"].width,
+        chart=draw_chart(dict(red=2)).width,
+        blank=BLANK_IMAGE.width,
+        shape=len(render_shape(sample_shape(0, 0)).image),
+        recipe=recipe["image_size"].default,
+    )
+    assert set(sizes.values()) == {IMAGE_SIZE}, sizes
 
 
 def test_recipe_from_nothing_gives_a_folder_that_loads(tmp_path, monkeypatch):
