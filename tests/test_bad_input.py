@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from mmkit.data.fields import TEMPLATE_TOKENS, clean_text, parse_integer
 from mmkit.data.images import ImageFolder, get_stored_image, open_image, read_mask
 from mmkit.data.loading_report import LoadingReport, RecordRejected
-from mmkit.data.records import LABELS
 from mmkit.data.tables import load_table
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -469,7 +468,8 @@ def test_json_lines(folder):
         ),
         '["' + "[" * 3000,
     ]
-    ds, report = load(folder, data="\n".join(lines).encode(), name="t.jsonl")
+    meanings = {1: "melanoma", False: "benign"}
+    ds, report = load(folder, data="\n".join(lines).encode(), name="t.jsonl", labels=meanings)
     assert (
         ds["label"][:] == ["melanoma", "benign"]
         and ds[0]["questions"][0]["answer"] == "Yes."
@@ -593,7 +593,7 @@ def test_any_bytes_as_a_table_are_data_or_a_clear_error(fixed, data):
             and report.loaded + len(report.aside) == report.rows
             and set(ds["id"][:]) <= {"a", "b"}
         )
-        assert set(ds["label"][:]) <= {None, *LABELS}
+        assert all(label is None or label == label.strip() != "" for label in ds["label"][:])
 
 
 @settings(quick, max_examples=80)
@@ -619,7 +619,7 @@ def test_every_row_is_in_exactly_one_place(fixed, rows):
     try:
         ds, report = load_table(fixed / "t.csv")
     except ValueError as e:
-        assert "nothing could be loaded" in str(e) or "no rows" in str(e)
+        assert any(words in str(e) for words in ("nothing could be loaded", "no rows", "labels="))
         return
     assert report.loaded + len(report.aside) == report.rows
     at = [json.loads(p)["row"] for p in ds["provenance"][:]] + [a["row"] for a in report.aside]

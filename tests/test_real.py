@@ -545,7 +545,9 @@ def test_load_folder_knows_the_layouts(derm, tmp_path_factory):
     sheet(c / "mine.csv", "file,melanoma\nx.png,1\ny.png,0")
     picture(c / "pics" / "x.png")
     picture(c / "pics" / "y.png", 1)
-    ds, report = load_folder(c)
+    with pytest.raises(ValueError, match="say what the labels mean"):
+        load_folder(c)
+    ds, report = load_folder(c, labels={0: "benign", 1: "melanoma"})
     assert report.source == "mine" and ds["label"][:] == ["melanoma", "benign"]
 
 

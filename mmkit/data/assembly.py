@@ -138,11 +138,10 @@ def finish_record(
     if folder is not None:
         _fill_image(record, image_name, folder, report, decode)
     _fill_attributes(record, colours)
-    attributes, label = record["attributes"], record.get("label")
-    if label not in (None, *LABELS):
-        raise RecordRejected("label outside the set", repr(label))
-    for name in ("site", "sex", "notes", "camera", "patient", "lesion"):
+    for name in ("prompt", "site", "sex", "notes", "camera", "patient", "lesion"):
         record[name] = clean_text(record.get(name), name)
+    attributes, label = record["attributes"], record.get("label")
+    clean_text(label, "label")  # refuses a template's tokens; the name stays as it is
     diagnosis = clean_text(diagnosis, "diagnosis")
     # the phrasing follows the id, not the row or the label
     rng = np.random.default_rng(int(hash_digest(record["id"])[:12], 16))
@@ -155,7 +154,8 @@ def finish_record(
         raise RecordRejected("empty caption", "nothing is said about this image")
     if not record.get("questions"):
         boxes = {box["name"]: box["box"] for box in record.get("boxes") or []}
-        questions = make_questions(attributes, colours, label, boxes, rng)
+        is_lesion = label in LABELS or diagnosis or colours or boxes or any(attributes.values())
+        questions = make_questions(attributes, colours, label, boxes, rng) if is_lesion else []
         record["questions"] = questions + (more_questions or [])
     if label is None and diagnosis:
         report.counts[f"{diagnosis!r} is neither benign nor melanoma, label left empty"] += 1

@@ -12,9 +12,9 @@ import imagehash
 import numpy as np
 import PIL
 import PIL.Image
-import PIL.ImageOps
 from datasets import Dataset
 
+from ..chat.images import convert_to_rgb
 from ..core.display import make_progress_bar
 from .records import hash_digest, iter_raw_records, read_image_bytes
 
@@ -22,7 +22,7 @@ from .records import hash_digest, iter_raw_records, read_image_bytes
 def _hash_image(data):  # perceptual bits (64,), thumbnail (1024,)
     with PIL.Image.open(io.BytesIO(data)) as image:
         image.draft("RGB", (256, 256))
-        image = PIL.ImageOps.exif_transpose(image).convert("RGB")
+        image = convert_to_rgb(image)
         bits = imagehash.phash(image).hash.ravel()
         grey = image.convert("L").resize((32, 32), PIL.Image.Resampling.BOX)
     thumbnail = np.asarray(grey, np.float32).ravel()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from ..chat.images import convert_to_rgb
 from ..core.display import Page, html_escape, make_progress_bar, make_table
 from .lint_balance import lint_balance
 from mmkit.data.lint_checks import (
@@ -264,7 +265,7 @@ def get_value(records: Dataset, row: int, name: str):
 def _make_thumbnail(records, row, size=72):
     "An <img> of one record, or a grey field where it has no image."
     try:
-        image = records[int(row)]["image"].convert("RGB")
+        image = convert_to_rgb(records[int(row)]["image"])
     except Exception:
         return (
             f'<div style="width:{size}px;height:{size}px;background:#eee;font-size:11px">'

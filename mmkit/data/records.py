@@ -21,10 +21,10 @@ import datasets
 import numpy as np
 import PIL
 import PIL.Image
-import PIL.ImageOps
 from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
 
+from ..chat.images import convert_to_rgb
 from ..chat.prompts import YESNO_PROMPT
 from ..core.runtime import atomic_path
 from ..lesions.lesion import ATTRIBUTE_LEVELS
@@ -35,8 +35,9 @@ FEATURES = Features(
     dict(
         id=_TEXT,
         image=datasets.Image(mode="RGB"),
+        prompt=_TEXT,  # what is asked about it; None: the prompt of the run
         caption=_TEXT,
-        label=_TEXT,  # 'benign', 'melanoma' or None
+        label=_TEXT,  # 'benign' or 'melanoma', a class of your own, or None
         patient=_TEXT,
         lesion=_TEXT,
         attributes={
@@ -60,7 +61,7 @@ FEATURES = Features(
         split=_TEXT,
     )
 )  # the publisher's own split, where there is one
-LABELS = ("benign", "melanoma")
+LABELS = ("benign", "melanoma")  # of the running example; any other text is a class too
 
 # %% ../../nbs/library/data/records.ipynb #cc99cd1b
 def make_record(
@@ -74,11 +75,11 @@ def make_record(
                 f"a record has no field {name!r}"
                 + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(FEATURES)}")
             )
-    if known.get("label") not in (None, *LABELS):
-        raise ValueError(
-            f"label {known['label']!r} is outside {LABELS}; map it to one of them, or to None when"
-            " it is neither"
-        )
+    label = known.get("label")
+    if not isinstance(label, (str, type(None))):
+        raise ValueError(f"label={label!r} is no text: give the name of the class, or None")
+    if isinstance(known.get("image"), PIL.Image.Image):
+        known["image"] = convert_to_rgb(known["image"])
     out = {name: [] if name in ("questions", "boxes") else None for name in FEATURES} | known
     out["attributes"] = dict.fromkeys(ATTRIBUTE_LEVELS) | (known.get("attributes") or {})
     return out

@@ -18,6 +18,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from ..chat.images import convert_to_rgb
 from ..chat.prompts import YESNO_PROMPT
 from ..core.runtime import did_you_mean
 from .records import get_column, parse_provenance
@@ -264,9 +265,7 @@ def _corrupt_image(record, kind, strength, rng):
     image = record.get("image")
     if image is None:
         raise ValueError(f"record {record.get('id')!r} has no image to shift")
-    if hasattr(image, "convert"):
-        image = image.convert("RGB")
-    pixels = np.asarray(image, np.float32) / 255
+    pixels = np.asarray(convert_to_rgb(image), np.float32) / 255
     return _to_pil_image(IMAGE_CORRUPTIONS[kind](pixels, strength, rng))
 
 

@@ -19,6 +19,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from ..core.display import make_table
 from .duplicates import compute_image_hashes, find_close_hashes
+from .records import LABELS, get_column
 
 # %% ../../nbs/library/data/splits.ipynb #a56edacd
 def normalize_identifier(record_id: str | None) -> str | None:
@@ -145,20 +146,18 @@ def split_records(
 # %% ../../nbs/library/data/splits.ipynb #43a48ddf
 def split_summary(splits: dict):  # name -> data set
     "What is in each part: records, patients, labels."
+    names = {label for part in splits.values() for label in get_column(part, "label")} - {None}
+    is_melanoma_task = names <= set(LABELS)
+    columns = LABELS[::-1] if is_melanoma_task else sorted(names)
     lines = []
     for name, part in splits.items():
-        labels = part["label"][:] if len(part) else []
-        patients = set(part["patient"][:]) - {None} if len(part) else set()
-        counts = Counter(labels)
-        line = dict(
-            part=name,
-            records=len(part),
-            patients=len(patients),
-            melanoma=counts["melanoma"],
-            benign=counts["benign"],
-        )
+        counts = Counter(get_column(part, "label"))
+        patients = set(get_column(part, "patient")) - {None}
+        line = dict(part=name, records=len(part), patients=len(patients))
+        line |= {label: counts[label] for label in columns}
         line["no label"] = counts[None]
-        line["share"] = f"{counts['melanoma'] / max(1, len(part)):.1%}"
+        if is_melanoma_task:
+            line["share"] = f"{counts['melanoma'] / max(1, len(part)):.1%}"
         lines.append(line)
     return make_table(lines)
 

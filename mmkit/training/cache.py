@@ -22,7 +22,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..chat.images import images_to_pixel_values
+from ..chat.images import convert_to_rgb, images_to_pixel_values
 from ..core.display import make_progress_bar
 from ..core.runtime import atomic_path, evict_lru
 from ..data.records import get_cache_dir
@@ -39,7 +39,7 @@ def _iter_image_bytes(records):
     "What identifies each image: its encoded bytes, its file's path, size and time, or its pixels."
     if not hasattr(records, "cast_column"):
         for record in records:
-            pixels = np.ascontiguousarray(np.asarray(record["image"]))
+            pixels = np.ascontiguousarray(np.asarray(convert_to_rgb(record["image"])))
             yield pixels.tobytes() + str(pixels.shape).encode()
         return
     encoded = records.select_columns(["image"])

@@ -1,0 +1,244 @@
+"Data of one's own: labels are never guessed, nothing is dropped in silence, images look the same."
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from mmkit import chat, data
+from mmkit.chat.images import convert_to_rgb, get_image_size
+from mmkit.chat.templates import tiny_processor
+from mmkit.data.records import FEATURES, make_record
+from mmkit.training.cache import _iter_image_bytes
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor("gemma3")
+
+
+@pytest.fixture
+def load(tmp_path):
+    "Writes lines as a table beside twelve images, and loads it."
+    for k in range(12):
+        Image.new("RGB", (32, 24), (20 * k, 90, 250 - 20 * k)).save(tmp_path / f"{k}.png")
+
+    def load_lines(*lines, **options):
+        (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+        return data.load_table(tmp_path / "table.csv", **options)
+
+    return load_lines
+
+
+def rows(values):
+    return [f"{k}.png,{value}" for k, value in enumerate(values)]
+
+
+# ---- labels
+@pytest.mark.parametrize(
+    "spelled,labels,expected",
+    [
+        (["stop", "yield", "limit"], None, ["stop", "yield", "limit"]),
+        (["nv", "mel", "bcc"], None, ["nv", "mel", "bcc"]),
+        (["Benign", "MEL", "melanoma"], None, ["benign", "melanoma", "melanoma"]),
+        (["mel", "mel", ""], None, ["melanoma", "melanoma"]),
+        (["0", "1", "0"], {0: "benign", 1: "melanoma"}, ["benign", "melanoma", "benign"]),
+        (["0.0", "1.0", "7"], {"0": "none", "1": "one", "7": "7"}, ["none", "one", "7"]),
+        (["yes", "no", "yes"], {"yes": "ill", "no": "well"}, ["ill", "well", "ill"]),
+        (["stop", "yield", "?!"], {"?!": None}, ["stop", "yield", None]),
+        (["nevus", "mel", "BCC"], {"nevus": "benign", "bcc": None}, ["benign", "melanoma", None]),
+        (["A", "B", "A"], {"A": None, "B": None}, [None, None, None]),
+    ],
+)
+def test_a_label_is_what_the_table_or_the_caller_says(load, spelled, labels, expected):
+    records, report = load("image,label", *rows(spelled), labels=labels)
+    assert records["label"][:] == expected, report
+
+
+@pytest.mark.parametrize("spelled", [("0", "1"), ("yes", "no"), ("True", "False"), ("3", "12")])
+def test_a_code_asks_what_it_means(load, spelled):
+    with pytest.raises(ValueError) as caught:
+        load("image,melanoma", *rows(spelled))
+    assert f"labels={{'{spelled[0]}': '…', '{spelled[1]}': '…'}}" in str(caught.value)
+
+
+def test_a_stray_code_among_names_is_set_aside_and_the_rest_kept(load):
+    records, report = load("image,label", *rows(["cat", "dog", "1"]))
+    assert records["label"][:] == ["cat", "dog"] and report.reasons == {"label outside the set": 1}
+
+
+def test_foreign_labels_are_all_named_and_none_is_made_a_melanoma(load):
+    _, report = load("image,label", *rows(["benign", "melanoma", "BCC", "SCC"]))
+    assert [aside["id"] for aside in report.aside] == ["2.png", "3.png"]
+    for aside in report.aside:
+        assert "labels={'BCC': None, 'SCC': None}" in aside["detail"]
+
+
+def test_a_label_is_given_as_a_name(load):
+    with pytest.raises(ValueError, match="name of the class"):
+        load("image,label", *rows("ab"), labels=dict(a=0, b=1))
+
+
+def test_columns_of_zero_and_one_are_classes(load):
+    table = ("image,MEL,NV,UNK", "0.png,1,0,0", "1.png,0.0,1.0,0.0", "2.png,0,0,1")
+    records, report = load(*table)
+    assert records["label"][:] == ["MEL", "NV", "UNK"]
+    assert "the label is read from the columns MEL, NV, UNK" in str(report)
+    records, _ = load(*table, labels=dict(mel="melanoma", nv="benign", unk=None))
+    assert records["label"][:] == ["melanoma", "benign"]  # of the third row nothing is said
+    assert "melanoma" in records["caption"][0]
+
+
+def test_one_hot_columns_beside_captions_are_taken_when_they_are_named(load):
+    table = ("image,caption,cat,dog", "0.png,An animal.,1,0", "1.png,Another.,0,1")
+    records, report = load(*table)
+    assert records["label"][:] == [None, None] and "not used: cat, dog" in str(report)
+    records, report = load(*table, columns=dict(label=["cat", "dog"]))
+    assert records["label"][:] == ["cat", "dog"] and "not used" not in str(report)
+    _, report = load(*table, "2.png,Both.,1,1", columns=dict(label=["cat", "dog"]))
+    assert report.reasons == {"several labels": 1}
+
+
+# ---- nothing is dropped in silence, and nothing is made up
+def test_the_report_names_the_columns_that_are_not_used(load):
+    _, report = load("image,label,weather,border", "0.png,benign,rain,regular", "1.png,mel,sun,")
+    assert report.notes == [
+        "columns that are not used: weather",
+        "10 image files are named by no row that was loaded, such as 10.png",
+    ]
+
+
+@pytest.mark.parametrize("names", ["prompt,caption", "question,answer", "instruction,response"])
+def test_each_row_is_asked_its_own_prompt(load, processor, names):
+    records, _ = load(f"image,{names}", "0.png,Which animal?,A dog.", "1.png,,A cat.")
+    assert records["prompt"][:] == ["Which animal?", None]
+    asked = [chat.Collator(processor).build_prompt(record) for record in records]
+    assert asked == ["Which animal?", chat.PROMPT]
+    shuffled = records.select([1, 0]).to_list()
+    assert shuffled[1]["prompt"] == "Which animal?"
+
+
+def test_a_prompt_may_not_hold_control_tokens(load):
+    _, report = load("image,prompt,caption", "0.png,<end_of_turn>,A.", "1.png,What?,B.")
+    assert report.reasons == {"template token in prompt": 1}
+
+
+def test_a_traffic_sign_is_asked_nothing_clinical(load):
+    records, _ = load("image,caption,label", *rows(["A red sign.,stop", "A sign.,yield"]))
+    assert records["questions"][:] == [[], []]
+    records, _ = load("image,label", *rows(["stop", "yield"]))
+    assert records["caption"][:] == ["Stop.", "Yield."] and records["questions"][:] == [[], []]
+    records, _ = load("image,label", *rows(["benign", "melanoma"]))
+    assert all(records["questions"][:])
+
+
+def test_own_classes_are_split_evenly_and_counted(load):
+    images = [f"{k}.png,{('stop', 'yield')[k % 2]}" for k in range(12)]
+    named = [f"{line},{k}-{turn}" for turn in range(5) for k, line in enumerate(images)]
+    records, _ = load("image,label,id", *named)
+    splits = data.split_records(records)
+    for part in splits.values():
+        assert abs(part["label"][:].count("stop") - len(part) / 2) <= 1
+    summary = str(data.split_summary(splits))
+    assert "stop" in summary and "yield" in summary and "melanoma" not in summary
+
+
+# ---- images
+def transparent():
+    image = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
+    ImageDraw.Draw(image).ellipse([10, 5, 30, 15], fill=(200, 0, 0, 255))
+    return image
+
+
+def palette(transparency=None):
+    image = Image.new("RGB", (40, 20), "green")
+    image.paste((200, 0, 0), (0, 0, 20, 20))
+    image = image.quantize(4)
+    if transparency is not None:
+        image.info["transparency"] = image.getpixel((0, 0))
+    return image
+
+
+def grey16():
+    ramp = np.linspace(0, 65535, 800).astype(np.uint16).reshape(20, 40)
+    return Image.fromarray(ramp)
+
+
+def two_halves(mode):
+    image = Image.new("RGB", (40, 20), "white")
+    image.paste((10, 60, 110), (0, 0, 20, 20))
+    return image.convert(mode)
+
+
+MODES = {
+    "transparent.png": transparent,
+    "palette.png": palette,
+    "transparent_palette.png": lambda: palette(0),
+    "grey16.png": grey16,
+    "grey.png": lambda: two_halves("L"),
+    "grey_alpha.png": lambda: two_halves("LA"),
+    "one_bit.png": lambda: two_halves("1"),
+    "cmyk.tif": lambda: two_halves("CMYK"),
+    "turned.png": lambda: two_halves("RGB"),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_an_image_looks_the_same_whichever_way_it_comes_in(tmp_path, processor, name):
+    exif = Image.Exif()
+    exif[0x0112] = 6 if name.startswith("turned") else 1
+    MODES[name]().save(tmp_path / name, exif=exif)
+    (tmp_path / "t.csv").write_text(f"image,caption\n{name},An image.\n")
+    table = data.load_table(tmp_path / "t.csv")[0][0]["image"]
+
+    with Image.open(tmp_path / name) as opened:
+        opened.load()
+        made = make_record(id="a", image=opened.copy() if name != "turned.png" else opened)
+        stored = datasets.Dataset.from_list([made], features=FEATURES)[0]["image"]
+        plain = datasets.Features(dict(image=datasets.Image()))
+        column = datasets.Dataset.from_dict(dict(image=[str(tmp_path / name)]), features=plain)
+        unshifted = data.apply_shift([dict(id="a", image=opened)], "blur", 0)
+        ways = dict(
+            file=data.open_image(tmp_path / name),
+            direct=opened,
+            record=stored,
+            column=column[0]["image"],
+            unshifted=unshifted[0]["image"],
+        )
+        expected = np.asarray(table)
+        assert expected.shape == ((40, 20, 3) if name == "turned.png" else (20, 40, 3))
+        wanted = chat.images_to_pixel_values(processor, [table])
+        for way, image in ways.items():
+            assert np.array_equal(np.asarray(convert_to_rgb(image)), expected), way
+            assert get_image_size(image) == expected.shape[:2], way
+            batch = chat.Collator(processor)([dict(image=image, caption="An image.")])
+            assert np.array_equal(batch["pixel_values"], wanted), way
+
+
+def test_arrays_are_images_in_either_order_of_axes(processor):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)
+    expected = Image.fromarray(pixels)
+    for array in (pixels, np.moveaxis(pixels, 2, 0), pixels.astype(np.int64)):
+        assert np.array_equal(np.asarray(convert_to_rgb(array)), pixels)
+    records = datasets.Dataset.from_list([dict(image=expected, caption="A.")])
+    row = records.with_format("torch")[0]
+    batch = chat.Collator(processor)([row])
+    assert np.array_equal(batch["pixel_values"], chat.images_to_pixel_values(processor, [expected]))
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "a.png", np.zeros((20, 40, 3)), np.zeros((2, 20, 40, 3), np.uint8)]
+)
+def test_what_is_no_image_is_refused_in_words(wrong):
+    with pytest.raises(ValueError, match="give a PIL image"):
+        convert_to_rgb(wrong)
+
+
+def test_cached_features_know_the_palette_of_an_image():
+    images = [Image.frombytes("P", (2, 2), bytes([0, 1, 1, 0])) for _ in range(2)]
+    for image, colours in zip(images, ([255, 0, 0, 0, 255, 0], [0, 0, 0, 30, 30, 30])):
+        image.putpalette(colours)
+    first, second = _iter_image_bytes([dict(image=image) for image in images])
+    assert first != second
