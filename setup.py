@@ -53,7 +53,10 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["mmkit", "mmkit.*"]),
     package_data={"mmkit": ["assets/*", "assets/**/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={
+        "dev": cfg["dev_requirements"].split(),
+        "peers": cfg["peer_requirements"].split(),
+    },
     entry_points={
         "console_scripts": ["mmkit=mmkit.cli:main"],
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],

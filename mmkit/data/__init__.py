@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'Findings', 'LABELS', 'SHIFTS', 'apply_shift', 'augment_with_shifts', 'compose_caption', 'find_leakage',
-           'findings_page', 'fix_findings', 'get_column', 'hard_negative_captions', 'instruction_mix', 'lint_records',
-           'load_folder', 'load_melanoma_pairs', 'load_table', 'make_questions', 'make_record', 'open_image',
-           'parse_attributes', 'parse_caption', 'plot_records', 'remove_leakage', 'split_records', 'split_summary']
+           'findings_page', 'fix_findings', 'formats', 'get_column', 'hard_negative_captions', 'instruction_mix',
+           'lint_records', 'load_folder', 'load_melanoma_pairs', 'load_table', 'make_questions', 'make_record',
+           'open_image', 'parse_attributes', 'parse_caption', 'plot_records', 'remove_leakage', 'split_records',
+           'split_summary']
 
 # %% ../../nbs/library/data/00_data.ipynb #d84b61a4
+from . import formats
 from .caption_reader import parse_attributes, parse_caption
 from .captions import compose_caption, hard_negative_captions
 from .folders import load_folder
@@ -35,6 +37,7 @@ _all_ = [
     "find_leakage",
     "findings_page",
     "fix_findings",
+    "formats",
     "get_column",
     "hard_negative_captions",
     "instruction_mix",
