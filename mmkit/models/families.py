@@ -7,7 +7,7 @@ __all__ = ['FAMILIES', 'Gemma3Family', 'LlavaFamily', 'PaliGemmaFamily', 'QwenVL
            'MllamaFamily', 'Blip2Family', 'InstructBlipFamily', 'DualEncoderFamily', 'ClipFamily', 'SiglipFamily',
            'find_family']
 
-# %% ../../nbs/library/models/families.ipynb #78532eea
+# %% ../../nbs/library/models/families.ipynb #bf9ae06e
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava_next.modeling_llava_next import (
@@ -18,7 +18,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 from .family import Family, ImageTokens, get_image_token_id, split_image_tokens
 from .modes import unwrap_model
 
-# %% ../../nbs/library/models/families.ipynb #67467ac1
+# %% ../../nbs/library/models/families.ipynb #f6ce7df5
 class Gemma3Family(Family):
     "Pooled patches; image tokens attend both ways, which token types say."
 
@@ -67,7 +67,7 @@ class PaliGemmaFamily(Family):
         has_begun = (labels != -100).cumsum(1) > 0  # (B, T)
         return dict(token_type_ids=has_begun.long())
 
-# %% ../../nbs/library/models/families.ipynb #a6346ff5
+# %% ../../nbs/library/models/families.ipynb #0593d14b
 class QwenVLFamily(Family):
     "A grid of tokens in the image's own shape."
 
@@ -108,7 +108,7 @@ class QwenVLFamily(Family):
     def token_types(self, input_ids, image_token_id, labels=None):
         return dict(mm_token_type_ids=(input_ids == image_token_id).long())
 
-# %% ../../nbs/library/models/families.ipynb #5a1f1d23
+# %% ../../nbs/library/models/families.ipynb #19737dca
 class LlavaNextFamily(Family):
     "An overview, then the tiles without their padding, a newline token at each line's end."
 
@@ -221,7 +221,7 @@ class Idefics3Family(Family):
         num_tiles = -(-(height or size) // size) * -(-(width or size) // size)
         return of_tile * (num_tiles + 1 if num_tiles > 1 else 1)
 
-# %% ../../nbs/library/models/families.ipynb #f71abdb6
+# %% ../../nbs/library/models/families.ipynb #8c85817a
 class MllamaFamily(Family):
     "The text attends to tiles of patches; one token stands where the image was said."
 
@@ -237,8 +237,10 @@ class MllamaFamily(Family):
         found = super().modules(model, part)
         if part != "projector":
             return found
-        layers = unwrap_model(model).get_decoder().layers
-        return found + [layer.cross_attn for layer in layers if hasattr(layer, "cross_attn")]
+        names = ("cross_attn", "cross_attn_attn_gate", "cross_attn_mlp_gate")
+        for layer in self.decoder(model).layers:
+            found += [getattr(layer, name) for name in names if hasattr(layer, name)]
+        return found
 
     def image_tokens(self, batch, source):
         "Without positions; the grid is that of the patches of all tiles."
@@ -276,7 +278,7 @@ class MllamaFamily(Family):
         means = (of_tiles * mask[..., None]).sum(2) / mask.sum(2)[..., None].clamp(min=1)
         return means[batch["aspect_ratio_ids"] > 0]  # without the places of missing images
 
-# %% ../../nbs/library/models/families.ipynb #d40f6a59
+# %% ../../nbs/library/models/families.ipynb #bb39a56f
 class Blip2Family(Family):
     "A few learned queries read the image; none of them has a place in it."
 
@@ -299,6 +301,10 @@ class Blip2Family(Family):
     def image_tokens(self, batch, source):
         return [image._replace(grid=None) for image in super().image_tokens(batch, source)]
 
+    def decoder(self, model):
+        "transformers' `get_decoder` gives it with its head here."
+        return unwrap_model(model).language_model.get_decoder()
+
     def num_image_tokens(self, config, height=None, width=None):
         return config.num_query_tokens
 
@@ -318,7 +324,7 @@ class InstructBlipFamily(Blip2Family):
     def cacheable(self, trained_parts):
         return ""
 
-# %% ../../nbs/library/models/families.ipynb #36b071c2
+# %% ../../nbs/library/models/families.ipynb #edb30b28
 class DualEncoderFamily(Family):
     "It compares an image with a text, by one vector each."
 
@@ -370,7 +376,7 @@ class SiglipFamily(DualEncoderFamily):
     model_types = ("siglip",)
     processor_classes = ("SiglipProcessor",)
 
-# %% ../../nbs/library/models/families.ipynb #003a1cda
+# %% ../../nbs/library/models/families.ipynb #5c1c0c15
 FAMILIES = (
     Gemma3Family(),
     LlavaFamily(),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEARLY_ZERO', 'ImageTokens', 'get_image_token_id', 'split_image_tokens', 'Family', 'blank_pixel_values']
 
-# %% ../../nbs/library/models/family.ipynb #4f09c121
+# %% ../../nbs/library/models/family.ipynb #b679195c
 import math
 from operator import attrgetter
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import torch
 from .modes import unwrap_model
 from .parts import linear_module_names
 
-# %% ../../nbs/library/models/family.ipynb #5c58f4c2
+# %% ../../nbs/library/models/family.ipynb #e9c53b53
 class ImageTokens(NamedTuple):
     "One image of a batch: its tokens in the text, and the places of the image they stand for."
 
@@ -61,7 +61,7 @@ def split_image_tokens(
     of_images = zip(rows.split(counts), positions.split(counts), strict=True)
     return [(int(rows_of_one[0]), places) for rows_of_one, places in of_images]
 
-# %% ../../nbs/library/models/family.ipynb #08fa7c29
+# %% ../../nbs/library/models/family.ipynb #034a6d0d
 class Family:
     """The answers of a family whose images take a fixed square of tokens in the text.
 
@@ -158,6 +158,10 @@ class Family:
         tokens = self.encode_images(model, batch).pooler_output  # (N, P, D), or N of (P, D)
         return torch.stack([of_one.mean(0) for of_one in tokens])
 
+    def decoder(self, model):  # a module that gives `last_hidden_state`
+        "The text model without its output head."
+        return unwrap_model(model).get_decoder()
+
     def embed_texts(
         self,
         model,
@@ -165,8 +169,9 @@ class Family:
         attention_mask: torch.Tensor,  # (N, T) 1 on real tokens
     ) -> torch.Tensor:  # (N, D), any scale
         "One vector for each text: the mean of its last hidden states."
-        decoder = unwrap_model(model).get_decoder()
-        outputs = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        outputs = self.decoder(model)(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        )
         hidden = outputs.last_hidden_state  # (N, T, D)
         mask = attention_mask[..., None].to(hidden.dtype)  # (N, T, 1)
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
@@ -175,7 +180,7 @@ class Family:
         "What stays the same for an image, step after step, while these parts train."
         return "" if {"vision", "projector"} & set(trained_parts) else "image tokens"
 
-# %% ../../nbs/library/models/family.ipynb #f2ce78bd
+# %% ../../nbs/library/models/family.ipynb #a61949e6
 NEARLY_ZERO = 1e-4  # of a normalised pixel: a hundredth of one step of 255
 
 
