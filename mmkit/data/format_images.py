@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from .images import standardize_image
-from .loading_report import RecordRejected
+from ..chat.images import convert_to_rgb, is_upright
 from .records import encode_png, hash_digest, read_image_bytes
 
 # %% ../../nbs/library/data/format_images.ipynb #6cc91f25
@@ -30,22 +29,21 @@ _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
 
 
 def _open(image, record_id):
-    "(encoded bytes or None, opened PIL image) of what a record holds."
+    "(encoded bytes or None, PIL image or array) of what a record holds."
     if isinstance(image, (str, Path)):
         image = dict(bytes=None, path=str(image))
     if isinstance(image, dict):
         data = read_image_bytes(image, record_id)
-        return data, PIL.Image.open(io.BytesIO(data))
-    if isinstance(image, PIL.Image.Image):
-        return None, image
-    return None, PIL.Image.fromarray(np.asarray(image))
+        opened = PIL.Image.open(io.BytesIO(data))
+        opened.load()
+        return data, opened
+    return None, image
 
 
 def _is_plain(image):
     "A JPEG or PNG in upright RGB without transparency?"
-    is_upright = image.getexif().get(0x0112, 1) == 1
     has_plain_mode = image.mode == "RGB" and "transparency" not in image.info
-    return image.format in _SUFFIXES and has_plain_mode and is_upright
+    return image.format in _SUFFIXES and has_plain_mode and is_upright(image)
 
 
 def make_image_file(
@@ -55,11 +53,11 @@ def make_image_file(
     "The file of one image. ValueError where it cannot be read."
     try:
         data, opened = _open(image, record_id)
-        opened.load()
-        kind = opened.format
-        if data is None or not _is_plain(opened):
-            data, kind = encode_png(np.asarray(standardize_image(opened))), "PNG"
-    except (OSError, TypeError, ValueError, RecordRejected) as e:
+        if data is not None and _is_plain(opened):
+            kind = opened.format
+        else:
+            data, kind = encode_png(np.asarray(convert_to_rgb(opened))), "PNG"
+    except (OSError, TypeError, ValueError) as e:
         raise ValueError(
             f"the image of record {record_id} cannot be read ({e}); load the data again with"
             " mmkit.data, which sets such records aside"
