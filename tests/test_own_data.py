@@ -1,5 +1,7 @@
 "Data of one's own: labels are never guessed, nothing is dropped in silence, images look the same."
 
+import json
+
 import datasets
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from mmkit.chat.images import convert_to_rgb, get_image_size
 from mmkit.chat.templates import tiny_processor
 from mmkit.data.records import FEATURES, make_record
 from mmkit.training.cache import _iter_image_bytes
+from mmkit.training.dataset import TokenizedDataset
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -242,3 +245,194 @@ def test_cached_features_know_the_palette_of_an_image():
         image.putpalette(colours)
     first, second = _iter_image_bytes([dict(image=image) for image in images])
     assert first != second
+
+
+# ---- conversations, several images, text alone
+def say(role, text):
+    return {"from": role, "value": text}
+
+
+def turn(role, *content):
+    return dict(role=role, content=list(content))
+
+
+WORDS, PICTURE = dict(type="text", text="What is it?"), dict(type="image", path="0.png")
+ANSWER = "A dog."
+ONE_QUESTION = {
+    "llava": dict(
+        image="0.png", conversations=[say("human", "<image>\nWhat is it?"), say("gpt", ANSWER)]
+    ),
+    "sharegpt": dict(
+        images=["0.png"],
+        messages=[
+            dict(role="user", content="<image>What is it?"),
+            dict(role="assistant", content=ANSWER),
+        ],
+    ),
+    "openai": dict(
+        messages=[
+            turn("user", WORDS, dict(type="image_url", image_url=dict(url="0.png"))),
+            dict(role="assistant", content=ANSWER),
+        ]
+    ),
+    "axolotl": dict(
+        messages=[turn("user", PICTURE, WORDS), turn("assistant", dict(type="text", text=ANSWER))]
+    ),
+    "trl": dict(
+        images=["0.png"],
+        prompt=[turn("user", dict(type="image"), WORDS)],
+        completion=[dict(role="assistant", content=ANSWER)],
+    ),
+    "alpaca": dict(images=["0.png"], instruction="<image>What is it?", output=ANSWER),
+    "plain": dict(images=["0.png"], prompt="What is it?", answer=ANSWER),
+}
+
+
+@pytest.fixture
+def load_json(load, tmp_path):
+    def load_rows(*rows, lines=False):
+        text = "\n".join(map(json.dumps, rows)) if lines else json.dumps(rows)
+        (tmp_path / "talk.json").write_text(text)
+        return data.load_table(tmp_path / "talk.json")
+
+    return load_rows
+
+
+@pytest.mark.parametrize("lines", [True, False], ids=["lines", "array"])
+@pytest.mark.parametrize("kind", ONE_QUESTION)
+def test_one_question_is_a_prompt_and_a_caption_in_every_format(load_json, processor, kind, lines):
+    records, report = load_json(ONE_QUESTION[kind], ONE_QUESTION[kind], lines=lines)
+    assert report.reasons == {"duplicate id": 1} and report.rows == 2
+    record = records[0]
+    if kind == "openai":  # words before the image stay before it
+        assert [part["type"] for part in record["messages"][0]["content"]] == ["text", "image"]
+    else:
+        assert (record["prompt"], record["caption"]) == ("What is it?", ANSWER)
+        assert record["messages"] is record["images"] is None
+    assert record["image"].size == (32, 24)
+    labels = chat.Collator(processor)([record])["labels"][0]
+    said = processor.tokenizer.decode(labels[labels != -100])
+    assert said.startswith(ANSWER)
+
+
+def test_turns_system_and_several_images_reach_the_batch(load_json, processor):
+    talk = [
+        say("system", "Be brief."),
+        say("human", "<image>First? <image>"),
+        say("gpt", "Blue."),
+        say("human", "And now <image>?"),
+        say("gpt", "Red."),
+    ]
+    records, report = load_json(dict(images=["0.png", "5.png", "11.png"], conversations=talk))
+    record = records[0]
+    assert not report.aside and record["image"] is None and len(record["images"]) == 3
+    assert [message["role"] for message in record["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]
+    collator = chat.Collator(processor)
+    batch = collator(list(records))
+    assert len(batch["pixel_values"]) == 3
+    said = processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
+    assert "Blue." in said and "Red." in said and "First?" not in said
+    dataset = TokenizedDataset(records, collator)
+    again = dataset.collate_fn([dataset[0]])
+    assert again["input_ids"].tolist() == batch["input_ids"].tolist()
+    assert np.array_equal(again["pixel_values"], batch["pixel_values"])
+
+
+def test_a_question_without_image_is_text_alone(load_json, processor):
+    records, report = load_json(
+        dict(image="0.png", prompt="What is it?", caption="A dog."),
+        dict(prompt="How many legs has a dog?", caption="Four."),
+        dict(caption="Nothing is shown, and nothing asked."),
+    )
+    assert records["id"][:] == ["0", "row-2"] and report.reasons == {"no image named": 1}
+    collator = chat.Collator(processor)
+    dataset = TokenizedDataset(records, collator)
+    assert [len(dataset.collate_fn([dataset[k]]).get("pixel_values", [])) for k in (0, 1)] == [1, 0]
+    batch = dataset.collate_fn([dataset[0], dataset[1]])
+    assert batch["input_ids"].tolist() == collator(list(records))["input_ids"].tolist()
+
+
+@pytest.mark.parametrize(
+    "row,reason",
+    [
+        (dict(conversations=[say("human", "What?")]), "ends with a question"),
+        (dict(image="0.png", conversations=[say("gpt", "A.")]), "nobody asks"),
+        (dict(conversations=[say("human", "<image>?"), say("gpt", "A.")]), "do not fit"),
+        (dict(conversations=[say("narrator", "?"), say("gpt", "A.")]), "role outside the set"),
+        (dict(conversations=[say("human", " "), say("gpt", "A.")]), "a turn is empty"),
+        (dict(messages=["What?", "A."]), "a turn is no object"),
+        (dict(conversations=[say("human", "?"), say("gpt", "<eos>")]), "template token in"),
+    ],
+)
+def test_a_broken_conversation_is_set_aside_with_its_reason(load_json, row, reason):
+    records, report = load_json(ONE_QUESTION["llava"], row)
+    assert len(records) == 1 and reason in next(iter(report.reasons))
+
+
+def test_a_conversation_that_ends_with_a_question_is_not_trained(processor):
+    talk = [turn("user", dict(type="text", text="And now?"))]
+    with pytest.raises(ValueError, match="ends with a question"):
+        chat.Collator(processor)([dict(image=None, messages=talk)])
+    assert "labels" not in chat.Collator(processor, for_training=False)(
+        [dict(image=None, messages=talk)]
+    )
+
+
+def test_several_captions_of_an_image_and_equal_names_in_two_folders_are_kept(load, tmp_path):
+    for place in ("p", "q"):
+        (tmp_path / place).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / place / "same.png")
+    lines = ["0.png,A dog.", "0.png,A cat.", "0.png,A dog.", "p/same.png,A.", "q/same.png,A."]
+    records, report = load("image,caption", *lines)
+    assert records["id"][:] == ["0", "0-2", "same", "same-2"]
+    assert report.reasons == {"duplicate id": 1}
+
+
+# ---- folders
+def image_at(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(path)
+
+
+def test_class_folders_are_labels_and_splits(tmp_path):
+    for place in ("train/stop/a", "train/yield/b", "test/stop/a", "train/masks/a"):
+        image_at(tmp_path / f"{place}.png")
+    records, _ = data.load_folder(tmp_path)
+    rows = zip(records["id"][:], records["label"][:], records["split"][:])
+    assert set(rows) == {
+        ("a", "stop", "test"),
+        ("a-2", "stop", "train"),
+        ("b", "yield", "train"),
+    }
+
+
+def test_folders_of_images_and_masks_are_no_classes(tmp_path):
+    for place in ("images/a", "masks/a"):
+        image_at(tmp_path / f"{place}.png")
+    with pytest.raises(ValueError, match="in a folder for each class"):
+        data.load_folder(tmp_path)
+
+
+def test_a_text_beside_an_image_is_its_caption(tmp_path):
+    for name in ("a", "b", "c"):
+        image_at(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("A dog.\n")
+    (tmp_path / "b.txt").write_text("A cat.")
+    records, report = data.load_folder(tmp_path)
+    assert records["caption"][:] == ["A dog.", "A cat."] and report.reasons == {"empty caption": 1}
+
+
+def test_metadata_of_an_imagefolder_gives_each_split(tmp_path):
+    for split in ("train", "test"):
+        image_at(tmp_path / split / "0.png")
+        line = dict(file_name="0.png", text=f"A dog in {split}.")
+        (tmp_path / split / "metadata.jsonl").write_text(json.dumps(line))
+    records, _ = data.load_folder(tmp_path)
+    rows = zip(records["split"][:], records["caption"][:])
+    assert sorted(rows) == [("test", "A dog in test."), ("train", "A dog in train.")]

@@ -430,6 +430,8 @@ def test_fingerprint_sees_every_field():
     base = make_record(
         id="a",
         image=flat("red"),
+        images=[flat("red"), flat("blue")],
+        messages=[dict(role="user", content=[dict(type="text", text="q")])],
         prompt="q",
         caption="c",
         label="benign",
@@ -456,6 +458,8 @@ def test_fingerprint_sees_every_field():
 
     other = dict(
         image=flat("blue"),
+        images=[flat("blue"), flat("red")],
+        messages=[dict(role="user", content=[dict(type="text", text="r")])],
         mask=flat("black"),
         label="melanoma",
         attributes=dict.fromkeys(ATTRIBUTE_LEVELS),
@@ -470,9 +474,10 @@ def test_fingerprint_sees_every_field():
         | {mark(base | {k: None}) for k in FEATURES if k not in ("questions", "boxes")}
     )
     assert len(marks) == 1 + 2 * len(FEATURES) - 2
+    stored = ("image", "images", "mask")
     assert mark(base) == mark(
-        json.loads(json.dumps({k: v for k, v in base.items() if k not in ("image", "mask")}))
-        | {k: base[k] for k in ("image", "mask")}
+        json.loads(json.dumps({k: v for k, v in base.items() if k not in stored}))
+        | {k: base[k] for k in stored}
     )
 
 

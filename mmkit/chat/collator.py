@@ -108,9 +108,12 @@ def caption_to_id(
 
 # %% ../../nbs/library/chat/collator.ipynb #f7b61c92
 def count_images(
-    record: dict,  # with `image`, `images`, or neither where they were taken out
+    # with `image` or `images`; where they were taken out, with `num_images` or nothing
+    record: dict,
 ) -> int:
     "How many images a record has; text alone has `image=None`, and what says nothing has one."
+    if record.get("num_images") is not None:
+        return record["num_images"]
     images = record.get("images")
     if images is None:
         return int(record.get("image", "taken out") is not None)
@@ -169,6 +172,12 @@ class Collator:
         messages = record.get("messages")
         if messages:
             ends_with_answer = messages[-1]["role"] == "assistant"
+            if self.for_training and not ends_with_answer:
+                raise ValueError(
+                    "a conversation ends with a question: nothing is left to learn from its last"
+                    f" turn, {str(messages[-1]['content'])[:80]}. Give the answer, or take the"
+                    " turn away"
+                )
             return messages[:-1] if ends_with_answer and not self.for_training else messages
         answer = record.get("answer") or record.get("caption") or ""
         return build_messages(

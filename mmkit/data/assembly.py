@@ -101,10 +101,14 @@ IDENTIFIER_COLUMNS = (
 )
 
 # %% ../../nbs/library/data/assembly.ipynb #4b874073
-def _fill_image(record, image_name, folder, report, decode):
-    "The image of a record, and its mask and lesion box where the columns did not give them."
-    file = folder.find(image_name)
-    record["image"], size = get_stored_image(file, decode)
+def _fill_images(record, image_names, folder, report, decode):
+    "The images of a record; of a single one the mask and lesion box, where no column gave them."
+    files = [folder.find(name) for name in image_names]
+    stored = [get_stored_image(file, decode) for file in files]
+    if len(files) != 1:
+        record["images"] = [image for image, _ in stored] or None
+        return
+    (file,), ((record["image"], size),) = files, stored
     for name, value in load_mask_fields(folder, file.stem, size, report).items():
         if not record.get(name):
             record[name] = value
@@ -122,7 +126,7 @@ def _fill_attributes(record, colours):
 
 
 def finish_record(
-    # fields of a record, and besides: image_name, diagnosis, caption, colours, more_questions
+    # fields of a record, and besides: image_name or image_names, diagnosis, colours, more_questions
     fields: dict,
     report: LoadingReport,
     folder: ImageFolder | None,  # None: a record without an image
@@ -131,12 +135,20 @@ def finish_record(
 ) -> dict:  # fields of a record
     "Open the image, write what the columns say, check every text. RecordRejected says why not."
     record = dict(fields)
-    image_name, diagnosis, caption, colours, more_questions = (
+    image_name, image_names, diagnosis, caption, colours, more_questions = (
         record.pop(name, None)
-        for name in ("image_name", "diagnosis", "caption", "colours", "more_questions")
+        for name in (
+            "image_name",
+            "image_names",
+            "diagnosis",
+            "caption",
+            "colours",
+            "more_questions",
+        )
     )
     if folder is not None:
-        _fill_image(record, image_name, folder, report, decode)
+        names = [image_name] if image_names is None else image_names
+        _fill_images(record, names, folder, report, decode)
     _fill_attributes(record, colours)
     for name in ("prompt", "site", "sex", "notes", "camera", "patient", "lesion"):
         record[name] = clean_text(record.get(name), name)
@@ -150,7 +162,7 @@ def finish_record(
             attributes, colours, label, record["site"], diagnosis, caption_style, rng
         )
     record["caption"] = clean_text(caption, "caption")
-    if record["caption"] is None:
+    if record["caption"] is None and not record.get("messages"):
         raise RecordRejected("empty caption", "nothing is said about this image")
     if not record.get("questions"):
         boxes = {box["name"]: box["box"] for box in record.get("boxes") or []}
@@ -178,6 +190,21 @@ def _add_summary_notes(report, folder, num_loaded):
         raise ValueError(f"nothing could be loaded{hint}. {report}")
 
 
+def _choose_id(stem, fields, image_names, folder, row_of_id, content_of_id) -> str:
+    """The name of the image; with a number where it is taken by another file of that name, or by
+    another text about the image.
+    """
+    files = [str(folder.find(name)) if folder and name else name for name in image_names]
+    texts = [fields.get(name) for name in ("prompt", "caption", "messages")]
+    content = hash_digest(files, texts)
+    record_id, number = stem, 1
+    while record_id in row_of_id and content_of_id.get(record_id) != content:
+        number += 1
+        record_id = f"{stem}-{number}"
+    content_of_id.setdefault(record_id, content)
+    return record_id
+
+
 def records_from_rows(
     report: LoadingReport,
     tables: list,  # of (name, rows of `read_table`, describe: row -> fields of a record)
@@ -191,7 +218,7 @@ def records_from_rows(
         raise ValueError(
             f"caption_style {caption_style!r} is not known; use one of {', '.join(PROMPTS)}"
         )
-    records, row_of_id = [], {}
+    records, row_of_id, content_of_id = [], {}, {}
     all_rows = [
         (name, number, row, describe) for name, rows, describe in tables for number, row in rows
     ]
@@ -203,10 +230,14 @@ def records_from_rows(
         record_id = next((str(value) for value in identifiers if parse_optional_text(value)), "")
         try:
             fields = describe(row)
-            image_name = fields.get("image_name")
-            if not image_name:
+            image_names = fields.get("image_names") or [fields.get("image_name")]
+            image_name = image_names[0]
+            if not image_name and "image_names" not in fields:
                 raise RecordRejected("no image named")
-            record_id = fields.get("id") or Path(image_name.replace("\\", "/")).stem
+            stem = Path(str(image_name or f"row-{number}").replace("\\", "/")).stem
+            record_id = fields.get("id") or stem
+            if not fields.get("id"):
+                record_id = _choose_id(stem, fields, image_names, folder, row_of_id, content_of_id)
             record_id.encode("utf-8")
             if record_id in row_of_id:
                 raise RecordRejected("duplicate id", f"already in {row_of_id[record_id]}")

@@ -9,10 +9,13 @@ __all__ = ['PUBLISHED_LAYOUTS', 'load_folder']
 from pathlib import Path
 
 from .clinical import load_ddi, load_fitzpatrick17k, load_pad_ufes_20
+from .images import MASK_NAME_PATTERN, ImageFolder
 from .isic import load_ham10000, load_isic2017, load_siim_isic
+from .loading_report import LoadingReport
 from .publishers import find_table
 from .seven_point import load_derm7pt, load_ph2
-from .tables import load_table
+from .tables import SPLIT_NAMES, load_rows, load_table
+from .text_tables import decode_text, read_table
 
 # %% ../../nbs/library/data/folders.ipynb #5404f2e6
 PUBLISHED_LAYOUTS = (  # loader, its tables, a column that must be in one
@@ -32,12 +35,62 @@ def _header_has_column(file, column):
     return column is None or column in file.read_bytes()[:4000].decode("latin-1")
 
 # %% ../../nbs/library/data/folders.ipynb #fb86cdac
+def _split_of(path) -> str:
+    "The split that a folder's name on the way to a file says; '' where none does."
+    names = [SPLIT_NAMES[part.lower()] for part in path.parent.parts if part.lower() in SPLIT_NAMES]
+    return names[0] if names else ""
+
+
+def _rows_of_metadata(folder, tables, report) -> list:
+    "Rows of the tables of an imagefolder: metadata.csv or .jsonl in the folder of each split."
+    rows = []
+    for table in tables:
+        place = table.relative_to(folder)
+        for number, row in read_table(table, report)[1]:
+            name = row.pop("file_name", None) or ""
+            file_name = (place.parent / name).as_posix()
+            split = _split_of(place) or row.get("split")
+            rows.append((number, dict(row, file_name=file_name, split=split)))
+    return rows
+
+
+def _rows_of_images(images: ImageFolder) -> list:
+    "Rows of images with a text file beside each, or in a folder for each class."
+    rows = []
+    for number, (name, file) in enumerate(images.paths.items(), 1):
+        place, text = Path(name), file.with_suffix(".txt")
+        if MASK_NAME_PATTERN.search(place.parent.as_posix()):
+            continue
+        row = dict(file_name=name, split=_split_of(place))
+        if text.is_file():
+            row["caption"] = decode_text(text.read_bytes(), text.name)
+        elif place.parent.name and place.parent.name.lower() not in SPLIT_NAMES:
+            row["label"] = place.parent.name
+        rows.append((number, row))
+    return rows
+
+
+def _read_untabled(folder, images, tables, report) -> tuple:  # what the folder is, its rows
+    "An imagefolder of several splits, or images with texts or in class folders; else no rows."
+    if tables and all(table.stem == "metadata" for table in tables):
+        return "metadata", _rows_of_metadata(folder, tables, report)
+    rows = [] if tables else _rows_of_images(images)
+    if any("caption" in row for _, row in rows):
+        report.rows += len(rows)
+        return "texts beside images", rows
+    if len({row.get("label") for _, row in rows} - {None}) > 1:
+        report.rows += len(rows)
+        return "class folders", rows
+    return "", []
+
+
 def load_folder(
     folder,
-    **options,  # caption_style, decode
+    **options,  # caption_style, decode; for one table also columns and labels
 ) -> tuple:  # Dataset, LoadingReport
-    """Load a folder as the set it is: a published layout, or one table with images. ValueError
-    where it is neither, or two at once.
+    """Load a folder as the set it is: a published layout, one table with images, an imagefolder
+    with metadata, class folders, or a text beside each image. ValueError where it is none of them,
+    or two at once.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -54,17 +107,22 @@ def load_folder(
             f"{folder.name} looks like {' and '.join(load.__name__ for load in matching)}: name the"
             " folder of one of them, or call its loader"
         )
-    tables = [
-        path
-        for path in sorted((*folder.glob("*"), *folder.glob("*/*")))
-        if path.suffix.lower() in (".csv", ".tsv", ".jsonl") and not path.name.startswith(".")
-    ]
+    files = sorted((*folder.glob("*"), *folder.glob("*/*")))
+    files = [path for path in files if not path.name.startswith(".")]
+    tables = [path for path in files if path.suffix.lower() in (".csv", ".tsv", ".jsonl")]
+    tables = tables or [path for path in files if path.suffix.lower() == ".json"]
     if len(tables) == 1:
         return load_table(tables[0], images=folder, **options)
+    report, images = LoadingReport(folder.name), ImageFolder(folder)
+    kind, rows = _read_untabled(folder, images, tables, report)
+    if rows:
+        names = list(dict.fromkeys(name for _, row in rows for name in row))
+        return load_rows(names, rows, kind, images, report, **options), report
     known = "; ".join(f"{load.__name__} ({names[0]})" for load, names, _ in PUBLISHED_LAYOUTS)
     files = (tables or sorted(folder.iterdir()))[:8]
     found = ", ".join(path.name for path in files) or "nothing"
     raise ValueError(
         f"{folder.name} is none of the layouts known here: {known}; or one CSV, TSV or JSON-lines"
-        f" table with an image and a caption or label column. Found: {found}"
+        f" table with an image and a caption or label column; or images in a folder for each"
+        f" class, or with a text file beside each. Found: {found}"
     )

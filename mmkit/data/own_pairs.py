@@ -49,7 +49,8 @@ def _check_files(folder):
             f"{folder.name} holds no images ({', '.join(IMAGE_SUFFIXES)}): name the folder that "
             "holds a table and the images that it names."
         )
-    if not tables:
+    has_class_folders = len({path.parent for path in images} - {folder}) > 1
+    if not (tables or has_class_folders):
         raise UnusableDataError(
             f"{folder.name} holds {_count(len(images), 'image')} and no table: write one beside "
             "them, such as captions.csv with the columns image, caption and label (melanoma, "

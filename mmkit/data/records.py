@@ -34,9 +34,12 @@ _TEXT = Value("string")
 FEATURES = Features(
     dict(
         id=_TEXT,
-        image=datasets.Image(mode="RGB"),
+        image=datasets.Image(mode="RGB"),  # None: text alone, or several in `images`
+        images=[datasets.Image(mode="RGB")],  # where there are several; else None
         prompt=_TEXT,  # what is asked about it; None: the prompt of the run
         caption=_TEXT,
+        # turns where there are more than prompt and caption, or a system turn; else None
+        messages=[dict(role=_TEXT, content=[dict(type=_TEXT, text=_TEXT)])],
         label=_TEXT,  # 'benign' or 'melanoma', a class of your own, or None
         patient=_TEXT,
         lesion=_TEXT,
@@ -197,7 +200,8 @@ def dataset_fingerprint(
     digest = hashlib.blake2b(json.dumps(sorted(features)).encode(), digest_size=16)
     for record in iter_raw_records(records):
         fields = {name: value for name, value in record.items() if name not in image_columns}
-        images = [read_image_bytes(record[name], record.get("id")) for name in image_columns]
+        stored = [record[name] for name in image_columns] + (fields.pop("images", None) or [])
+        images = [read_image_bytes(image, record.get("id")) for image in stored]
         digest.update(bytes.fromhex(hash_digest(fields, *images)))
     return digest.hexdigest()
 

@@ -6,6 +6,7 @@
 __all__ = ['decode_text', 'read_json_lines', 'read_table', 'require_columns']
 
 # %% ../../nbs/library/data/text_tables.ipynb #29b5d8c3
+import contextlib
 import csv
 import difflib
 import io
@@ -37,24 +38,36 @@ def decode_text(data: bytes, name: str) -> str:
         return data.decode("cp1252", "replace")
 
 # %% ../../nbs/library/data/text_tables.ipynb #f114d771
+def _iter_json(text, name):
+    "Number of each record, and a function that gives it: of one array, or of lines."
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            records = json.loads(text)
+            yield from ((k, lambda record=record: record) for k, record in enumerate(records, 1))
+            return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, lambda line=line: json.loads(line)
+
+
 def read_json_lines(
     text: str,
     name: str,  # the file's
     report: LoadingReport,  # is given the lines that are not JSON objects
 ) -> tuple:  # column names, [(line number, row)]
-    "One JSON object a line; lists and dicts stay, every other value becomes a text."
+    """One JSON object a line, or one array of objects; lists and dicts stay, every other value
+    becomes a text.
+    """
     rows, columns = [], {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, read in _iter_json(text, name):
         report.rows += 1
         try:
-            values = json.loads(line)
+            values = read()
         except (ValueError, RecursionError) as e:
             report.set_aside(name, number, "", "not JSON", str(e)[:80])
             continue
         if not isinstance(values, dict):
-            report.set_aside(name, number, "", "not a JSON object", line[:40])
+            report.set_aside(name, number, "", "not a JSON object", str(values)[:40])
             continue
         columns |= dict.fromkeys(values)
         row = {

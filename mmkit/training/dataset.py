@@ -6,9 +6,10 @@
 __all__ = ['TEXT_COLUMNS', 'epoch_permutation', 'select_text_columns', 'TokenizedDataset', 'build_dataset']
 
 # %% ../../nbs/library/training/dataset.ipynb #fc03e265
+import pyarrow.compute as pc
 import torch
 
-from ..chat.collator import pad_batch
+from ..chat.collator import count_images, pad_batch
 from .cache import cache_captions, cache_features
 
 # %% ../../nbs/library/training/dataset.ipynb #e0edda35
@@ -21,17 +22,41 @@ def epoch_permutation(
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch))
 
 # %% ../../nbs/library/training/dataset.ipynb #e94ff378
-TEXT_COLUMNS = ("prompt", "notes", "answer", "caption", "negatives", "id")
+TEXT_COLUMNS = ("prompt", "messages", "notes", "answer", "caption", "negatives", "id")
 
 # %% ../../nbs/library/training/dataset.ipynb #64d37953
+def _count_images_of_each(records) -> list:
+    "How many images each record has, without decoding them."
+    if not hasattr(records, "select_columns"):
+        return [count_images(record) for record in records]
+    columns = [name for name in ("image", "images") if name in records.column_names]
+    if not columns:
+        return [1] * len(records)
+    counts = []
+    for batch in records.select_columns(columns).with_format("arrow").iter(1000):
+        has_one = several = [None] * len(batch)
+        if "image" in columns:
+            has_one = batch["image"].is_valid().to_pylist()
+        if "images" in columns:
+            several = pc.list_value_length(batch["images"]).to_pylist()
+        counts += [many or int(bool(one)) for one, many in zip(has_one, several)]
+    return counts
+
+
 def select_text_columns(
     records,
 ) -> list:  # dicts with `TEXT_COLUMNS`, where they occur
-    "The texts of a data set or list of records, without decoding its images."
+    """The texts of a data set or list of records, without decoding its images; `num_images` where
+    that is not one."""
     if hasattr(records, "select_columns"):
         columns = [name for name in TEXT_COLUMNS if name in records.column_names]
-        return records.select_columns(columns).to_list()
-    return [{name: record.get(name) for name in TEXT_COLUMNS} for record in records]
+        texts = records.select_columns(columns).to_list()
+    else:
+        texts = [{name: record.get(name) for name in TEXT_COLUMNS} for record in records]
+    for text, num_images in zip(texts, _count_images_of_each(records)):
+        if num_images != 1:
+            text["num_images"] = num_images
+    return texts
 
 # %% ../../nbs/library/training/dataset.ipynb #06bef3ea
 class TokenizedDataset(torch.utils.data.Dataset):
@@ -85,7 +110,8 @@ class TokenizedDataset(torch.utils.data.Dataset):
     def __getitem__(self, i):
         example = dict(self.examples[i])
         if self.features is None:
-            example["image"] = self.records[i]["image"]
+            record = self.records[i]
+            example |= {name: record[name] for name in ("image", "images") if name in record}
         else:
             example["features"] = self.features[i]
         if self.text_embeds is not None:
@@ -134,9 +160,12 @@ def build_dataset(
     if records is None:
         return None
     features = text_embeds = None
+    texts = select_text_columns(records)
+    has_one_image_each = all("num_images" not in text for text in texts)
+    use_feature_cache = use_feature_cache and has_one_image_each  # which the cache is made for
     if use_feature_cache and "vision" not in parts:
         features = cache_features(model, processor, records, **cache_options)
-    captions = [text.get("caption") for text in select_text_columns(records)]
+    captions = [text.get("caption") for text in texts]
     needs_captions = callable(loss_weights) or loss_weights.contrastive or loss_weights.mse
     if use_feature_cache and "text" not in parts and all(captions) and needs_captions:
         text_embeds = cache_captions(model, processor, captions, **cache_options)
