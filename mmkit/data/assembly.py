@@ -236,9 +236,9 @@ def records_from_rows(
                 raise RecordRejected("no image named")
             stem = Path(str(image_name or f"row-{number}").replace("\\", "/")).stem
             record_id = fields.get("id") or stem
+            record_id.encode("utf-8")
             if not fields.get("id"):
                 record_id = _choose_id(stem, fields, image_names, folder, row_of_id, content_of_id)
-            record_id.encode("utf-8")
             if record_id in row_of_id:
                 raise RecordRejected("duplicate id", f"already in {row_of_id[record_id]}")
             fields["id"] = record_id
