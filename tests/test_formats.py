@@ -17,6 +17,7 @@ import yaml
 from datasets import Dataset, List, load_dataset
 from datasets import Image as ImageFeature
 
+from mmkit import data
 from mmkit.data.format_settings import RunSettings, axolotl_config
 from mmkit.data.formats import FORMATS, export
 from mmkit.data.records import make_record
@@ -130,8 +131,8 @@ def read_openai(row, folder):
     def read_part(part):
         if part["type"] == "text":
             return part["text"]
-        data = base64.b64decode(part["image_url"]["url"].split("base64,")[1])
-        return load_pixels(io.BytesIO(data))
+        encoded = part["image_url"]["url"].split("base64,")[1]
+        return load_pixels(io.BytesIO(base64.b64decode(encoded)))
 
     turns = []
     for message in row["messages"]:
@@ -195,7 +196,7 @@ def read_rows(summary):
 
 def exported(to, folder, records=None, **options):
     records = records_for(to) if records is None else records
-    return export(records, to, folder, **ADDRESS.get(to, {}), **options)
+    return data.formats.export(records, to, folder, **ADDRESS.get(to, {}), **options)
 
 
 @pytest.mark.parametrize("to", FORMATS)

@@ -16,7 +16,8 @@ def openai_row(
     files: list,  # the `ImageFile`s of its images
     image_url: str = None,  # address that the folder is copied to; None: images inside the row
 ) -> dict:
-    """Messages with `image_url` parts. https://developers.openai.com/api/docs/guides/vision-fine-tuning
+    """Messages with `image_url` parts.
+    https://developers.openai.com/api/docs/guides/vision-fine-tuning
 
     Limits there: JPEG, PNG or WEBP in RGB, 10 MB an image, 64 images an example, images only in the
     user's turns, 10 to 50,000 examples.

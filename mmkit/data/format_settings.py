@@ -98,7 +98,9 @@ def _drop_missing(config):
 
 
 def axolotl_config(settings: RunSettings, records_file: str) -> dict:
-    "https://docs.axolotl.ai/docs/multimodal.html and https://docs.axolotl.ai/docs/config-reference.html"
+    """A config for `axolotl train`. https://docs.axolotl.ai/docs/multimodal.html,
+    https://docs.axolotl.ai/docs/config-reference.html
+    """
     config = dict(
         base_model=settings.model,
         processor_type="AutoProcessor",
@@ -134,7 +136,9 @@ def axolotl_config(settings: RunSettings, records_file: str) -> dict:
 
 
 def llama_factory_config(settings: RunSettings, data_name: str) -> dict:
-    "https://llamafactory.readthedocs.io/en/latest/advanced/arguments.html"
+    """A config for `llamafactory-cli train`.
+    https://llamafactory.readthedocs.io/en/latest/advanced/arguments.html
+    """
     if not settings.chat_template:
         raise ValueError(
             "LLaMA-Factory names its chat template itself: add chat_template='gemma3' (or"
@@ -177,7 +181,9 @@ def llama_factory_config(settings: RunSettings, data_name: str) -> dict:
 
 
 def swift_config(settings: RunSettings, records_file: str) -> dict:
-    "https://swift.readthedocs.io/en/latest/Instruction/Command-line-parameters.html"
+    """A config for `swift sft`.
+    https://swift.readthedocs.io/en/latest/Instruction/Command-line-parameters.html
+    """
     config = dict(
         model=settings.model,
         dataset=[records_file],
