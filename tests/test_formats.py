@@ -13,11 +13,13 @@ import jsonschema
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 import yaml
 from datasets import Dataset, List, load_dataset
 from datasets import Image as ImageFeature
 
-from mmkit import data
+from mmkit import data, models
+from mmkit.chat import encode_example
 from mmkit.data.format_settings import RunSettings, axolotl_config
 from mmkit.data.formats import FORMATS, export
 from mmkit.data.records import make_record
@@ -406,6 +408,58 @@ def test_axolotl_takes_the_config():
     )
     config = axolotl_config(RunSettings(**RUN), "train.jsonl")
     schemas.AxolotlInputConfig(**config)
+
+
+def test_axolotl_makes_a_batch(tmp_path, monkeypatch):
+    "As `axolotl train` does, started in the folder: rows, its strategy, its collator."
+    strategies = pytest.importorskip(
+        "axolotl.processing_strategies", reason=PEERS, exc_type=ImportError
+    )
+    collators = pytest.importorskip(
+        "axolotl.utils.collators.mm_chat", reason=PEERS, exc_type=ImportError
+    )
+    model, processor = models.load()
+    summary = exported("axolotl", tmp_path / "out", single_image_records()[:1])
+    monkeypatch.chdir(summary.folder)
+    cache = str(tmp_path / "cache")
+    rows = load_dataset("json", data_files="train.jsonl", split="train", cache_dir=cache)
+    strategy = strategies.get_processing_strategy(processor, processor.chat_template, "gemma3")
+    collator = collators.MultiModalChatDataCollator(processor.tokenizer, strategy)
+    batch = collator([dict(row) for row in rows])
+    wanted = encode_example(processor, draw(0), "Which sign?", "a stop sign")
+    torch.testing.assert_close(batch["pixel_values"], wanted["pixel_values"])
+    assert "a stop sign" in processor.tokenizer.decode(batch["input_ids"][0])
+
+
+def test_ms_swift_loads_the_records(tmp_path, monkeypatch):
+    swift = pytest.importorskip("swift.dataset", reason=PEERS, exc_type=ImportError)
+    summary = exported("ms-swift", tmp_path / "out")
+    monkeypatch.chdir(summary.folder)
+    rows, _ = swift.load_dataset([summary.records_file.name], load_from_cache_file=False)
+    for row, record in zip(rows, conversation_records()):
+        paths = [image["path"] for image in row["images"] or []]
+        read_back = read_tagged(dict(messages=row["messages"], images=paths), summary.folder)
+        assert_same_turns(read_back, expected(record))
+
+
+def test_trl_trains_on_the_folder(tmp_path):
+    trl = pytest.importorskip("trl", reason=PEERS, exc_type=ImportError)
+    model, processor = models.load()
+    summary = exported("trl", tmp_path / "out", single_image_records()[3:])
+    cache = str(tmp_path / "cache")
+    rows = load_dataset("imagefolder", data_dir=str(summary.folder), split="train", cache_dir=cache)
+    arguments = trl.SFTConfig(
+        output_dir=str(tmp_path / "run"),
+        max_steps=1,
+        per_device_train_batch_size=2,
+        max_length=None,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+    )
+    trainer = trl.SFTTrainer(model, arguments, train_dataset=rows, processing_class=processor)
+    assert np.isfinite(trainer.train().training_loss)
 
 
 # What the services' pages require of a row, for machines without their libraries.
