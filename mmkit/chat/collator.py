@@ -14,12 +14,13 @@ from mmkit.chat.images import (
     build_cross_attention_mask,
     convert_to_rgb,
     get_image_size,
-    get_image_token_id,
     preprocess_images,
 )
 from .prompts import PROMPT
 from .templates import build_messages
 from .tokenization import tokenize_conversations
+from ..models.families import find_family
+from ..models.family import get_image_token_id
 
 # %% ../../nbs/library/chat/collator.ipynb #a12e2227
 def _pad(values, length, padding_value, padding_side):
@@ -51,10 +52,8 @@ def pad_batch(
         attention_mask=stack([[1] * len(sequence) for sequence in sequences], 0),
         labels=stack([example["labels"] for example in examples], -100),
     )
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if name in processor.model_input_names:
-            batch[name] = (input_ids == get_image_token_id(processor)).long()
-    return batch
+    family, image_token_id = find_family(processor), get_image_token_id(processor)
+    return batch | family.token_types(input_ids, image_token_id, batch["labels"])
 
 # %% ../../nbs/library/chat/collator.ipynb #a1a39b23
 def collate_examples(

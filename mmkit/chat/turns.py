@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .images import get_image_token_id
+from ..models.family import get_image_token_id
 from .templates import token_bytes, turn_delimiters
 
 # %% ../../nbs/library/chat/turns.ipynb #1e590de4

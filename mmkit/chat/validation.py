@@ -11,7 +11,6 @@ import itertools
 import torch
 
 from mmkit.chat.images import (
-    get_image_token_id,
     get_num_image_tokens,
     image_placeholder,
     split_per_image,
@@ -23,6 +22,8 @@ from mmkit.chat.templates import (
     turn_delimiters,
 )
 from .turns import describe_tokens
+from ..models.families import find_family
+from ..models.family import get_image_token_id
 
 # %% ../../nbs/library/chat/validation.ipynb #020c7af3
 def _run_lengths(is_image_token):
@@ -287,24 +288,25 @@ def find_role_errors(
 
 # %% ../../nbs/library/chat/validation.ipynb #e166d911
 def _find_token_type_errors(batch, image_token_id, processor, config):
-    "Token types that are missing, or that mark other tokens than the image tokens."
-    is_image_token = batch["input_ids"] == image_token_id
-    for name, family in (("token_type_ids", "gemma3"), ("mm_token_type_ids", "qwen2_vl")):
+    "Token types that are missing, or that differ from what the family needs."
+    input_ids, labels = batch["input_ids"], batch.get("labels")
+    is_image_token = input_ids == image_token_id
+    needed = find_family(processor or config).token_types(input_ids, image_token_id, labels)
+    for name, expected in needed.items():
         types = batch.get(name)
         if types is None:
-            needed = (
-                name in processor.model_input_names if processor else config.model_type == family
-            )
-            if needed and is_image_token.any():
+            if is_image_token.any():
                 yield (
                     f"{name} are missing: the model would read the image tokens as text, one after"
                     " another, and nothing raises. Pass them, to `generate` too."
                 )
-        elif not torch.equal(types.bool(), is_image_token):
+        elif not torch.equal(types.bool(), expected.bool()):
+            marks_images = torch.equal(expected.bool(), is_image_token)
+            kind = "image tokens" if marks_images else "answers' (all others are the prompt's)"
+            rule = f"input_ids == {image_token_id}" if marks_images else "1 from the answer on"
             yield (
-                f"{name} mark {int(types.bool().sum())} tokens, but {int(is_image_token.sum())} are"
-                " image tokens, or at other positions. Rebuild them as input_ids =="
-                f" {image_token_id}."
+                f"{name} mark {int(types.bool().sum())} tokens, but {int(expected.bool().sum())} "
+                f"are {kind}, or at other positions. Rebuild them as {rule}."
             )
 
 # %% ../../nbs/library/chat/validation.ipynb #fc9e2c5c

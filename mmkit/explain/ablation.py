@@ -20,6 +20,7 @@ from ..core.runtime import did_you_mean
 from ..core.stats import Interval, bootstrap, random_derangement
 from .layout import repeat_batch
 from .scoring import token_accuracy
+from ..models.family import blank_pixel_values
 from ..models.modes import unwrap_model
 
 # %% ../../nbs/library/explain/ablation.ipynb #3848e1f1
@@ -150,7 +151,7 @@ def ablate_image(
             "a blank image's features are not in the batch; use replacement='mean' or "
             "'shuffled', or a batch with pixel_values"
         )
-    return dict(batch, pixel_values=torch.zeros_like(values))
+    return dict(batch, pixel_values=blank_pixel_values(batch))
 
 # %% ../../nbs/library/explain/ablation.ipynb #43bd59dd
 CONTROL_TOKEN_FIELDS = (  # of a config or tokenizer

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 
+from .families import find_family
 from .modes import unwrap_model
 
 # %% ../../nbs/library/models/features.ipynb #83548623
@@ -58,10 +59,14 @@ def project_patches(
 # %% ../../nbs/library/models/features.ipynb #5c3c4f3b
 def embed_images(
     model,  # any vision-language model
-    pixel_values: torch.Tensor,  # (N, 3, H, W)
+    pixel_values: torch.Tensor,  # of N images, in the family's layout
+    **image_inputs,  # what else its vision encoder takes: image_grid_thw, image_sizes …
 ) -> torch.Tensor:  # (N, D), any scale
-    "One vector for each image: the mean of its projected tokens."
-    return get_image_features(model, pixel_values).mean(1)
+    """One vector for each image: the mean of its projected tokens.
+
+    CLIP and SigLIP have one of their own."""
+    batch = dict(image_inputs, pixel_values=pixel_values)
+    return find_family(model).embed_images(model, batch)
 
 # %% ../../nbs/library/models/features.ipynb #440c1719
 def embed_texts(
@@ -70,12 +75,10 @@ def embed_texts(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,  # (N, T) 1 on real tokens
 ) -> torch.Tensor:  # (N, D), any scale
-    "One vector for each caption, from a text-only pass: the mean of its last hidden states."
-    decoder = unwrap_model(model).get_decoder()
-    outputs = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    hidden = outputs.last_hidden_state  # (N, T, D)
-    mask = attention_mask[..., None].to(hidden.dtype)  # (N, T, 1)
-    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+    """One vector for each caption, from a text-only pass: the mean of its last hidden states.
+
+    CLIP and SigLIP have one of their own."""
+    return find_family(model).embed_texts(model, input_ids, attention_mask)
 
 # %% ../../nbs/library/models/features.ipynb #817f183e
 def reconstruct_images(
