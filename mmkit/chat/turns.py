@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..models.family import get_image_token_id
 from .templates import token_bytes, turn_delimiters
+from ..models.family import get_image_token_id
 
 # %% ../../nbs/library/chat/turns.ipynb #1e590de4
 def _strip_span(text, start, stop):
