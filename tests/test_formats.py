@@ -247,7 +247,9 @@ def test_every_exported_image_is_rgb(mode, tmp_path):
 
 
 REFUSALS = [
-    ("axolotl", [dict(image=draw(0), caption="")], "has neither caption nor answer"),
+    ("axolotl", [dict(image=draw(0), caption=None)], "has neither caption nor answer"),
+    ("axolotl", [dict(image=draw(0), caption=" ")], "has an empty answer"),
+    ("axolotl", [dict(picture=draw(0), caption="x")], "rename a column to image"),
     ("axolotl", [dict(image=None, caption="x")], "no image in any record"),
     ("axolotl", [], "no image in any record"),
     ("llava", conversation_records(), "has 2 images, and llava takes at most 1"),

@@ -9,7 +9,8 @@ __all__ = ['TEXT_COLUMNS', 'epoch_permutation', 'select_text_columns', 'Tokenize
 import pyarrow.compute as pc
 import torch
 
-from ..chat.collator import count_images, pad_batch
+from ..chat.collator import pad_batch
+from ..chat.templates import count_images
 from .cache import cache_captions, cache_features
 
 # %% ../../nbs/library/training/dataset.ipynb #e0edda35
@@ -25,38 +26,40 @@ def epoch_permutation(
 TEXT_COLUMNS = ("prompt", "messages", "notes", "answer", "caption", "negatives", "id")
 
 # %% ../../nbs/library/training/dataset.ipynb #64d37953
-def _count_images_of_each(records) -> list:
-    "How many images each record has, without decoding them."
-    if not hasattr(records, "select_columns"):
-        return [count_images(record) for record in records]
-    columns = [name for name in ("image", "images") if name in records.column_names]
-    if not columns:
-        return [1] * len(records)
+def _count_stored_images(records, columns) -> list:
+    "How many images each record of a data set has in these columns, without decoding them."
     counts = []
     for batch in records.select_columns(columns).with_format("arrow").iter(1000):
-        has_one = several = [None] * len(batch)
+        has_one, several = [False] * len(batch), [None] * len(batch)
         if "image" in columns:
             has_one = batch["image"].is_valid().to_pylist()
         if "images" in columns:
             several = pc.list_value_length(batch["images"]).to_pylist()
-        counts += [many or int(bool(one)) for one, many in zip(has_one, several)]
+        pairs = zip(has_one, several, strict=True)
+        counts += [int(one) if many is None else many for one, many in pairs]
     return counts
 
 
 def select_text_columns(
     records,
-) -> list:  # dicts with `TEXT_COLUMNS`, where they occur
-    """The texts of a data set or list of records, without decoding its images; `num_images` where
-    that is not one."""
-    if hasattr(records, "select_columns"):
-        columns = [name for name in TEXT_COLUMNS if name in records.column_names]
-        texts = records.select_columns(columns).to_list()
+) -> list:  # dicts with `TEXT_COLUMNS`, where they occur, and `num_images`
+    "The texts of a data set or list of records, and how many images, without decoding them."
+    if not hasattr(records, "select_columns"):
+        return [
+            {name: record.get(name) for name in TEXT_COLUMNS}
+            | dict(num_images=count_images(record))
+            for record in records
+        ]
+    columns = [name for name in TEXT_COLUMNS if name in records.column_names]
+    image_columns = [name for name in ("image", "images") if name in records.column_names]
+    texts = records.select_columns(columns).to_list()
+    if image_columns:
+        counts = _count_stored_images(records, image_columns)
     else:
-        texts = [{name: record.get(name) for name in TEXT_COLUMNS} for record in records]
-    for text, num_images in zip(texts, _count_images_of_each(records)):
-        if num_images != 1:
-            text["num_images"] = num_images
-    return texts
+        counts = map(count_images, texts)
+    return [
+        dict(text, num_images=num_images) for text, num_images in zip(texts, counts, strict=True)
+    ]
 
 # %% ../../nbs/library/training/dataset.ipynb #06bef3ea
 class TokenizedDataset(torch.utils.data.Dataset):
@@ -161,7 +164,7 @@ def build_dataset(
         return None
     features = text_embeds = None
     texts = select_text_columns(records)
-    has_one_image_each = all("num_images" not in text for text in texts)
+    has_one_image_each = all(text["num_images"] == 1 for text in texts)
     use_feature_cache = use_feature_cache and has_one_image_each  # which the cache is made for
     if use_feature_cache and "vision" not in parts:
         features = cache_features(model, processor, records, **cache_options)
