@@ -1,6 +1,8 @@
 "Data of one's own: labels are never guessed, nothing is dropped in silence, images look the same."
 
+import base64
 import json
+import unicodedata
 
 import datasets
 import numpy as np
@@ -394,6 +396,72 @@ def test_several_captions_of_an_image_and_equal_names_in_two_folders_are_kept(lo
     assert report.reasons == {"duplicate id": 1}
 
 
+def test_an_image_inside_the_row_is_decoded(load_json, tmp_path):
+    encoded = base64.b64encode((tmp_path / "5.png").read_bytes()).decode()
+    rows = []
+    for url in (f"data:image/png;base64,{encoded}", "data:image/png;base64,???"):
+        picture = dict(type="image_url", image_url=dict(url=url))
+        rows.append(dict(messages=[turn("user", picture, WORDS), turn("assistant", WORDS)]))
+    records, report = load_json(*rows)
+    assert records["id"][:] == ["row-1"] and len(records["provenance"][0]) < 100
+    assert records[0]["image"].getpixel((0, 0)) == (100, 90, 150)
+    assert report.reasons == {"image inside the row is damaged": 1}
+
+
+def test_a_class_is_the_caption_where_the_prompt_places_the_image(load):
+    records, _ = load("image,prompt,label", "0.png,<image>Which sign?,stop", "1.png,Which?,yield")
+    assert records["prompt"][:] == ["Which sign?", "Which?"]
+    assert records["caption"][:] == ["Stop.", "Yield."]
+
+
+def test_the_report_counts_records_of_text_alone(load_json):
+    _, report = load_json(dict(ONE_QUESTION["plain"]), dict(prompt="How many?", answer="Four."))
+    assert report.counts["no image, loaded as text alone"] == 1
+
+
+def test_a_set_aside_row_takes_no_id(load, tmp_path):
+    for place in ("p", "q"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "p/same.png").write_bytes(b"no image")
+    Image.new("RGB", (8, 8)).save(tmp_path / "q/same.png")
+    records, report = load("image,caption", "p/same.png,A.", "q/same.png,B.", "q/same.png,B.")
+    assert records["id"][:] == ["same"]
+    assert report.reasons == {"not an image": 1, "duplicate id": 1}
+
+
+def test_a_column_called_label_is_no_class(load):
+    "0 and 1 in it stay codes, also where another column is its opposite."
+    with pytest.raises(ValueError, match="say what the labels mean"):
+        load("image,label,flipped", "0.png,0,1", "1.png,1,0")
+
+
+def test_one_object_is_no_list_of_records(tmp_path):
+    (tmp_path / "info.json").write_text(json.dumps(dict(images=["0.png"]), indent=2))
+    with pytest.raises(ValueError, match="info.json holds one object"):
+        data.load_table(tmp_path / "info.json")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_are_found_in_either_form_of_unicode(load, tmp_path, form):
+    other = dict(NFC="NFD", NFD="NFC")[form]
+    (tmp_path / "0.png").rename(tmp_path / unicodedata.normalize(form, "Äpfel.png"))
+    records, _ = load("image,caption", unicodedata.normalize(other, "Äpfel.png,An apple."))
+    assert len(records) == 1
+
+
+def test_absolute_paths_inside_the_folder_are_found(load, tmp_path):
+    records, _ = load("image,caption", f"{tmp_path}/0.png,A.", f"{tmp_path.resolve()}/1.png,B.")
+    assert records["id"][:] == ["0", "1"]
+    with pytest.raises(ValueError, match="path leaves the folder"):
+        load("image,caption", f"{tmp_path.parent}/0.png,A.")
+
+
+def test_a_made_record_converts_each_of_its_images():
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    record = make_record(images=[clear, clear])
+    assert [image.getpixel((0, 0)) for image in record["images"]] == [(255, 255, 255)] * 2
+
+
 # ---- folders
 def image_at(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -431,8 +499,9 @@ def test_a_text_beside_an_image_is_its_caption(tmp_path):
 def test_metadata_of_an_imagefolder_gives_each_split(tmp_path):
     for split in ("train", "test"):
         image_at(tmp_path / split / "0.png")
-        line = dict(file_name="0.png", text=f"A dog in {split}.")
-        (tmp_path / split / "metadata.jsonl").write_text(json.dumps(line))
-    records, _ = data.load_folder(tmp_path)
+        lines = [dict(file_name="0.png", text=f"A dog in {split}."), dict(text="No file.")]
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    records, report = data.load_folder(tmp_path)
+    assert report.reasons == {"no image named": 2}
     rows = zip(records["split"][:], records["caption"][:])
     assert sorted(rows) == [("test", "A dog in test."), ("train", "A dog in train.")]

@@ -115,7 +115,7 @@ def convert_to_rgb(
         raise ValueError("floating-point pixels: give whole numbers from 0 to 255")
     if image.mode.startswith("I"):
         image = Image.fromarray(_scale_to_8_bits(image))
-    if "a" in image.mode.lower() or "transparency" in image.info:
+    if image.has_transparency_data:
         return _flatten_on_white(image)
     if image.mode == "CMYK" and image.info.get("icc_profile"):
         return _convert_by_profile(image)

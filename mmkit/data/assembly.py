@@ -22,7 +22,13 @@ from mmkit.data.captions import (
     get_colour_count,
 )
 from .fields import SKIN_TONES, clean_text, parse_optional_text
-from .images import ImageFolder, get_converted_copy, get_stored_image, read_mask
+from mmkit.data.images import (
+    ImageFolder,
+    get_converted_copy,
+    get_stored_image,
+    is_inline_image,
+    read_mask,
+)
 from .loading_report import LoadingReport, RecordRejected
 from .questions import make_questions
 from .records import FEATURES, LABELS, encode_png, hash_digest, make_record
@@ -190,18 +196,20 @@ def _add_summary_notes(report, folder, num_loaded):
         raise ValueError(f"nothing could be loaded{hint}. {report}")
 
 
-def _choose_id(stem, fields, image_names, folder, row_of_id, content_of_id) -> str:
+def _digest_content(fields, image_names, folder) -> str:
+    "The same for rows that say the same about the same files."
+    files = [str(folder.find(name)) if folder and name else name for name in image_names]
+    return hash_digest(files, [fields.get(name) for name in ("prompt", "caption", "messages")])
+
+
+def _choose_id(stem, content, content_of_id) -> str:
     """The name of the image; with a number where it is taken by another file of that name, or by
     another text about the image.
     """
-    files = [str(folder.find(name)) if folder and name else name for name in image_names]
-    texts = [fields.get(name) for name in ("prompt", "caption", "messages")]
-    content = hash_digest(files, texts)
     record_id, number = stem, 1
-    while record_id in row_of_id and content_of_id.get(record_id) != content:
+    while content_of_id.get(record_id, content) != content:
         number += 1
         record_id = f"{stem}-{number}"
-    content_of_id.setdefault(record_id, content)
     return record_id
 
 
@@ -234,11 +242,14 @@ def records_from_rows(
             image_name = image_names[0]
             if not image_name and "image_names" not in fields:
                 raise RecordRejected("no image named")
-            stem = Path(str(image_name or f"row-{number}").replace("\\", "/")).stem
+            if image_name and is_inline_image(image_name):
+                image_name = None
+            stem = Path((image_name or f"row-{number}").replace("\\", "/")).stem
             record_id = fields.get("id") or stem
             record_id.encode("utf-8")
+            content = _digest_content(fields, image_names, folder)
             if not fields.get("id"):
-                record_id = _choose_id(stem, fields, image_names, folder, row_of_id, content_of_id)
+                record_id = _choose_id(stem, content, content_of_id)
             if record_id in row_of_id:
                 raise RecordRejected("duplicate id", f"already in {row_of_id[record_id]}")
             fields["id"] = record_id
@@ -248,6 +259,9 @@ def records_from_rows(
                 make_record(source=report.source, licence=licence, provenance=provenance, **record)
             )
             row_of_id[record_id] = f"{name} row {number}"
+            content_of_id[record_id] = content
+            if folder is not None and not image_names[0]:
+                report.counts["no image, loaded as text alone"] += 1
         except RecordRejected as e:
             report.set_aside(name, number, record_id, e.explain, e.detail)
         except UnicodeEncodeError:

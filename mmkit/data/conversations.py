@@ -7,7 +7,7 @@ __all__ = ['CONVERSATION_COLUMNS', 'TURN_ROLES', 'IMAGE_TAG', 'list_images', 'pa
 
 # %% ../../nbs/library/data/conversations.ipynb #a5f0c1d3
 from ..chat.templates import announce_images
-from .fields import clean_text, parse_optional_text
+from .fields import clean_words, parse_optional_text
 from .loading_report import RecordRejected
 
 # %% ../../nbs/library/data/conversations.ipynb #a5f0c1d5
@@ -30,7 +30,7 @@ def _split_at_images(text, what):
     for number, words in enumerate(str(text or "").split(IMAGE_TAG)):
         if number:
             parts.append(dict(type="image"))
-        words = clean_text(words, what)
+        words = clean_words(words, what)
         if words:
             parts.append(dict(type="text", text=words))
     return parts
@@ -84,6 +84,7 @@ def _find_turns(row) -> list:
 
 def parse_conversation(
     row: dict,  # of a JSON file
+    images=None,  # a file or a list of files, where the turns do not name them
 ) -> dict | None:  # image_names, and prompt and caption or messages; None: the row has no turns
     """A conversation as fields of a record. One question with its answer is a prompt and a caption;
     more turns, or a system turn, are `messages`. RecordRejected says what is wrong.
@@ -102,7 +103,7 @@ def parse_conversation(
         raise RecordRejected("nobody asks in the conversation", str(given)[:60])
     if not all(turn["content"] for turn in turns):
         raise RecordRejected("a turn is empty", str(given)[:60])
-    names = names or list_images(row.get("images") or row.get("image"))
+    names = names or list_images(images)
     try:
         turns = announce_images(turns, len(names))
     except ValueError as error:
@@ -111,5 +112,7 @@ def parse_conversation(
         question, answer = (turn["content"] for turn in turns)
         kinds = [part["type"] for part in question]
         if kinds == ["image"] * len(names) + ["text"] and len(answer) == 1:
-            return dict(image_names=names, prompt=question[-1]["text"], caption=answer[0]["text"])
+            prompt, caption = question[-1]["text"], answer[0]["text"]
+            if parse_optional_text(caption):  # "None" is an answer, and no caption
+                return dict(image_names=names, prompt=prompt, caption=caption)
     return dict(image_names=names, messages=turns)

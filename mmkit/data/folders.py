@@ -41,16 +41,22 @@ def _split_of(path) -> str:
     return names[0] if names else ""
 
 
+def _inside(folder, names):
+    "A file of a folder, or a list of them, as a path from the folder above; None stays."
+    if isinstance(names, list):
+        return [_inside(folder, name) for name in names]
+    return (folder / names).as_posix() if names else None
+
+
 def _rows_of_metadata(folder, tables, report) -> list:
     "Rows of the tables of an imagefolder: metadata.csv or .jsonl in the folder of each split."
     rows = []
     for table in tables:
         place = table.relative_to(folder)
         for number, row in read_table(table, report)[1]:
-            name = row.pop("file_name", None) or ""
-            file_name = (place.parent / name).as_posix()
-            split = _split_of(place) or row.get("split")
-            rows.append((number, dict(row, file_name=file_name, split=split)))
+            for column in ("file_name", "images_file_names"):
+                row[column] = _inside(place.parent, row.get(column))
+            rows.append((number, dict(row, split=_split_of(place) or row.get("split"))))
     return rows
 
 

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'MAX_IMAGE_PIXELS', 'MAX_IMAGE_BYTES', 'MASK_NAME_PATTERN', 'open_image',
-           'get_converted_copy', 'get_stored_image', 'read_mask', 'ImageFolder']
+           'get_converted_copy', 'get_stored_image', 'is_inline_image', 'keep_inline_image', 'read_mask', 'ImageFolder']
 
 # %% ../../nbs/library/data/images.ipynb #04ba974e
+import base64
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
@@ -133,6 +135,28 @@ def get_stored_image(
     copy = get_converted_copy(file, "rgb", lambda: encode_png(rgb))
     return dict(path=copy, bytes=None), rgb.size
 
+# %% ../../nbs/library/data/images.ipynb #994cab17
+def is_inline_image(name: str) -> bool:
+    "Is it the image itself, as services write it into a row, and no name?"
+    return name.startswith("data:")
+
+
+def keep_inline_image(url: str) -> Path:  # 'data:image/png;base64,…'
+    "The file, in the cache, of an image that a row holds. RecordRejected where it is damaged."
+    encoded = url.partition(";base64,")[2]
+    try:
+        data = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        data = b""
+    if not data:
+        raise RecordRejected("image inside the row is damaged", url[:40])
+    file = get_cache_dir() / "inline" / hash_digest(data)
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(data)
+    return file
+
 # %% ../../nbs/library/data/images.ipynb #296a8b1b
 def read_mask(file) -> np.ndarray:  # (H, W) bool
     "A mask of 1 bit, 8 or 16 bits, palette or RGB; anything but black is inside."
@@ -152,9 +176,14 @@ def read_mask(file) -> np.ndarray:  # (H, W) bool
 MASK_NAME_PATTERN = re.compile(r"mask|segment|superpix|ground.?truth|annotation", re.I)
 
 # %% ../../nbs/library/data/images.ipynb #7d2597ba
+def _compose(name):
+    "A name with composed letters (NFC): macOS writes an accent and its letter apart."
+    return unicodedata.normalize("NFC", name)
+
+
 def _normalize_path(name) -> str:
     "A name of a table as a path with / inside the folder. RecordRejected where it points outside."
-    path = str(name).strip().replace("\\", "/")
+    path = _compose(str(name).strip().replace("\\", "/"))
     is_absolute = path.startswith("/") or PureWindowsPath(path).drive
     if is_absolute or ".." in path.split("/") or "\0" in path:
         raise RecordRejected("path leaves the folder", str(name)[:80])
@@ -184,13 +213,21 @@ class ImageFolder:
                 path = Path(top) / name
                 if name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
                     continue
-                self.paths[path.relative_to(self.root).as_posix()] = path
-                self.names.setdefault(name, []).append(path)
-                self.stems.setdefault(path.stem, []).append(path)
+                self.paths[_compose(path.relative_to(self.root).as_posix())] = path
+                self.names.setdefault(_compose(name), []).append(path)
+                self.stems.setdefault(_compose(path.stem), []).append(path)
         self.lower = {name.lower(): name for name in (*self.names, *self.stems)}
 
     def _relative(self, path):
-        return path.relative_to(self.root).as_posix()
+        return _compose(path.relative_to(self.root).as_posix())
+
+    def _drop_root(self, name):
+        "A path within the folder, where a table gives the whole path of a file in it."
+        path = Path(str(name).strip())
+        for root in (self.root.absolute(), self.base):
+            if path.is_absolute() and path.is_relative_to(root):
+                return path.relative_to(root).as_posix()
+        return name
 
     def _candidates(self, path, name, stem, suffix):
         "Files that may be meant: by path, by name, by stem, by the stem of a smaller copy."
@@ -205,10 +242,12 @@ class ImageFolder:
         return []
 
     def find(self, name: str) -> Path:
-        """The one file that a table means by `name`. RecordRejected where there is none, or
-        several.
+        """The one file that a table means by `name`, or that the row itself holds as base64.
+        RecordRejected where there is none, or several.
         """
-        path = _normalize_path(name)
+        if is_inline_image(name):
+            return keep_inline_image(name)
+        path = _normalize_path(self._drop_root(name))
         name = path.split("/")[-1]
         suffix = next((end for end in IMAGE_SUFFIXES if name.lower().endswith(end)), "")
         stem = name[: len(name) - len(suffix)]

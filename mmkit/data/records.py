@@ -67,6 +67,11 @@ FEATURES = Features(
 LABELS = ("benign", "melanoma")  # of the running example; any other text is a class too
 
 # %% ../../nbs/library/data/records.ipynb #cc99cd1b
+def _standardize(image):
+    "An image as upright RGB; the bytes or the path of a stored one stay as they are."
+    return convert_to_rgb(image) if isinstance(image, PIL.Image.Image) else image
+
+
 def make_record(
     **known,  # fields of FEATURES
 ) -> dict:  # every field; what was not given is None, or an empty list
@@ -81,8 +86,10 @@ def make_record(
     label = known.get("label")
     if not isinstance(label, (str, type(None))):
         raise ValueError(f"label={label!r} is no text: give the name of the class, or None")
-    if isinstance(known.get("image"), PIL.Image.Image):
-        known["image"] = convert_to_rgb(known["image"])
+    if known.get("image") is not None:
+        known["image"] = _standardize(known["image"])
+    if known.get("images") is not None:
+        known["images"] = [_standardize(image) for image in known["images"]]
     out = {name: [] if name in ("questions", "boxes") else None for name in FEATURES} | known
     out["attributes"] = dict.fromkeys(ATTRIBUTE_LEVELS) | (known.get("attributes") or {})
     return out

@@ -42,6 +42,7 @@ TABLE_COLUMNS = dict(
         "img_id",
         "isic_id",
         "images",
+        "images_file_names",
     ),
     prompt=("prompt", "question", "instruction", "query"),
     caption=("caption", "text", "description", "report", "answer", "response", "output"),
@@ -174,6 +175,10 @@ def _is_one(value):
     return str(value).strip().lower() in ("1", "1.0", "true")
 
 
+_IMAGE_LISTS = ("images", "images_file_names")  # beside a column for one image
+_NAMES_OF_NO_CLASS = ("label", "target", "class", "diagnosis", "dx")
+
+
 def _find_one_hot(names, rows) -> list:  # columns; [] where there are none
     "Columns of 0 and 1 with a single 1 in every row."
     cells = {"0", "1", "0.0", "1.0"}
@@ -201,6 +206,7 @@ def _match_columns(names, rows, columns, table_name) -> dict:  # field -> column
     require_columns(names, _flatten(columns.values()), table_name)
     if not (matched["caption"] or "label" in columns):
         others = {column for field, column in matched.items() if field != "label"}
+        others |= {name for name in names if name.lower() in _NAMES_OF_NO_CLASS}
         one_hot = _find_one_hot([name for name in names if name not in others], rows)
         if matched["label"] in (None, *one_hot):
             matched["label"] = one_hot or None
@@ -247,15 +253,19 @@ def _parse_split(value):
 
 def _describe_text_and_images(row, get, words_of_label) -> dict:
     "Images, prompt and caption of a row, or its turns."
-    conversation = parse_conversation(row)
+    prompt, caption, images = get("prompt"), get("caption"), get("image")
+    for name in _IMAGE_LISTS:
+        images = images or row.get(name)
+    conversation = parse_conversation(row, images)
     if conversation is not None:
         return conversation
-    prompt, caption, images = get("prompt"), get("caption"), get("image")
-    if prompt and IMAGE_TAG in prompt:
+    if caption is None:
+        caption = words_of_label
+    if prompt and caption and IMAGE_TAG in prompt:
         turns = [dict(role="user", content=prompt), dict(role="assistant", content=caption)]
-        return parse_conversation(dict(messages=turns, images=list_images(images)))
+        return parse_conversation(dict(messages=turns), list_images(images))
     prompt = parse_optional_text(prompt)
-    fields = dict(prompt=prompt, caption=words_of_label if caption is None else caption)
+    fields = dict(prompt=prompt, caption=caption)
     if isinstance(images, list):
         image_names = list_images(images)
     else:
@@ -334,7 +344,7 @@ def load_rows(
 
     if matched["label"] and not isinstance(matched["label"], str):
         report.notes.append(f"the label is read from the columns {', '.join(matched['label'])}")
-    used = {*_flatten(matched.values()), *ATTRIBUTE_LEVELS, *CONVERSATION_COLUMNS, "images", ""}
+    used = {*_flatten(matched.values()), *ATTRIBUTE_LEVELS, *CONVERSATION_COLUMNS, *_IMAGE_LISTS, ""}
     unused = [name for name in names if name not in used]
     if unused:
         report.notes.append(f"columns that are not used: {', '.join(unused)}")

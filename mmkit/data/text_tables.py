@@ -6,7 +6,6 @@
 __all__ = ['decode_text', 'read_json_lines', 'read_table', 'require_columns']
 
 # %% ../../nbs/library/data/text_tables.ipynb #29b5d8c3
-import contextlib
 import csv
 import difflib
 import io
@@ -38,28 +37,40 @@ def decode_text(data: bytes, name: str) -> str:
         return data.decode("cp1252", "replace")
 
 # %% ../../nbs/library/data/text_tables.ipynb #f114d771
-def _iter_json(text, name):
-    "Number of each record, and a function that gives it: of one array, or of lines."
-    if text.lstrip().startswith("["):
-        with contextlib.suppress(ValueError, RecursionError):
-            records = json.loads(text)
-            yield from ((k, lambda record=record: record) for k, record in enumerate(records, 1))
-            return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, lambda line=line: json.loads(line)
+def _parse_whole(text):
+    "The text as one JSON value; None where it is none, such as JSON lines."
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _split_json(text, name) -> list:
+    """Number of each record, and a function that reads it: of one array, or of lines. ValueError
+    for one object.
+    """
+    whole = _parse_whole(text)
+    if isinstance(whole, list):
+        return [(number, lambda record=record: record) for number, record in enumerate(whole, 1)]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if isinstance(whole, dict) and len(lines) > 1:
+        raise ValueError(
+            f"{name} holds one object ({', '.join(whole)[:80]}): write a list of records, or one "
+            "record a line"
+        )
+    return [(number, lambda line=line: json.loads(line)) for number, line in lines]
 
 
 def read_json_lines(
     text: str,
     name: str,  # the file's
-    report: LoadingReport,  # is given the lines that are not JSON objects
+    report: LoadingReport,  # is given the records that are not JSON objects
 ) -> tuple:  # column names, [(line number, row)]
     """One JSON object a line, or one array of objects; lists and dicts stay, every other value
     becomes a text.
     """
     rows, columns = [], {}
-    for number, read in _iter_json(text, name):
+    for number, read in _split_json(text, name):
         report.rows += 1
         try:
             values = read()
@@ -127,7 +138,7 @@ def _read_delimited(text, name, report):  # columns, [(line number, row)]
 
 
 def read_table(
-    file,  # .csv, .tsv, .txt or .jsonl
+    file,  # .csv, .tsv, .txt, .json or .jsonl
     report: LoadingReport,  # is given the lines that are not rows of the table
 ) -> tuple:  # column names, [(line number, row as a dict of texts)]
     """Read a table by column name, whatever its encoding, separator and line ends. ValueError
