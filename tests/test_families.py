@@ -111,6 +111,15 @@ def test_image_tokens_have_their_grid(name):
         )
 
 
+@pytest.mark.parametrize("name", ["gemma3", "llava", "llava_next", "qwen2_vl", "paligemma"])
+def test_images_without_tokens_in_the_text_are_refused(name):
+    model, processor = make_family(name)
+    batch = wide_batch(processor)
+    batch["input_ids"][batch["input_ids"] == get_image_token_id(model)] = 5
+    with pytest.raises(ValueError, match="the text has 0 image tokens, but its 2 images need"):
+        find_family(model).image_tokens(batch, model)
+
+
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3"])
 def test_a_token_changes_when_its_own_place_of_the_image_changes(name):
     "The place is taken from the model: the token that moves most is the one of that place."

@@ -353,7 +353,7 @@ def find_batch_errors(
     processor = model_or_processor if is_processor else None
     config = None if is_processor else model_or_processor.config
     input_ids, labels = batch["input_ids"], batch.get("labels")  # (N, T) each
-    image_token_id = get_image_token_id(processor) if processor else config.image_token_id
+    image_token_id = get_image_token_id(processor or config)
     is_image_token = input_ids == image_token_id
     errors = [
         *find_image_errors(batch, model_or_processor, is_image_token),

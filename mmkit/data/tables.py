@@ -344,7 +344,13 @@ def load_rows(
 
     if matched["label"] and not isinstance(matched["label"], str):
         report.notes.append(f"the label is read from the columns {', '.join(matched['label'])}")
-    used = {*_flatten(matched.values()), *ATTRIBUTE_LEVELS, *CONVERSATION_COLUMNS, *_IMAGE_LISTS, ""}
+    used = {
+        *_flatten(matched.values()),
+        *ATTRIBUTE_LEVELS,
+        *CONVERSATION_COLUMNS,
+        *_IMAGE_LISTS,
+        "",
+    }
     unused = [name for name in names if name not in used]
     if unused:
         report.notes.append(f"columns that are not used: {', '.join(unused)}")

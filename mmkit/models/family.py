@@ -109,7 +109,7 @@ class Family:
         pixel_values = batch.get("pixel_values", batch.get("features"))
         num_images = 0 if pixel_values is None else len(pixel_values)
         num_tokens = int((batch["input_ids"] == get_image_token_id(source)).sum())
-        of_each = num_tokens // max(1, num_images)
+        of_each = max(1, num_tokens // max(1, num_images))
         found = []
         for row, positions in split_image_tokens(batch, source, [of_each] * num_images):
             found.append(ImageTokens(row, positions, self.square(of_each)))
