@@ -369,6 +369,8 @@ def test_a_question_without_image_is_text_alone(load_json, processor):
         (dict(conversations=[say("narrator", "?"), say("gpt", "A.")]), "role outside the set"),
         (dict(conversations=[say("human", " "), say("gpt", "A.")]), "a turn is empty"),
         (dict(messages=["What?", "A."]), "a turn is no object"),
+        (dict(messages=[turn("user", "What?"), turn("assistant", "A.")]), "neither text nor image"),
+        (dict(image="0.png", caption=["A.", "B."]), "the caption is no text"),
         (dict(conversations=[say("human", "?"), say("gpt", "<eos>")]), "template token in"),
     ],
 )
@@ -412,6 +414,30 @@ def test_a_class_is_the_caption_where_the_prompt_places_the_image(load):
     records, _ = load("image,prompt,label", "0.png,<image>Which sign?,stop", "1.png,Which?,yield")
     assert records["prompt"][:] == ["Which sign?", "Which?"]
     assert records["caption"][:] == ["Stop.", "Yield."]
+
+
+def test_a_system_column_beside_prompt_and_answer_is_kept(load_json):
+    (record,) = load_json(dict(ONE_QUESTION["alpaca"], system="Be brief."))[0]
+    assert [message["role"] for message in record["messages"]] == ["system", "user", "assistant"]
+
+
+def test_a_short_answer_in_words_for_nothing_is_an_answer(load_json):
+    "`None` and `?` in a cell are missing values; in a conversation they are what was said."
+    talk = [say("human", "Which sign?"), say("gpt", "None"), say("human", "?"), say("gpt", "n/a")]
+    first, second = load_json(dict(conversations=talk), dict(conversations=talk[:2]))[0]
+    assert [part["text"] for m in first["messages"] for part in m["content"]][1:] == [
+        "None",
+        "?",
+        "n/a",
+    ]
+    assert second["messages"][1]["content"][0]["text"] == "None"
+
+
+def test_the_mask_of_a_sign_makes_no_clinical_question(load, tmp_path):
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (32, 24), 255).save(tmp_path / "masks/0.png")
+    records, _ = load("image,label", "0.png,stop", "1.png,yield")
+    assert records["questions"][:] == [[], []]
 
 
 def test_the_report_counts_records_of_text_alone(load_json):

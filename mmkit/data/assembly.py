@@ -172,7 +172,8 @@ def finish_record(
         raise RecordRejected("empty caption", "nothing is said about this image")
     if not record.get("questions"):
         boxes = {box["name"]: box["box"] for box in record.get("boxes") or []}
-        is_lesion = label in LABELS or diagnosis or colours or boxes or any(attributes.values())
+        is_lesion = label in LABELS or diagnosis or colours or any(attributes.values())
+        is_lesion = is_lesion or (boxes and label is None)  # a class of your own has none
         questions = make_questions(attributes, colours, label, boxes, rng) if is_lesion else []
         record["questions"] = questions + (more_questions or [])
     if label is None and diagnosis:

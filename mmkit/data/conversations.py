@@ -55,6 +55,8 @@ def _parse_turn(turn, names) -> dict:  # role and content; `names` gains the fil
         return dict(role=role, content=_split_at_images(content, what))
     parts = []
     for part in content:
+        if not isinstance(part, dict):
+            raise RecordRejected("a part is neither text nor image", str(part)[:60])
         if part.get("type") == "text":
             parts += _split_at_images(part.get("text"), what)
         elif part.get("type") in ("image", "image_url"):
@@ -68,7 +70,10 @@ def _parse_turn(turn, names) -> dict:  # role and content; `names` gains the fil
 def list_images(images) -> list:  # names of files
     "The files in a cell: one name, or a list of names or of dicts with a path."
     several = images if isinstance(images, list) else [images]
-    names = [_image_name(image) if isinstance(image, dict) else image for image in several]
+    names = [
+        _image_name(image) if isinstance(image, dict) else parse_optional_text(image)
+        for image in several
+    ]
     return [name for name in names if name]
 
 
@@ -84,7 +89,7 @@ def _find_turns(row) -> list:
 
 def parse_conversation(
     row: dict,  # of a JSON file
-    images=None,  # a file or a list of files, where the turns do not name them
+    image_names: list = (),  # files of the images, where the turns do not name them
 ) -> dict | None:  # image_names, and prompt and caption or messages; None: the row has no turns
     """A conversation as fields of a record. One question with its answer is a prompt and a caption;
     more turns, or a system turn, are `messages`. RecordRejected says what is wrong.
@@ -103,7 +108,7 @@ def parse_conversation(
         raise RecordRejected("nobody asks in the conversation", str(given)[:60])
     if not all(turn["content"] for turn in turns):
         raise RecordRejected("a turn is empty", str(given)[:60])
-    names = names or list_images(images)
+    names = names or list(image_names)
     try:
         turns = announce_images(turns, len(names))
     except ValueError as error:

@@ -45,7 +45,7 @@ TABLE_COLUMNS = dict(
         "images_file_names",
     ),
     prompt=("prompt", "question", "instruction", "query"),
-    caption=("caption", "text", "description", "report", "answer", "response", "output"),
+    caption=("caption", "text", "description", "report", "answer", "response", "output", "completion"),
     label=("label", "target", "class", "melanoma", "benign_malignant", "diagnosis", "dx"),
     id=("id", "record_id"),
     patient=("patient", "patient_id"),
@@ -93,7 +93,7 @@ _CODE = re.compile(r"[-+]?\d+([.,]\d+)?|true|false|yes|no", re.I)
 
 
 def _accept_unmapped(values, targets) -> dict:  # label as it is spelled -> label of the record
-    "Labels that need no word from the caller, beside those that he maps to `targets`."
+    "Labels that need no word from the caller, beside those that are mapped to `targets`."
     melanoma_task = {
         value: _MELANOMA_TASK[value.lower()] for value in values if value.lower() in _MELANOMA_TASK
     }
@@ -256,23 +256,22 @@ def _describe_text_and_images(row, get, words_of_label) -> dict:
     prompt, caption, images = get("prompt"), get("caption"), get("image")
     for name in _IMAGE_LISTS:
         images = images or row.get(name)
-    conversation = parse_conversation(row, images)
+    image_names = list_images(images)
+    conversation = parse_conversation(row, image_names)
     if conversation is not None:
         return conversation
+    for what, value in dict(prompt=prompt, caption=caption).items():
+        if isinstance(value, (list, dict)):
+            raise RecordRejected(f"the {what} is no text", str(value)[:60])
+    prompt = parse_optional_text(prompt)
     if caption is None:
         caption = words_of_label
-    if prompt and caption and IMAGE_TAG in prompt:
+    if prompt and caption and (IMAGE_TAG in prompt or row.get("system")):
         turns = [dict(role="user", content=prompt), dict(role="assistant", content=caption)]
-        return parse_conversation(dict(messages=turns), list_images(images))
-    prompt = parse_optional_text(prompt)
-    fields = dict(prompt=prompt, caption=caption)
-    if isinstance(images, list):
-        image_names = list_images(images)
-    else:
-        image_names = [name for name in [parse_optional_text(images)] if name]
+        return parse_conversation(dict(row, messages=turns), image_names)
     if not (image_names or prompt):
         raise RecordRejected("no image named")  # with a question it is text alone
-    return dict(fields, image_names=image_names)
+    return dict(image_names=image_names, prompt=prompt, caption=caption)
 
 
 def _describe_table_row(row, columns, accept_label, is_lesion, report) -> dict:
@@ -344,13 +343,7 @@ def load_rows(
 
     if matched["label"] and not isinstance(matched["label"], str):
         report.notes.append(f"the label is read from the columns {', '.join(matched['label'])}")
-    used = {
-        *_flatten(matched.values()),
-        *ATTRIBUTE_LEVELS,
-        *CONVERSATION_COLUMNS,
-        *_IMAGE_LISTS,
-        "",
-    }
+    used = {*_flatten(matched.values()), *ATTRIBUTE_LEVELS, *CONVERSATION_COLUMNS, *_IMAGE_LISTS, ""}
     unused = [name for name in names if name not in used]
     if unused:
         report.notes.append(f"columns that are not used: {', '.join(unused)}")
