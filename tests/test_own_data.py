@@ -440,6 +440,30 @@ def test_the_mask_of_a_sign_makes_no_clinical_question(load, tmp_path):
     assert records["questions"][:] == [[], []]
 
 
+def test_lint_takes_questions_turns_and_several_images_as_they_are(load_json, tmp_path):
+    noise = np.random.default_rng(0)
+    for k in range(12):
+        Image.fromarray(noise.integers(0, 256, (24, 32, 3), np.uint8)).save(tmp_path / f"{k}.png")
+    talk = [say("human", "<image>Hi?"), say("gpt", "Yes."), say("human", "?"), say("gpt", "No.")]
+    records, _ = load_json(
+        dict(image="0.png", prompt="What is it?", caption="A dog."),
+        dict(prompt="How many legs has a dog?", caption="Four."),
+        dict(images=["1.png", "2.png"], prompt="Which one?", caption="The first."),
+        dict(image="3.png", conversations=talk),
+    )
+    findings = data.lint_records(records)
+    assert {finding.kind for finding in findings} <= {"vague captions"}
+    assert "several images" in str(findings)
+    assert len(data.fix_findings(records, findings).dataset) == 4
+
+
+def test_lint_opens_the_images_of_a_plain_data_set(load, tmp_path):
+    features = datasets.Features(dict(image=datasets.Image(), caption=datasets.Value("string")))
+    rows = [dict(image=f"{tmp_path}/{k}.png", caption=f"A red sign, {k}.") for k in range(12)]
+    records = datasets.Dataset.from_list(rows, features=features)
+    assert "no image" not in {finding.kind for finding in data.lint_records(records)}
+
+
 def test_the_report_counts_records_of_text_alone(load_json):
     _, report = load_json(dict(ONE_QUESTION["plain"]), dict(prompt="How many?", answer="Four."))
     assert report.counts["no image, loaded as text alone"] == 1

@@ -38,11 +38,12 @@ def compute_image_hashes(
     thumbnail; None and zeros where there is no image.
     """
     num_records = len(records)
+    columns = [name for name in ("id", "image") if name in records.column_names]
     digests = []
     bits = np.zeros((num_records, 64), bool)
     thumbnails = np.zeros((num_records, 1024), np.float32)
     bar = make_progress_bar(
-        iter_raw_records(records.select_columns(["id", "image"])),
+        iter_raw_records(records.select_columns(columns)),
         total=num_records,
         desc=desc,
         disable=num_records < 1000,
@@ -51,7 +52,7 @@ def compute_image_hashes(
         if record["image"] is None:
             digests.append(None)
             continue
-        data = read_image_bytes(record["image"], record["id"])
+        data = read_image_bytes(record["image"], record.get("id"))
         digests.append(hash_digest(data))
         bits[row], thumbnails[row] = _hash_image(data)
     return np.array(digests, dtype=object), bits, thumbnails

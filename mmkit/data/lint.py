@@ -25,7 +25,7 @@ from mmkit.data.lint_checks import (
     lint_captions,
     lint_images,
 )
-from .records import FEATURES, get_column, make_record
+from .records import FEATURES, count_stored_images, get_column, make_record
 from .splits import find_leakage
 
 # %% ../../nbs/library/data/lint.ipynb #b028f726
@@ -204,6 +204,8 @@ def _find_unchecked(parts, hashes):
         digests = [digest for part_hashes in hashes.values() for digest in part_hashes[0]]
         if all(digest is None for digest in digests):
             unchecked.append("images (none was opened)")
+        if any((count or 0) > 1 for part in filled_parts for count in count_stored_images(part)):
+            unchecked.append("records of several images (their images are not compared)")
     for name, part in parts.items():
         if 0 < len(part) < 200:
             where = f" in {name}" if name else ""

@@ -15,7 +15,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from .duplicates import compute_image_hashes, find_near_duplicates
-from .records import get_column, hash_digest
+from .records import count_stored_images, get_column, hash_digest
 from mmkit.data.text_checks import (
     WORD_PATTERN,
     find_contradictions,
@@ -204,6 +204,12 @@ def _find_vague_captions(captions, present, threshold) -> dict:  # position -> w
     }
 
 
+def _find_asking(records) -> set:  # positions
+    "Records with a prompt or turns of their own: an answer may be short, and an image missing."
+    columns = [get_column(records, name) for name in ("prompt", "messages")]
+    return {row for row, asked in enumerate(zip(*columns, strict=True)) if any(asked)}
+
+
 def lint_captions(
     records,
     vague: float = 0.1,  # visual terms per word below which a caption says nothing to see
@@ -224,7 +230,9 @@ def lint_captions(
             findings.append(Finding(kind, text, sorted(reasons), fix, reasons))
 
     present = [row for row, caption in enumerate(captions) if caption and caption.strip()]
-    absent = sorted(set(range(num_records)) - set(present))
+    asks = _find_asking(records)
+    with_turns = {row for row, turns in enumerate(get_column(records, "messages")) if turns}
+    absent = sorted(set(range(num_records)) - set(present) - with_turns)
     add("no caption", "records have no caption", dict.fromkeys(absent, "no caption"), "leave out")
     add(
         "stray tokens",
@@ -246,7 +254,8 @@ def lint_captions(
         vague_ones,
         "rewrite" if _choose_caption_fix(vague_ones, attributes) == "rewrite" else "look",
     )
-    odd_lengths = _find_odd_lengths(captions, present, shortest, longest)
+    descriptions = [row for row in present if row not in asks]
+    odd_lengths = _find_odd_lengths(captions, descriptions, shortest, longest)
     add(
         "length",
         f"captions are cut off, shorter than {shortest} or longer than {longest} words",
@@ -344,7 +353,9 @@ def lint_images(
     hashes: tuple = None,  # `hash_readable_images`, where it is known already
     unreadable: dict = None,
 ) -> list:  # of Finding
-    "Missing, broken and copied images, and copies that are labelled differently."
+    """Missing, broken and copied images, and copies that are labelled differently. The images of a
+    record that has several are not compared.
+    """
     if "image" not in records.column_names or not len(records):
         return []
     if hashes is None:
@@ -352,8 +363,12 @@ def lint_images(
     unreadable = unreadable or {}
     num_records = len(records)
     labels = get_column(records, "label")
+    counts = count_stored_images(records)
+    asks = _find_asking(records)
     missing = {
-        row: unreadable.get(row, "no image") for row in range(num_records) if hashes[0][row] is None
+        row: unreadable.get(row, "no image")
+        for row in range(num_records)
+        if hashes[0][row] is None and (row in unreadable or not (counts[row] or row in asks))
     }
     if len(missing) == num_records and not unreadable:
         return []  # a table without images: `lint_records` says so

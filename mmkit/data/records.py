@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'LABELS', 'make_record', 'get_cache_dir', 'encode_png', 'hash_digest', 'write_records', 'evict_pair_sets',
-           'read_image_bytes', 'iter_raw_records', 'dataset_fingerprint', 'get_column', 'parse_provenance', 'as_yes_no',
-           'get_patient_indices']
+           'read_image_bytes', 'iter_raw_records', 'count_stored_images', 'dataset_fingerprint', 'get_column',
+           'parse_provenance', 'as_yes_no', 'get_patient_indices']
 
 # %% ../../nbs/library/data/records.ipynb #3f1b3578
 import difflib
@@ -21,6 +21,8 @@ import datasets
 import numpy as np
 import PIL
 import PIL.Image
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
 
@@ -191,6 +193,25 @@ def iter_raw_records(records: Dataset):
     "The records one by one, their images still encoded (dicts of bytes and path)."
     for batch in records.with_format("arrow").iter(100):
         yield from batch.to_pylist()
+
+# %% ../../nbs/library/data/records.ipynb #b6a57b02
+def count_stored_images(
+    records: Dataset,
+) -> list:  # one number a record; None throughout where there is no column of images
+    "How many images each record has in `image` or `images`, without decoding them."
+    columns = [name for name in ("image", "images") if name in records.column_names]
+    if not columns:
+        return [None] * len(records)
+    counts = []
+    for batch in records.select_columns(columns).with_format("arrow").iter(1000):
+        has_one, several = [False] * len(batch), [None] * len(batch)
+        if "image" in columns:
+            has_one = batch["image"].is_valid().to_pylist()
+        if "images" in columns and not pa.types.is_null(batch["images"].type):
+            several = pc.list_value_length(batch["images"]).to_pylist()
+        pairs = zip(has_one, several, strict=True)
+        counts += [int(one) if many is None else many for one, many in pairs]
+    return counts
 
 # %% ../../nbs/library/data/records.ipynb #04a0d828
 def dataset_fingerprint(

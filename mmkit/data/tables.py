@@ -45,7 +45,16 @@ TABLE_COLUMNS = dict(
         "images_file_names",
     ),
     prompt=("prompt", "question", "instruction", "query"),
-    caption=("caption", "text", "description", "report", "answer", "response", "output", "completion"),
+    caption=(
+        "caption",
+        "text",
+        "description",
+        "report",
+        "answer",
+        "response",
+        "output",
+        "completion",
+    ),
     label=("label", "target", "class", "melanoma", "benign_malignant", "diagnosis", "dx"),
     id=("id", "record_id"),
     patient=("patient", "patient_id"),
@@ -343,7 +352,13 @@ def load_rows(
 
     if matched["label"] and not isinstance(matched["label"], str):
         report.notes.append(f"the label is read from the columns {', '.join(matched['label'])}")
-    used = {*_flatten(matched.values()), *ATTRIBUTE_LEVELS, *CONVERSATION_COLUMNS, *_IMAGE_LISTS, ""}
+    used = {
+        *_flatten(matched.values()),
+        *ATTRIBUTE_LEVELS,
+        *CONVERSATION_COLUMNS,
+        *_IMAGE_LISTS,
+        "",
+    }
     unused = [name for name in names if name not in used]
     if unused:
         report.notes.append(f"columns that are not used: {', '.join(unused)}")

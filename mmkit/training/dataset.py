@@ -6,11 +6,11 @@
 __all__ = ['TEXT_COLUMNS', 'epoch_permutation', 'select_text_columns', 'TokenizedDataset', 'build_dataset']
 
 # %% ../../nbs/library/training/dataset.ipynb #fc03e265
-import pyarrow.compute as pc
 import torch
 
 from ..chat.collator import pad_batch
 from ..chat.templates import count_images
+from ..data.records import count_stored_images
 from .cache import cache_captions, cache_features
 
 # %% ../../nbs/library/training/dataset.ipynb #e0edda35
@@ -26,20 +26,6 @@ def epoch_permutation(
 TEXT_COLUMNS = ("prompt", "messages", "notes", "answer", "caption", "negatives", "id")
 
 # %% ../../nbs/library/training/dataset.ipynb #64d37953
-def _count_stored_images(records, columns) -> list:
-    "How many images each record of a data set has in these columns, without decoding them."
-    counts = []
-    for batch in records.select_columns(columns).with_format("arrow").iter(1000):
-        has_one, several = [False] * len(batch), [None] * len(batch)
-        if "image" in columns:
-            has_one = batch["image"].is_valid().to_pylist()
-        if "images" in columns:
-            several = pc.list_value_length(batch["images"]).to_pylist()
-        pairs = zip(has_one, several, strict=True)
-        counts += [int(one) if many is None else many for one, many in pairs]
-    return counts
-
-
 def select_text_columns(
     records,
 ) -> list:  # dicts with `TEXT_COLUMNS`, where they occur, and `num_images`
@@ -51,14 +37,12 @@ def select_text_columns(
             for record in records
         ]
     columns = [name for name in TEXT_COLUMNS if name in records.column_names]
-    image_columns = [name for name in ("image", "images") if name in records.column_names]
-    texts = records.select_columns(columns).to_list()
-    if image_columns:
-        counts = _count_stored_images(records, image_columns)
-    else:
-        counts = map(count_images, texts)
+    texts = zip(
+        records.select_columns(columns).to_list(), count_stored_images(records), strict=True
+    )
     return [
-        dict(text, num_images=num_images) for text, num_images in zip(texts, counts, strict=True)
+        dict(text, num_images=count_images(text) if num_images is None else num_images)
+        for text, num_images in texts
     ]
 
 # %% ../../nbs/library/training/dataset.ipynb #06bef3ea
