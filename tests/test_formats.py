@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 import torch
@@ -308,6 +309,8 @@ def test_wrong_arguments_get_one_sentence(tmp_path):
         export(records, "openai", out, settings=RUN)
     with pytest.raises(TypeError, match=r"records\['train'\]"):
         export(dict(train=records), "trl", out)
+    with pytest.raises(TypeError, match="df.to_dict"):
+        export(pd.DataFrame(records), "trl", out)
     with pytest.raises(TypeError, match="load_folder"):
         export("some/folder", "trl", out)
     assert list(tmp_path.iterdir()) == []

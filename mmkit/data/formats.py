@@ -156,8 +156,14 @@ def _iter_records(records):
             " folder of its own"
         )
     if isinstance(records, datasets.Dataset):
-        return iter_raw_records(records)
-    return iter(records)
+        records = iter_raw_records(records)
+    for record in records:
+        if not isinstance(record, dict):
+            raise TypeError(
+                f"a record is a dict, and this is a {type(record).__name__}; of a DataFrame give"
+                " df.to_dict('records')"
+            )
+        yield record
 
 # %% ../../nbs/library/data/formats.ipynb #2447d831
 def _check_address(export_format, to, image_url, bucket_owner):
