@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mmkit import chat, data
+from mmkit import chat, data, evaluate, explain, models
 from mmkit.chat.images import convert_to_rgb, get_image_size
 from mmkit.chat.templates import tiny_processor
 from mmkit.data.records import FEATURES, make_record
@@ -455,6 +455,17 @@ def test_lint_takes_questions_turns_and_several_images_as_they_are(load_json, tm
     assert {finding.kind for finding in findings} <= {"vague captions"}
     assert "several images" in str(findings)
     assert len(data.fix_findings(records, findings).dataset) == 4
+
+
+def test_answers_and_maps_of_other_than_one_image_are_refused():
+    model, processor = models.load()
+    image = Image.new("RGB", (32, 32))
+    several, none = dict(images=[image, image], caption="A."), dict(image=None, caption="A.")
+    for record, number in ((several, 2), (none, 0)):
+        with pytest.raises(ValueError, match=f"record 1 has {number} images"):
+            evaluate.generate(model, processor, [dict(image=image), record])
+        with pytest.raises(ValueError, match=f"has {number} images"):
+            explain.attribute_words(model, processor, record)
 
 
 def test_lint_opens_the_images_of_a_plain_data_set(load, tmp_path):

@@ -37,6 +37,12 @@ def get_pooled_features(
     show_progress: bool = False,
 ) -> torch.Tensor:  # (N, P, D) pooled patches
     "The vision encoder's features of each record's image, from the cache where they are known."
+    for row, text in enumerate(select_text_columns(records)):
+        if text["num_images"] != 1:
+            raise ValueError(
+                f"record {row} has {text['num_images']} images: answers are generated and scored "
+                "for records of one image; leave the others out with records.select"
+            )
     if image_condition == "blank":
         blank = cache_features(model, processor, [dict(image=BLANK_IMAGE)], cache_dir)
         return blank[[0]].expand(len(records), -1, -1)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..chat.collator import encode_example
+from ..chat.collator import encode_example, get_record_images
 from ..chat.images import denormalize_images
 from ..chat.prompts import PROMPT
 from ..chat.templates import get_special_tokens
@@ -173,7 +173,10 @@ def attribute_words(
     if only not in (None, "answer", "structures"):
         raise ValueError(f"only={only!r}.{did_you_mean(only, ('answer', 'structures'))}")
     record = image_or_record if isinstance(image_or_record, dict) else {}
-    image = record.get("image", image_or_record)
+    images = get_record_images(record) if record else [image_or_record]
+    if len(images) != 1:
+        raise ValueError(f"the record has {len(images)} images: words are attributed to one image")
+    (image,) = images
     prompt = record.get("prompt") or prompt
     if answer is None:
         answer = _generate_answer(model, processor, image, prompt, max_new_tokens)
