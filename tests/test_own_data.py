@@ -379,6 +379,17 @@ def test_a_broken_conversation_is_set_aside_with_its_reason(load_json, row, reas
     assert len(records) == 1 and reason in next(iter(report.reasons))
 
 
+def test_turns_of_plain_texts_get_the_image_and_the_system_turn(processor):
+    talk = [dict(role="user", content="What is it?"), dict(role="assistant", content="A dog.")]
+    record = dict(image=Image.new("RGB", (32, 24)), messages=talk)
+    collator = chat.Collator(processor, system="Be brief.")
+    wanted = chat.build_messages("What is it?", "A dog.", system="Be brief.")
+    assert collator.build_conversation(record) == wanted
+    assert len(collator([record])["pixel_values"]) == 1
+    with pytest.raises(ValueError, match="conversation 1: the turns announce 1 images, but 0"):
+        collator([record, dict(image=None, messages=wanted)])
+
+
 def test_a_conversation_that_ends_with_a_question_is_not_trained(processor):
     talk = [turn("user", dict(type="text", text="And now?"))]
     with pytest.raises(ValueError, match="ends with a question"):
