@@ -222,8 +222,10 @@ def test_told_apart_is_one_half_for_the_same_and_one_for_others(looks):
     real, alike, other = rng.normal(size=(200, 3)), rng.normal(size=(200, 3)), None
     other = alike + [6, 0, 0]
     other[:20, 1] = np.nan  # what is missing is no error
-    assert looks.told_apart(real, alike) == pytest.approx(0.5, abs=0.12)
-    assert looks.told_apart(real, other) > 0.99
+    assert roc_auc(*looks.tell_apart(real, alike)) == pytest.approx(0.5, abs=0.12)
+    is_drawn, scores = looks.tell_apart(real[:50], other)  # as many of either
+    assert is_drawn.tolist() == [False] * 50 + [True] * 50
+    assert roc_auc(is_drawn, scores) > 0.99
 
 
 # ---- outlines
@@ -333,10 +335,13 @@ def test_reads_what_is_there_and_leaves_out_copies(realism, made_folder):
     assert is_melanoma.sum() == 10
 
 
+SMALL_NUMBERS = dict(N_MARGINALS=24, N_OUTLINES=24, N_CLASSIFIED=64, N_MEASURED=40, N_HELD=20)
+
+
 def test_measures_another_renderer_from_the_command_line(
     realism, networks, made_folder, tmp_path, monkeypatch, capsys
 ):
-    for name, value in dict(N_MARGINALS=24, N_OUTLINES=24, N_CLASSIFIED=64, N_MEASURED=40).items():
+    for name, value in SMALL_NUMBERS.items():
         monkeypatch.setattr(realism, name, value)
     for name, value in dict(SIZE=64, UNET_SIZE=32, CLASSIFIER_SIZE=32).items():
         monkeypatch.setattr(realism, name, value)
@@ -344,19 +349,30 @@ def test_measures_another_renderer_from_the_command_line(
         monkeypatch.setattr(networks, name, 3)
     out, grid = tmp_path / "found.json", tmp_path / "grid.png"
     arguments = ["--real", str(made_folder), "--draw", "test_realism:draw_discs", "--bound"]
-    arguments += ["--what", "marginals,unet,melanoma,grid", "--seeds", "2"]
+    arguments += ["--what", "marginals,unet,melanoma,encoder,grid", "--seeds", "2"]
+    out.write_text('{"another:draw": {"unet": 1}}', encoding="utf-8")
     realism.main([*arguments, "--json", str(out), "--grid", str(grid)])
-    found = json.loads(out.read_text(encoding="utf-8"))
+    record = json.loads(out.read_text(encoding="utf-8"))
     assert str(made_folder) not in out.read_text(encoding="utf-8")
+    assert record["another:draw"] == {"unet": 1}  # what was there is kept
+    found = record["test_realism:draw_discs"]
+    for part in found.values():
+        assert part["num_seeds"] == 2 and part["machine"] and "realism.py" in part["command"]
     rows = {row["measure"]: row for row in found["marginals"]["rows"]}
     assert rows["lesion L"]["inside"] and rows["contrast ΔE"]["inside"]
-    aurocs = {row["trained"]: row["validation"] for row in found["melanoma"]["rows"]}
-    assert aurocs["colours, 64 drawn"][0] == 1  # redness is there to be read
-    assert {"ABCD, 40 drawn", "CNN, 64 drawn", "encoder, 64 drawn", "ABCD, 19 real"} < set(aurocs)
+    told = found["marginals"]["told_apart"]
+    assert [row["told_from"] for row in told] == ["real lesions", "another draw"] * 2
+    rows = [*found["melanoma"]["rows"], *found["encoder"]["rows"]]
+    rows = {(row["classifier"], row["trained_on"]): row for row in rows}
+    colours = rows["colours", "64 drawn"]
+    assert colours["validation"][0] == colours["drawn"][0] == 1  # redness is there to be read
+    assert {("ABCD", "40 drawn"), ("CNN", "64 drawn"), ("encoder", "64 drawn")} < set(rows)
+    assert rows["ABCD", "19 real"]["training"] is None  # it has learned from these
+    assert found["melanoma"]["melanoma_of"]["drawn"] == [10, 20]
+    assert len(found["melanoma"]["alone"]) == 12
     assert [len(row["seeds"]) for row in found["unet"]["rows"]] == [1, 1, 2, 1]
-    assert found["seeds"] == [0, 1] and found["machine"] and "realism.py" in found["command"]
     assert Image.open(grid).size == (2 * 4 * 128 + 24, 3 * 128)  # twelve of either
-    assert "told from real" in capsys.readouterr().out
+    assert "another draw" in capsys.readouterr().out
 
 
 def test_without_a_folder_it_says_so(realism, monkeypatch, capsys):
