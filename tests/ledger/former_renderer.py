@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-FORMER_COMMIT = "6521435"
+FORMER_COMMIT, WORLD_VERSION = "6521435", 1
 ROOT = Path(__file__).resolve().parents[2]
 DRAW = """
 import sys

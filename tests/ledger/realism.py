@@ -20,7 +20,7 @@ is_melanoma (n,) bool.
 leaves what else is in the file. The chapter on lesions shows mmkit/assets/realism.json, made by
 
     realism.py --json FILE --bound --what marginals,unet,melanoma,encoder
-    realism.py --json FILE --draw former_renderer:draw --what marginals,unet,melanoma
+    realism.py --json FILE --draw former_renderer:draw --what marginals,unet
 """
 
 import argparse
@@ -63,6 +63,7 @@ from small_networks import (
 )
 
 from mmkit.core.display import make_table
+from mmkit.core.provenance import WORLD_VERSION, base_checksum
 from mmkit.core.runtime import atomic_write, describe_machine, dump_json
 from mmkit.core.stats import bootstrap, roc_auc
 from mmkit.lesions import World
@@ -96,6 +97,12 @@ def load_draw(name: str):  # "module:function"
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     return getattr(importlib.import_module(module), function)
+
+
+def describe_subject(draw, part: str) -> dict:  # world_version, base_checksum
+    "Which lesions and which base model a part is about; None where it depends on neither."
+    version = getattr(sys.modules[draw.__module__], "WORLD_VERSION", None)
+    return dict(world_version=version, base_checksum=base_checksum() if part == "encoder" else None)
 
 
 def resize_images(
@@ -441,7 +448,8 @@ def main(arguments=None):
     for part in what:
         began = time.perf_counter()
         print(f"\n{part}", flush=True)
-        found = provenance | MEASURES[part](Path(args.real), draw, args)
+        found = provenance | describe_subject(draw, part)
+        found |= MEASURES[part](Path(args.real), draw, args)
         found["seconds"] = round(time.perf_counter() - began, 1)
         print(f"({found['seconds']} s)", flush=True)
         if args.json:  # after each: what is done is kept when the next is interrupted
