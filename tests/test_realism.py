@@ -4,15 +4,28 @@ import importlib
 import json
 import os
 import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
 
+from mmkit.core.provenance import WORLD_VERSION
 from mmkit.core.stats import roc_auc
+from mmkit.data.realism import (
+    FORMER,
+    IOU_WANTED,
+    PRESENT,
+    describe_realism,
+    load_realism,
+    plot_realism,
+    read_thumbnails,
+)
 
 REAL = Path(os.environ.get("MMKIT_REAL") or ROOT.parent / "shared" / "real")
 SKIN, LESION = np.array([220.0, 180, 160]), np.array([120.0, 70, 50])
@@ -375,6 +388,16 @@ def test_measures_another_renderer_from_the_command_line(
     assert "another draw" in capsys.readouterr().out
 
 
+def test_thumbnails_of_a_folder_are_photographs_not_masks(made_folder):
+    found = read_thumbnails(made_folder / "isic2018_masks", n=30, size=24)
+    assert found.shape == (12, 24, 24, 3)  # of 12 images and 13 masks
+    assert found.std((1, 2)).min() > 5  # none is black and white, or empty
+    assert (found.reshape(12, -1).max(1) < 250).all()
+    assert len(read_thumbnails(made_folder, n=5)) == 5
+    other_seed = read_thumbnails(made_folder, n=5, seed=1)
+    assert (read_thumbnails(made_folder, n=5) != other_seed).any()
+
+
 def test_without_a_folder_it_says_so(realism, monkeypatch, capsys):
     monkeypatch.delenv("MMKIT_REAL", raising=False)
     for arguments in ([], ["--real", "nowhere"]):
@@ -390,6 +413,94 @@ def test_todays_world_can_be_drawn(realism):
     assert masks.shape == (12, 48, 48) and masks.dtype == bool
     assert is_melanoma.shape == (12,) and is_melanoma.dtype == bool
     assert 0 < is_melanoma.sum() < 12
+
+
+# ---- the record that the chapter shows
+@pytest.fixture(scope="module")
+def record():
+    return load_realism()
+
+
+def test_record_says_how_and_on_which_lesions_it_was_measured(record):
+    assert set(record) == {PRESENT, FORMER}
+    assert set(record[PRESENT]) == {"marginals", "unet", "melanoma", "encoder"}
+    for renderer, version in {PRESENT: WORLD_VERSION, FORMER: 1}.items():
+        for name, part in record[renderer].items():
+            assert part["world_version"] == version
+            assert bool(part["base_checksum"]) == (name == "encoder")
+            assert part["num_seeds"] == 3
+            assert f"--draw {renderer}" in part["command"] and "FOLDER" in part["command"]
+            assert part["machine"] and part["versions"] and part["date"] and part["seconds"] > 0
+    assert len(record[PRESENT]["marginals"]["rows"]) == 28  # as its figure says
+    assert record[PRESENT]["melanoma"]["melanoma_of"]["validation"] == [30, 150]
+
+
+def recorded_rows(record):
+    "(intervals, seeds) of each row of the record, except the marginals' quartiles."
+    for parts in record.values():
+        for part in parts.values():
+            rows = part["told_apart"] if "told_apart" in part else part["rows"]
+            for row in [*rows, *part.get("alone", [])]:
+                numbers = [row.get(name) for name in INTERVALS]
+                yield [each for each in numbers if each], row.get("seeds")
+
+
+INTERVALS = ("auroc", "iou", "validation", "training", "drawn", "real")
+
+
+def test_recorded_intervals_contain_their_estimates(record):
+    found = list(recorded_rows(record))
+    assert len(found) > 30
+    for intervals, seeds in found:
+        assert intervals
+        for value, low, high in intervals:
+            assert 0 <= low <= value <= high <= 1
+        if seeds:
+            assert len(seeds) in (1, 3)
+            assert intervals[0][0] == pytest.approx(np.mean(seeds), abs=2e-4)
+
+
+def test_recorded_outlines_carry_over_as_wanted(record):
+    rows = {row["trained"]: row["iou"][0] for row in record[PRESENT]["unet"]["rows"]}
+    former = {row["trained"]: row["iou"][0] for row in record[FORMER]["unet"]["rows"]}
+    assert rows["U-Net, 500 drawn"] >= IOU_WANTED
+    assert rows["U-Net, 500 drawn"] > former["U-Net, 500 drawn"]
+
+
+def drawn_points(ax):
+    "The points of an axes with their intervals, as (value, low, high) to three digits."
+    points = []
+    for container in ax.containers:
+        line, _, (bars,) = container.lines
+        (low, _), (high, _) = bars.get_segments()[0]
+        points.append(tuple(np.round([line.get_xdata()[0], low, high], 3)))
+    return sorted(points)
+
+
+def test_figure_shows_the_points_of_the_record(record):
+    figure = plot_realism(record)
+    told, outlines, melanoma = (drawn_points(ax) for ax in figure.axes)
+    now, before = record[PRESENT], record[FORMER]
+    expected = [row["auroc"] for row in now["marginals"]["told_apart"]]
+    for row in before["marginals"]["told_apart"]:
+        expected += [row["auroc"]] * (row["told_from"] == "real lesions")
+    assert told == sorted(tuple(np.round(numbers, 3)) for numbers in expected)
+    expected = [row["iou"] for row in now["unet"]["rows"]]
+    expected += [row["iou"] for row in before["unet"]["rows"] if row["trained"].endswith("drawn")]
+    assert outlines == sorted(tuple(np.round(numbers, 3)) for numbers in expected)
+    expected = []
+    for row in [*now["melanoma"]["rows"], *now["encoder"]["rows"]]:
+        expected += [row["validation"], row["drawn"]] if row["drawn"] else [row["validation"]]
+    assert melanoma == sorted(tuple(np.round(numbers, 3)) for numbers in expected)
+    plt.close(figure)
+
+
+def test_chapter_prints_the_sentences_of_the_record(record):
+    chapter = nbformat.read(ROOT / "nbs/course/01_lesions.ipynb", as_version=4)
+    outputs = [output for cell in chapter.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.get("text", "") for output in outputs)
+    for paragraph in describe_realism(record):
+        assert textwrap.fill(paragraph, 98) in printed, "execute chapter 01 again"
 
 
 @pytest.mark.skipif(

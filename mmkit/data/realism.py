@@ -16,6 +16,7 @@ import numpy as np
 from PIL import ImageOps
 
 from ..core.display import PALETTE, Page, html_escape, make_thumbnail
+from ..core.provenance import annotate_outdated
 from ..core.runtime import get_assets_dir
 from ..core.stats import Interval
 from .images import MASK_NAME_PATTERN, ImageFolder, open_image
@@ -177,26 +178,34 @@ def plot_marks(
     return ax
 
 
+def _plot_panel(ax, record, parts, get_marks, wanted=None):
+    "One question: its marks, what was wanted, and whether it was measured on earlier lesions."
+    plot_marks(get_marks(record), ax)
+    if wanted:
+        bottom = ax.get_ylim()[0] - 0.05
+        ax.axvline(wanted, color="0.3", lw=1, ls=":")
+        ax.text(wanted, bottom, f" wanted: {wanted:.2f}", va="bottom", fontsize=9)
+    present = record[PRESENT]
+    annotate_outdated(ax, *(present[part] for part in parts if part in present))
+
+
 def plot_realism(record: dict):  # a figure
     "What a record says: drawn told from real, outlines found, melanoma recognised."
-    fig, axs = plt.subplots(3, 1, figsize=(8, 7), height_ratios=(2, 3.2, 3.2))
-    panels = (
-        ("Drawn lesions told from real ones (control: from another draw)", told_apart_marks, None),
-        ("Outlines found in real images", outline_marks, IOU_WANTED),
-        ("Melanoma in real images (control: in other drawn lesions)", melanoma_marks, AUROC_WANTED),
+    fig, (told, outlines, melanoma) = plt.subplots(
+        3, 1, figsize=(8, 7), height_ratios=(2, 3.2, 3.2)
     )
-    for ax, (title, get_marks, wanted) in zip(axs, panels):
-        plot_marks(get_marks(record), ax)
-        is_iou = get_marks is outline_marks
-        ax.set(title=title, xlabel="mean IoU" if is_iou else "AUROC (0.5, grey line: guessing)")
-        if not is_iou:
-            ax.axvline(0.5, color="0.6", lw=1)
-        if wanted:
-            ax.axvline(wanted, color="0.3", lw=1, ls=":")
-            ax.text(wanted, len(ax.get_yticks()) - 0.55, f" wanted: {wanted:.2f}", va="bottom", fontsize=9)
+    _plot_panel(told, record, ["marginals"], told_apart_marks)
+    _plot_panel(outlines, record, ["unet"], outline_marks, IOU_WANTED)
+    _plot_panel(melanoma, record, ["melanoma", "encoder"], melanoma_marks, AUROC_WANTED)
+    told.set_title("Drawn lesions told from real ones (control: from another draw)")
+    outlines.set(title="Outlines found in real images", xlabel="mean IoU")
+    melanoma.set_title("Melanoma in real images (control: in other drawn lesions)")
+    for ax in (told, melanoma):
+        ax.set_xlabel("AUROC (grey line: guessing)")
+        ax.axvline(0.5, color="0.6", lw=1)
     for kind, colour in KIND_COLOURS.items():
-        axs[0].plot([], [], "o", color=colour, label=kind)
-    fig.legend(*axs[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        told.plot([], [], "o", color=colour, label=kind)
+    fig.legend(*told.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
 # %% ../../nbs/library/data/realism.ipynb #44cf79f9

@@ -63,7 +63,7 @@ from small_networks import (
 )
 
 from mmkit.core.display import make_table
-from mmkit.core.provenance import WORLD_VERSION, base_checksum
+from mmkit.core.provenance import WORLD_VERSION, base_checksum  # noqa: F401 (of `draw_world`)
 from mmkit.core.runtime import atomic_write, describe_machine, dump_json
 from mmkit.core.stats import bootstrap, roc_auc
 from mmkit.lesions import World
