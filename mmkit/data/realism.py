@@ -221,6 +221,16 @@ def _overlap(a, b):
     return "the intervals overlap" if a.low <= b.high and b.low <= a.high else "no overlap"
 
 
+def _describe_medians(record):
+    rows, former = (record[renderer]["marginals"]["rows"] for renderer in (PRESENT, FORMER))
+    inside, before = (sum(row["inside"] for row in each) for each in (rows, former))
+    outside = "; ".join(row["measure"] for row in rows if not row["inside"])
+    return (
+        f"Of {len(rows)} measures of looks, the median of drawn lesions lies in the middle half of "
+        f"the real ones in {inside} (former renderer: {before}). Outside: {outside or 'none'}."
+    )
+
+
 def _describe_told_apart(record):
     marks, sentences = told_apart_marks(record), []
     for row in FEATURE_NAMES.values():
@@ -279,6 +289,7 @@ def _describe_single_measures(record):
 def describe_realism(record: dict) -> list:  # of paragraphs
     "What a record says, in sentences that follow from its numbers."
     parts = (
+        _describe_medians,
         _describe_told_apart,
         _describe_outlines,
         _describe_melanoma,
