@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PRESENT', 'FORMER', 'IOU_WANTED', 'AUROC_WANTED', 'KIND_COLOURS', 'FEATURE_NAMES', 'RENDERER_KINDS',
-           'CLASSIFIER_NAMES', 'read_thumbnails', 'show_side_by_side', 'load_realism', 'told_apart_marks',
-           'outline_marks', 'melanoma_marks', 'plot_marks', 'plot_realism', 'describe_realism']
+           'CLASSIFIER_NAMES', 'QUESTIONS', 'read_thumbnails', 'show_side_by_side', 'load_realism', 'told_apart_marks',
+           'outline_marks', 'melanoma_marks', 'plot_marks', 'Question', 'plot_realism', 'describe_realism']
 
 # %% ../../nbs/library/data/realism.ipynb #42fa6d9c
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -100,6 +102,11 @@ FEATURE_NAMES = dict(colours="18 colour statistics", measures="28 measures of lo
 RENDERER_KINDS = {PRESENT: "present renderer", FORMER: "former renderer"}
 
 
+def _rows(record, renderer, part, key="rows"):
+    "What was measured; nothing where a part was not."
+    return record.get(renderer, {}).get(part, {}).get(key, [])
+
+
 def _mark(row, kind, numbers):
     return dict(row=row, kind=kind, interval=Interval(*numbers))
 
@@ -109,7 +116,7 @@ def told_apart_marks(record: dict) -> list:  # of dicts: row, kind, interval
     marks = []
     for features, row in FEATURE_NAMES.items():
         for renderer, kind in RENDERER_KINDS.items():
-            for told in record[renderer]["marginals"]["told_apart"]:
+            for told in _rows(record, renderer, "marginals", "told_apart"):
                 is_real = told["told_from"] == "real lesions"
                 if told["features"] == features and (is_real or renderer == PRESENT):
                     marks.append(_mark(row, kind if is_real else "control", told["auroc"]))
@@ -120,7 +127,7 @@ def outline_marks(record: dict) -> list:  # of dicts: row, kind, interval
     "IoU of outlines found in real images; controls: a disc, a threshold, real masks."
     marks = []
     for renderer, kind in RENDERER_KINDS.items():
-        for found in record[renderer]["unet"]["rows"]:
+        for found in _rows(record, renderer, "unet"):
             name = found["trained"]
             if name.endswith("drawn"):
                 marks.append(_mark(f"U-Net, {kind}", kind, found["iou"]))
@@ -143,8 +150,8 @@ def melanoma_marks(record: dict) -> list:  # of dicts: row, kind, interval
     "AUROC of melanoma in real images; control: in other drawn lesions."
     marks = []
     for renderer, kind in RENDERER_KINDS.items():
-        parts = [record[renderer].get(name, dict(rows=[])) for name in ("melanoma", "encoder")]
-        for found in [row for part in parts for row in part["rows"]]:
+        rows = [_rows(record, renderer, part) for part in ("melanoma", "encoder")]
+        for found in sum(rows, []):
             name = CLASSIFIER_NAMES[found["classifier"]]
             learned_from_drawn = found["trained_on"].endswith("drawn")
             if learned_from_drawn:
@@ -178,34 +185,69 @@ def plot_marks(
     return ax
 
 
-def _plot_panel(ax, record, parts, get_marks, wanted=None):
-    "One question: its marks, what was wanted, and whether it was measured on earlier lesions."
-    plot_marks(get_marks(record), ax)
-    if wanted:
+@dataclass(frozen=True)
+class Question:
+    "A panel of the figure."
+
+    title: str
+    parts: tuple  # of the record
+    get_marks: Callable  # of a record
+    axis: str
+    guessing: float = None  # where the value says nothing
+    wanted: float = None
+
+
+QUESTIONS = (
+    Question(
+        "Drawn lesions told from real ones (control: from another draw)",
+        ("marginals",),
+        told_apart_marks,
+        axis="AUROC (grey line: guessing)",
+        guessing=0.5,
+    ),
+    Question(
+        "Outlines found in real images", ("unet",), outline_marks, "mean IoU", wanted=IOU_WANTED
+    ),
+    Question(
+        "Melanoma in real images (control: in other drawn lesions)",
+        ("melanoma", "encoder"),
+        melanoma_marks,
+        axis="AUROC (grey line: guessing)",
+        guessing=0.5,
+        wanted=AUROC_WANTED,
+    ),
+)
+
+
+def _plot_question(ax, question, record):
+    "Its marks, what was wanted, and whether it was measured on earlier lesions."
+    plot_marks(question.get_marks(record), ax)
+    ax.set(title=question.title, xlabel=question.axis)
+    if question.guessing:
+        ax.axvline(question.guessing, color="0.6", lw=1)
+    if question.wanted:
         bottom = ax.get_ylim()[0] - 0.05
-        ax.axvline(wanted, color="0.3", lw=1, ls=":")
-        ax.text(wanted, bottom, f" wanted: {wanted:.2f}", va="bottom", fontsize=9)
-    present = record[PRESENT]
-    annotate_outdated(ax, *(present[part] for part in parts if part in present))
+        ax.axvline(question.wanted, color="0.3", lw=1, ls=":")
+        ax.text(question.wanted, bottom, f" wanted: {question.wanted:.2f}", va="bottom", fontsize=9)
+    parts = record.get(PRESENT, {})
+    annotate_outdated(ax, *(parts[name] for name in question.parts if name in parts))
 
 
 def plot_realism(record: dict):  # a figure
-    "What a record says: drawn told from real, outlines found, melanoma recognised."
-    fig, (told, outlines, melanoma) = plt.subplots(
-        3, 1, figsize=(8, 7), height_ratios=(2, 3.2, 3.2)
+    "A panel for each question that was measured: told apart, outlines, melanoma."
+    questions = [question for question in QUESTIONS if question.get_marks(record)]
+    num_rows = [len({mark["row"] for mark in q.get_marks(record)}) for q in questions]
+    heights = [0.9 + 0.37 * num for num in num_rows]
+    fig, axs = plt.subplots(
+        len(questions), 1, figsize=(8, 0.4 + sum(heights)), height_ratios=heights, squeeze=False
     )
-    _plot_panel(told, record, ["marginals"], told_apart_marks)
-    _plot_panel(outlines, record, ["unet"], outline_marks, IOU_WANTED)
-    _plot_panel(melanoma, record, ["melanoma", "encoder"], melanoma_marks, AUROC_WANTED)
-    told.set_title("Drawn lesions told from real ones (control: from another draw)")
-    outlines.set(title="Outlines found in real images", xlabel="mean IoU")
-    melanoma.set_title("Melanoma in real images (control: in other drawn lesions)")
-    for ax in (told, melanoma):
-        ax.set_xlabel("AUROC (grey line: guessing)")
-        ax.axvline(0.5, color="0.6", lw=1)
+    for ax, question in zip(axs.flat, questions):
+        _plot_question(ax, question, record)
+    used = {mark["kind"] for question in questions for mark in question.get_marks(record)}
     for kind, colour in KIND_COLOURS.items():
-        told.plot([], [], "o", color=colour, label=kind)
-    fig.legend(*told.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        if kind in used:
+            axs[0, 0].plot([], [], "o", color=colour, label=kind)
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
 # %% ../../nbs/library/data/realism.ipynb #44cf79f9
@@ -286,13 +328,21 @@ def _describe_single_measures(record):
     )
 
 
+_DESCRIPTIONS = (  # what is said, and which parts of the record that needs
+    (_describe_medians, {(PRESENT, "marginals"), (FORMER, "marginals")}),
+    (_describe_told_apart, {(PRESENT, "marginals"), (FORMER, "marginals")}),
+    (_describe_outlines, {(PRESENT, "unet"), (FORMER, "unet")}),
+    (_describe_melanoma, {(PRESENT, "melanoma")}),
+    (_describe_single_measures, {(PRESENT, "melanoma")}),
+)
+
+
 def describe_realism(record: dict) -> list:  # of paragraphs
     "What a record says, in sentences that follow from its numbers."
-    parts = (
-        _describe_medians,
-        _describe_told_apart,
-        _describe_outlines,
-        _describe_melanoma,
-        _describe_single_measures,
-    )
-    return [part(record) for part in parts]
+    measured = {(renderer, part) for renderer in record for part in record[renderer]}
+    missing = [part for question in QUESTIONS for part in question.parts]
+    missing = [part for part in missing if (PRESENT, part) not in measured]
+    paragraphs = [say(record) for say, needed in _DESCRIPTIONS if needed <= measured]
+    if missing:
+        paragraphs.append(f"Not measured yet on the present lesions: {', '.join(missing)}.")
+    return paragraphs
