@@ -476,8 +476,9 @@ def test_figure_shows_the_points_of_the_record(record):
     for row in before["marginals"]["told_apart"]:
         told += [row["auroc"]] * (row["told_from"] == "real lesions")
     outlines = [row["iou"] for row in now.get("unet", {}).get("rows", [])]
-    for row in before.get("unet", {}).get("rows", []):
-        outlines += [row["iou"]] * row["trained"].endswith("drawn")
+    if outlines:
+        rows = before["unet"]["rows"]
+        outlines += [row["iou"] for row in rows if row["trained"].endswith("drawn")]
     melanoma = []
     for part in ("melanoma", "encoder"):
         for row in now.get(part, {}).get("rows", []):

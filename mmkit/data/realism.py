@@ -235,7 +235,8 @@ def _plot_question(ax, question, record):
 
 def plot_realism(record: dict):  # a figure
     "A panel for each question that was measured: told apart, outlines, melanoma."
-    questions = [question for question in QUESTIONS if question.get_marks(record)]
+    measured = set(record.get(PRESENT, {}))
+    questions = [question for question in QUESTIONS if measured & set(question.parts)]
     num_rows = [len({mark["row"] for mark in q.get_marks(record)}) for q in questions]
     heights = [0.9 + 0.37 * num for num in num_rows]
     fig, axs = plt.subplots(
