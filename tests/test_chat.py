@@ -788,7 +788,7 @@ def test_check_passes_what_is_right(any_processor):
         ),
         (
             "stops without .<end_of_turn>",
-            lambda b: {k: v[:, :70] if v.ndim == 2 else v for k, v in b.items()},
+            lambda b: {k: v[:, : TOKENS + 34] if v.ndim == 2 else v for k, v in b.items()},
         ),
         (
             "row 0 does not include '<end_of_turn>' after the answer in the loss",
