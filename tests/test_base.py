@@ -69,9 +69,9 @@ def test_a_swap_of_images_changes_the_logits(shipped):
 
 
 def test_linear_probes_on_frozen_features_tell_lesions_apart(shipped):
-    # The card's gate has twice as many lesions, and bars .03 higher.
+    # The card's gate has more lesions, and bars .03 higher.
     vision_encoders = {"shipped": shipped[0].model.vision_tower}
-    scores = evaluate_linear_probes(vision_encoders, num_lesions=4000, n_resamples=20)["shipped"]
+    scores = evaluate_linear_probes(vision_encoders, num_lesions=3000, n_resamples=20)["shipped"]
     bars = {name: 0.82 if name == "melanoma" else 0.77 for name in PROBED_ATTRIBUTES}
     failed = {k: round(scores[k].value, 3) for k in bars if scores[k].value < bars[k]}
     assert failed == {}
