@@ -26,14 +26,14 @@ MEASURES = dict(hit="brightest point on the lesion", auc="AUC", iou="IoU")
 
 
 def read_pairs(folder, max_images):
-    "Yields (image, (96, 96) bool mask)."
+    "Yields (image, (128, 128) bool mask)."
     masks = {
         path.stem.split("_segmentation")[0]: path for path in sorted((folder / "masks").iterdir())
     }
     for path in sorted((folder / "images").iterdir())[:max_images]:
         if path.stem in masks:
             with Image.open(path) as image, Image.open(masks[path.stem]) as mask:
-                small = mask.convert("L").resize((96, 96), Image.NEAREST)
+                small = mask.convert("L").resize((128, 128), Image.NEAREST)
                 yield image.convert("RGB"), np.asarray(small) > 127
 
 

@@ -2,6 +2,7 @@
 is refused; the X-ray shows what the model gets.
 """
 
+import json
 import re
 
 import numpy as np
@@ -42,6 +43,10 @@ CAPTION = (
 )
 FAMILIES = ("gemma3", "mllama", "llava", "qwen2_vl")
 SIZE = (48, 64)
+
+
+BASE = json.loads((get_assets_dir() / "base" / "config.json").read_text("utf-8"))
+SIDE, TOKENS = BASE["vision_config"]["image_size"], BASE["mm_tokens_per_image"]
 
 
 @pytest.fixture(scope="module")
@@ -507,7 +512,7 @@ def test_pixels_take_any_picture(processor, mode):
         if mode == "I;16"
         else picture(size=(50, 30)).convert(mode)
     )
-    assert images_to_pixel_values(processor, [im]).shape == (1, 3, 96, 96)
+    assert images_to_pixel_values(processor, [im]).shape == (1, 3, SIDE, SIDE)
     assert torch.equal(
         images_to_pixel_values(processor, [np.asarray(picture())]),
         images_to_pixel_values(processor, [picture()]),
@@ -587,11 +592,11 @@ def test_generation_batches_end_where_the_model_speaks(any_processor):
 def test_cached_features_and_rows_open_no_picture(processor):
     make = Collator(processor)
     rows = [
-        dict(r, features=np.full((36, 128), k, np.float32))
+        dict(r, features=np.full((TOKENS, 128), k, np.float32))
         for k, r in enumerate(make.tokenize_records([record(0), record(1)]))
     ]
     batch = make(rows)  # no 'image', no 'caption' in there
-    assert "pixel_values" not in batch and batch["features"].shape == (2, 36, 128)
+    assert "pixel_values" not in batch and batch["features"].shape == (2, TOKENS, 128)
     assert torch.equal(batch["labels"], make([record(0), record(1)])["labels"])
     validate_batch(batch, processor)
 
@@ -614,8 +619,8 @@ def test_spans_cover_the_row(processor):
     ].shape[1]
     assert [s.num_loss_tokens for s in got] == [0, 0, 0, 0, 0, got[5].stop - got[5].start, 0]
     assert (
-        got[1].stop - got[1].start == 36
-        and got[1].grid == (6, 6)
+        got[1].stop - got[1].start == TOKENS == got[1].grid[0] ** 2
+        and got[1].grid[0] == got[1].grid[1]
         and got[3].text == "Is it melanoma?"
         and got[5].text == "melanoma<end_of_turn>"
     )
@@ -642,7 +647,7 @@ def test_grids_are_where_pixels_go(families):
 
 def test_pictures_are_what_went_in(families):
     for f, p in families.items():
-        side = 96 if f == "base" else 32
+        side = SIDE if f == "base" else 32
         im = picture(3, (side, side))
         got = denormalize_images(encode_example(p, im), p)
         assert len(got) == 1 and np.abs(got[0].astype(int) - np.asarray(im)).max() <= 1, f
@@ -670,6 +675,10 @@ def good(processor, n=3):
 
 def swap(batch, **kw):
     return {**batch, **kw}
+
+
+def exchange(row, i, j):
+    row[[i, j]] = row[[j, i]].clone()
 
 
 def edit(t, f):
@@ -713,7 +722,7 @@ def test_check_passes_what_is_right(any_processor):
     "words, fault",
     [
         (
-            "3 × 36 = 108 image tokens.*107.*row 1 has 35",
+            f"3 × {TOKENS} = {3 * TOKENS} image tokens.*{3 * TOKENS - 1}.*row 1 has {TOKENS - 1}",
             lambda b: swap(b, input_ids=edit(b["input_ids"], lambda t: t[1, 7].fill_(99))),
         ),
         ("2 images need", lambda b: swap(b, pixel_values=b["pixel_values"][:2])),
@@ -723,13 +732,13 @@ def test_check_passes_what_is_right(any_processor):
             lambda b: swap(
                 b,
                 **{
-                    k: edit(b[k], lambda t: t[1].__setitem__([7, 45], t[1, [45, 7]].clone()))
+                    k: edit(b[k], lambda t: exchange(t[1], 7, TOKENS + 9))
                     for k in ("input_ids", "token_type_ids", "labels")
                 },
             ),
         ),
         (
-            "36 image tokens are masked out",
+            f"{TOKENS} image tokens are masked out",
             lambda b: swap(
                 b,
                 attention_mask=edit(
@@ -779,7 +788,7 @@ def test_check_passes_what_is_right(any_processor):
         ),
         (
             "stops without .<end_of_turn>",
-            lambda b: {k: v[:, :70] if v.ndim == 2 else v for k, v in b.items()},
+            lambda b: {k: v[:, : TOKENS + 34] if v.ndim == 2 else v for k, v in b.items()},
         ),
         (
             "row 0 does not include '<end_of_turn>' after the answer in the loss",
@@ -978,7 +987,7 @@ def test_boxes_put_a_picture_in_one_box_and_stay_in_the_line(processor):
     row = describe_tokens(processor, good(processor)["input_ids"][0])
     drawn = layout_token_boxes(row, width=60)
     assert (
-        sum(t == "36 image tokens" for *_, t, _ in drawn) == 1
+        sum(t == f"{TOKENS} image tokens" for *_, t, _ in drawn) == 1
         and all(x + w <= 60 for x, _, w, *_ in drawn)
         and drawn[-1][1] > 2
     )

@@ -392,7 +392,7 @@ def test_sense_sees_each_picture_once_and_leaves_no_trace(ds, tiny):
     with pytest.raises(ValueError, match="no images"):
         audit.extract_features(model, processor, [], answer_words=WORDS)
     with pytest.raises(ValueError, match="first tokens"):
-        audit.extract_features(model, processor, ds, answer_words=("No", "Nothing"))
+        audit.extract_features(model, processor, ds, answer_words=("No", "No dots"))
 
 
 @pytest.mark.parametrize("family", ["gemma3", "llava"])

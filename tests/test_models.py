@@ -145,7 +145,8 @@ def test_picture_tokens_see_one_another_and_words_only_look_back(loaded):
         A = model(**b, output_attentions=True).attentions
     for layer in A:
         a = layer[0].mean(0)
-        assert (a[seat][:, seat].triu(1) > 0).sum() == 36 * 35 // 2 and a[~seat][:, ~seat].triu(
+        n = model.config.mm_tokens_per_image
+        assert (a[seat][:, seat].triu(1) > 0).sum() == n * (n - 1) // 2 and a[~seat][:, ~seat].triu(
             1
         ).sum() == 0
 
@@ -375,7 +376,12 @@ def test_features_pool_and_project(loaded, wrapped, batch):
     model, px = loaded[0], batch["pixel_values"]
     with torch.no_grad():
         tower, tokens = model.get_image_features(px), get_image_features(model, px)
-        assert tokens.shape == (3, 36, model.config.text_config.hidden_size)
+        config = model.config
+        assert tokens.shape == (
+            3,
+            config.mm_tokens_per_image,
+            config.text_config.hidden_size,
+        )
         torch.testing.assert_close(
             project_patches(model, pool_patches(model, tower.last_hidden_state)), tokens
         )

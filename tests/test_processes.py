@@ -16,8 +16,10 @@ from mmkit.pretrain.shape_dataset import build_shape_dataset, open_shape_dataset
 
 needs_fork = pytest.mark.skipif(not can_fork(), reason="only Linux forks")
 SLOW = """
-import os, time
+import os, signal, time
 from mmkit.core.processes import map_in_processes
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
 def work(item):
     time.sleep(0.05)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from mmkit import chat, evaluate, losses, models, training
 from mmkit.chat.images import count_image_tokens, image_placeholder
+from mmkit.core.runtime import get_assets_dir
 from mmkit.data.melanoma_pairs import load_melanoma_pairs
 from mmkit.models.connectors import (
     Connector,
@@ -30,6 +31,14 @@ from mmkit.models.surgery import build_connector, replace_connector, set_image_s
 from mmkit.training.cache import features_key
 from mmkit.training.fusion import LateFusion, fit_late_fusion, retrieve_captions
 from mmkit.training.steps import count_step_flops
+
+BASE = json.loads((get_assets_dir() / "base" / "config.json").read_text("utf-8"))
+SIZE = BASE["vision_config"]["image_size"]
+SIDE = SIZE // BASE["vision_config"]["patch_size"]  # patches along a side
+EVERY, QUARTER = SIDE**2, (SIDE // 2) ** 2  # tokens: one a patch, one for each four
+BUDGETS = [k * k for k in range(1, SIDE + 1) if SIDE % k == 0]
+TOKENS = BASE["mm_tokens_per_image"]
+D, W = BASE["vision_config"]["hidden_size"], BASE["text_config"]["hidden_size"]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +63,7 @@ def ds():
 
 @pytest.fixture(scope="module")
 def patches():
-    return torch.randn(3, 144, 128, generator=torch.Generator().manual_seed(0))
+    return torch.randn(3, EVERY, D, generator=torch.Generator().manual_seed(0))
 
 
 def half_open(c):
@@ -65,7 +74,7 @@ MAKE = dict(
     linear=LinearProjector,
     mlp=MLPProjector,
     pooled=Gemma3Projector,
-    shuffle=lambda c: PixelShuffleProjector(c, 9),
+    shuffle=lambda c: PixelShuffleProjector(c, QUARTER),
     queries=lambda c: QFormer(c, 7),
     crossed=half_open,
 )
@@ -89,13 +98,14 @@ def logits(model, processor, ds, **changed):
     [
         (k, n)
         for k in (LinearProjector, MLPProjector, Gemma3Projector, PixelShuffleProjector)
-        for n in (144, 36, 16, 9, 4, 1)
+        for n in BUDGETS
     ]
-    + [(QFormer, n) for n in (1, 7, 36, 200)],
+    + [(QFormer, n) for n in (1, 7, TOKENS, 200)],
 )
 def test_shapes(config, patches, make, tokens):
     c = make(config, tokens)
-    assert isinstance(c, Connector) and c.tokens == tokens and c(patches).shape == (3, tokens, 128)
+    assert isinstance(c, Connector) and c.tokens == tokens
+    assert c(patches).shape == (3, tokens, W)
     assert torch.equal(c(patches), c.project(models.pool_patches(c, patches)))
     again = build_connector(
         copy.deepcopy(config).__class__(
@@ -107,6 +117,15 @@ def test_shapes(config, patches, make, tokens):
         and again.load_state_dict(c.state_dict())
         and torch.equal(again(patches), c(patches))
     )
+
+
+def test_a_connector_has_the_models_budget_unless_told(config):
+    for kind in (LinearProjector, MLPProjector, Gemma3Projector, PixelShuffleProjector, QFormer):
+        connector = kind(config)
+        assert connector.tokens == connector.recipe["num_image_tokens"] == TOKENS
+    assert CrossAttentionConnector(config).recipe["num_states"] == TOKENS
+    llava = models.tiny_random_model("llava").config  # says no number: one for each patch
+    assert LinearProjector(llava).tokens == 16
 
 
 def test_tower_and_words_of_other_widths():
@@ -123,7 +142,7 @@ def test_tower_and_words_of_other_widths():
 
 
 # --- parity
-@pytest.mark.parametrize("tokens", (144, 36, 9))
+@pytest.mark.parametrize("tokens", (EVERY, QUARTER, 1))
 def test_pooled_is_gemmas(config, patches, tokens):
     from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
@@ -141,24 +160,24 @@ def test_mlp_is_llavas(config, patches):
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
     llava = models.tiny_random_model("llava").config
-    llava.vision_config.hidden_size = llava.text_config.hidden_size = 128
-    theirs, ours = LlavaMultiModalProjector(llava), MLPProjector(config, 144)
+    llava.vision_config.hidden_size, llava.text_config.hidden_size = D, W
+    theirs, ours = LlavaMultiModalProjector(llava), MLPProjector(config, EVERY)
     ours.load_state_dict(theirs.state_dict())
     assert torch.allclose(ours(patches), theirs(patches), atol=1e-6)
 
 
-@pytest.mark.parametrize("tokens", (36, 16))
+@pytest.mark.parametrize("tokens", (QUARTER, (SIDE // 4) ** 2))
 def test_shuffle_is_idefics3s(config, patches, tokens):
     from transformers.models.idefics3 import Idefics3Config
     from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 
-    ours, r = PixelShuffleProjector(config, tokens), pooling_kernel_size(12, tokens)
+    ours, r = PixelShuffleProjector(config, tokens), pooling_kernel_size(SIDE, tokens)
     theirs = Idefics3Connector(
         Idefics3Config(
             scale_factor=r,
-            vision_config=dict(hidden_size=128),
+            vision_config=dict(hidden_size=D),
             text_config=dict(
-                model_type="llama", hidden_size=128, num_attention_heads=4, pad_token_id=0
+                model_type="llama", hidden_size=W, num_attention_heads=4, pad_token_id=0
             ),
         )
     )
@@ -166,7 +185,7 @@ def test_shuffle_is_idefics3s(config, patches, tokens):
         w = (
             theirs.modality_projection.proj.weight
         )  # columns: row, column, channel; ours: channel, row, column
-        ours.linear.weight.copy_(w.unflatten(1, (r * r, 128)).transpose(1, 2).flatten(1))
+        ours.linear.weight.copy_(w.unflatten(1, (r * r, D)).transpose(1, 2).flatten(1))
         ours.linear.bias.zero_()
         assert torch.allclose(ours(patches), theirs(patches), atol=1e-5)
 
@@ -177,11 +196,11 @@ def test_qformer_is_blip2s(config, patches, layers):
 
     theirs = Blip2QFormerModel(
         Blip2QFormerConfig(
-            hidden_size=128,
-            encoder_hidden_size=128,
+            hidden_size=W,
+            encoder_hidden_size=D,
             num_hidden_layers=layers,
             num_attention_heads=4,
-            intermediate_size=256,
+            intermediate_size=2 * W,
             cross_attention_frequency=1,
         )
     ).eval()
@@ -200,7 +219,13 @@ def test_qformer_is_blip2s(config, patches, layers):
                 (b.across, layer.crossattention, b.norm_across),
             ):
                 a = their.attention
-                mine.in_proj_weight.copy_(torch.cat([a.query.weight, a.key.weight, a.value.weight]))
+                weights = (a.query.weight, a.key.weight, a.value.weight)
+                if mine.in_proj_weight is None:  # patches of another width than the queries
+                    own = (mine.q_proj_weight, mine.k_proj_weight, mine.v_proj_weight)
+                    for to, weight in zip(own, weights, strict=True):
+                        to.copy_(weight)
+                else:
+                    mine.in_proj_weight.copy_(torch.cat(weights))
                 mine.in_proj_bias.copy_(torch.cat([a.query.bias, a.key.bias, a.value.bias]))
                 put(mine.out_proj, their.output.dense)
                 put(norm, their.output.LayerNorm)
@@ -218,7 +243,7 @@ def test_gated_layer_is_llamas(patches):
     from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
 
     c = MllamaTextConfig(
-        hidden_size=128,
+        hidden_size=D,
         num_attention_heads=4,
         num_key_value_heads=4,
         intermediate_size=64,
@@ -227,8 +252,8 @@ def test_gated_layer_is_llamas(patches):
     c._attn_implementation = "eager"
     theirs, ours, x = (
         MllamaCrossAttentionDecoderLayer(c, 0).eval(),
-        GatedCrossAttentionLayer(128, 128, 4, 64),
-        torch.randn(3, 6, 128),
+        GatedCrossAttentionLayer(D, D, 4, 64),
+        torch.randn(3, 6, D),
     )
     with torch.no_grad():
         for p in theirs.parameters():
@@ -245,7 +270,7 @@ def test_gated_layer_is_llamas(patches):
             ours(x, patches), want[0] if isinstance(want, tuple) else want, atol=1e-4
         )
         assert torch.equal(
-            GatedCrossAttentionLayer(128, 128)(x, patches), x
+            GatedCrossAttentionLayer(D, D)(x, patches), x
         )  # shut gates let nothing through
 
 
@@ -330,15 +355,12 @@ def test_the_cache_knows_what_was_averaged(loaded, ds):
     def key(c):
         return features_key(replace_connector(model, processor, c)[0], processor, ds)
 
-    own, c = features_key(model, processor, ds), model.config
-    assert (
-        own
-        == key(LinearProjector(c))
-        == key(half_open(c))
-        != key(QFormer(c, 36))
-        == key(PixelShuffleProjector(c, 9))
-        != key(LinearProjector(c, 9))
-    )
+    own, c = features_key(model, processor, ds), copy.deepcopy(model.config)
+    assert own == key(LinearProjector(c)) == key(half_open(c))
+    of_patches = key(QFormer(c, 7))
+    assert of_patches == key(PixelShuffleProjector(c, QUARTER)) == key(LinearProjector(c, EVERY))
+    assert (own == of_patches) == (TOKENS == EVERY)
+    assert len({of_patches, key(LinearProjector(c, QUARTER)), key(LinearProjector(c, 1))}) == 3
 
 
 # --- cross-attention
@@ -401,25 +423,20 @@ def test_another_resolution(loaded, ds, cache):
     model, processor = loaded
     tower = copy.deepcopy(model.model.vision_tower)
     weights = model.model.multi_modal_projector.state_dict()
-    model, small = set_image_size(model, processor, 48)
+    model, small = set_image_size(model, processor, SIZE // 2)
     px = chat.images_to_pixel_values(small, [ds[0]["image"]])
-    assert px.shape == (1, 3, 48, 48) and chat.images_to_pixel_values(
-        processor, [ds[0]["image"]]
-    ).shape == (
-        1,
-        3,
-        96,
-        96,
-    )
+    assert px.shape == (1, 3, SIZE // 2, SIZE // 2)
+    unchanged = chat.images_to_pixel_values(processor, [ds[0]["image"]])
+    assert unchanged.shape == (1, 3, SIZE, SIZE)
     with torch.no_grad():
         assert torch.allclose(
             model.model.vision_tower(px).last_hidden_state,
             tower(px, interpolate_pos_encoding=True).last_hidden_state,
             atol=1e-5,
         )
-    with pytest.raises(ValueError, match="6 patches|made for"):
+    with pytest.raises(ValueError, match="made for|equal squares"):
         replace_connector(model, small, LinearProjector(models.load()[0].config))
-    model, small = replace_connector(model, small, Gemma3Projector(model.config, 9))
+    model, small = replace_connector(model, small, Gemma3Projector(model.config, (SIDE // 4) ** 2))
     model.model.multi_modal_projector.load_state_dict(weights)
     assert training.fit(model, small, ds, max_steps=1, batch_size=4, show_progress=False).steps == 1
     assert (
@@ -435,7 +452,7 @@ def test_a_step_is_counted(base, ds):
         m, p = replace_connector(model, processor, Gemma3Projector(model.config, n))
         return count_step_flops(m, chat.Collator(p)([ds[0], ds[1]]))
 
-    assert cost(1) < cost(36) < cost(144) < 4 * cost(36)
+    assert cost(1) < cost(QUARTER) < cost(EVERY) < 4 * cost(QUARTER)
     assert model.config._attn_implementation == was and all(
         p.grad is None for p in model.parameters()
     )
@@ -448,7 +465,8 @@ def test_two_encoders_find_captions(loaded, ds, cache):
     assert np.mean([a == b for a, b in zip(said, bank["caption"])]) > 0.7 and set(
         retrieve_captions(late, *loaded, ds, bank)
     ) <= set(bank["caption"])
-    assert LateFusion(loaded[0].config).encode_image(torch.randn(2, 36, 128)).shape == (2, 128)
+    late = LateFusion(loaded[0].config)
+    assert late.encode_image(torch.randn(2, TOKENS, D)).shape == (2, 128)
 
 
 def test_a_line_sees_what_is_linear():
@@ -475,8 +493,11 @@ def test_a_line_sees_what_is_linear():
 def test_errors_name_cause_and_mend(loaded, config):
     model, processor = loaded
     for f, words in (
-        (lambda: LinearProjector(config, 30), ("30", "36", "QFormer")),
-        (lambda: PixelShuffleProjector(config, 25), ("25", "12 × 12", "[1, 4, 9, 16, 36, 144]")),
+        (lambda: LinearProjector(config, 30), ("30", str(TOKENS), "QFormer")),
+        (
+            lambda: PixelShuffleProjector(config, 25),
+            ("25", f"{SIDE} × {SIDE}", str(sorted(BUDGETS))),
+        ),
         (lambda: pooling_kernel_size(12, 0), ("0",)),
         (lambda: QFormer(config, 0), ("0", "1 or more")),
         (lambda: CrossAttentionConnector(config, 36), ("36", "states")),

@@ -4,15 +4,27 @@ import importlib
 import json
 import os
 import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
 
+from mmkit.core.provenance import WORLD_VERSION
 from mmkit.core.stats import roc_auc
+from mmkit.data.realism import (
+    FORMER,
+    PRESENT,
+    describe_realism,
+    load_realism,
+    plot_realism,
+    read_thumbnails,
+)
 
 REAL = Path(os.environ.get("MMKIT_REAL") or ROOT.parent / "shared" / "real")
 SKIN, LESION = np.array([220.0, 180, 160]), np.array([120.0, 70, 50])
@@ -222,8 +234,10 @@ def test_told_apart_is_one_half_for_the_same_and_one_for_others(looks):
     real, alike, other = rng.normal(size=(200, 3)), rng.normal(size=(200, 3)), None
     other = alike + [6, 0, 0]
     other[:20, 1] = np.nan  # what is missing is no error
-    assert looks.told_apart(real, alike) == pytest.approx(0.5, abs=0.12)
-    assert looks.told_apart(real, other) > 0.99
+    assert roc_auc(*looks.tell_apart(real, alike)) == pytest.approx(0.5, abs=0.12)
+    is_drawn, scores = looks.tell_apart(real[:50], other)  # as many of either
+    assert is_drawn.tolist() == [False] * 50 + [True] * 50
+    assert roc_auc(is_drawn, scores) > 0.99
 
 
 # ---- outlines
@@ -333,10 +347,13 @@ def test_reads_what_is_there_and_leaves_out_copies(realism, made_folder):
     assert is_melanoma.sum() == 10
 
 
+SMALL_NUMBERS = dict(N_MARGINALS=24, N_OUTLINES=24, N_CLASSIFIED=64, N_MEASURED=40, N_HELD=20)
+
+
 def test_measures_another_renderer_from_the_command_line(
     realism, networks, made_folder, tmp_path, monkeypatch, capsys
 ):
-    for name, value in dict(N_MARGINALS=24, N_OUTLINES=24, N_CLASSIFIED=64, N_MEASURED=40).items():
+    for name, value in SMALL_NUMBERS.items():
         monkeypatch.setattr(realism, name, value)
     for name, value in dict(SIZE=64, UNET_SIZE=32, CLASSIFIER_SIZE=32).items():
         monkeypatch.setattr(realism, name, value)
@@ -344,19 +361,39 @@ def test_measures_another_renderer_from_the_command_line(
         monkeypatch.setattr(networks, name, 3)
     out, grid = tmp_path / "found.json", tmp_path / "grid.png"
     arguments = ["--real", str(made_folder), "--draw", "test_realism:draw_discs", "--bound"]
-    arguments += ["--what", "marginals,unet,melanoma,grid", "--seeds", "2"]
+    arguments += ["--what", "marginals,unet,melanoma,encoder,grid", "--seeds", "2"]
+    out.write_text('{"another:draw": {"unet": 1}}', encoding="utf-8")
     realism.main([*arguments, "--json", str(out), "--grid", str(grid)])
-    found = json.loads(out.read_text(encoding="utf-8"))
+    record = json.loads(out.read_text(encoding="utf-8"))
     assert str(made_folder) not in out.read_text(encoding="utf-8")
+    assert record["another:draw"] == {"unet": 1}  # what was there is kept
+    found = record["test_realism:draw_discs"]
+    for part in found.values():
+        assert part["num_seeds"] == 2 and part["machine"] and "realism.py" in part["command"]
     rows = {row["measure"]: row for row in found["marginals"]["rows"]}
     assert rows["lesion L"]["inside"] and rows["contrast ΔE"]["inside"]
-    aurocs = {row["trained"]: row["validation"] for row in found["melanoma"]["rows"]}
-    assert aurocs["colours, 64 drawn"][0] == 1  # redness is there to be read
-    assert {"ABCD, 40 drawn", "CNN, 64 drawn", "encoder, 64 drawn", "ABCD, 19 real"} < set(aurocs)
+    told = found["marginals"]["told_apart"]
+    assert [row["told_from"] for row in told] == ["real lesions", "another draw"] * 2
+    rows = [*found["melanoma"]["rows"], *found["encoder"]["rows"]]
+    rows = {(row["classifier"], row["trained_on"]): row for row in rows}
+    colours = rows["colours", "64 drawn"]
+    assert colours["validation"][0] == colours["drawn"][0] == 1  # redness is there to be read
+    assert {("ABCD", "40 drawn"), ("CNN", "64 drawn"), ("encoder", "64 drawn")} < set(rows)
+    assert rows["ABCD", "19 real"]["training"] is None  # it has learned from these
+    assert found["melanoma"]["melanoma_of"]["drawn"] == [10, 20]
+    assert len(found["melanoma"]["alone"]) == 12
     assert [len(row["seeds"]) for row in found["unet"]["rows"]] == [1, 1, 2, 1]
-    assert found["seeds"] == [0, 1] and found["machine"] and "realism.py" in found["command"]
     assert Image.open(grid).size == (2 * 4 * 128 + 24, 3 * 128)  # twelve of either
-    assert "told from real" in capsys.readouterr().out
+    assert "another draw" in capsys.readouterr().out
+
+
+def test_thumbnails_of_a_folder_are_photographs_not_masks(made_folder):
+    found = read_thumbnails(made_folder / "isic2018_masks", n=30, size=24)
+    assert found.shape == (12, 24, 24, 3)  # of 12 images and 13 masks
+    assert (found.std(-1).mean((1, 2)) > 5).all()  # coloured; a mask is grey
+    assert len(read_thumbnails(made_folder, n=5)) == 5
+    other_seed = read_thumbnails(made_folder, n=5, seed=1)
+    assert (read_thumbnails(made_folder, n=5) != other_seed).any()
 
 
 def test_without_a_folder_it_says_so(realism, monkeypatch, capsys):
@@ -374,6 +411,92 @@ def test_todays_world_can_be_drawn(realism):
     assert masks.shape == (12, 48, 48) and masks.dtype == bool
     assert is_melanoma.shape == (12,) and is_melanoma.dtype == bool
     assert 0 < is_melanoma.sum() < 12
+
+
+# ---- the record that the chapter shows
+@pytest.fixture(scope="module")
+def record():
+    return load_realism()
+
+
+def test_record_says_how_and_on_which_lesions_it_was_measured(record):
+    assert set(record) == {PRESENT, FORMER}
+    assert "marginals" in record[PRESENT] and "marginals" in record[FORMER]
+    for renderer, version in {PRESENT: WORLD_VERSION, FORMER: 1}.items():
+        for name, part in record[renderer].items():
+            assert part["world_version"] == version
+            assert bool(part["base_checksum"]) == (name == "encoder")
+            assert part["num_seeds"] == 3
+            assert f"--draw {renderer}" in part["command"] and "FOLDER" in part["command"]
+            assert part["machine"] and part["versions"] and part["date"] and part["seconds"] > 0
+    assert len(record[PRESENT]["marginals"]["rows"]) == 28  # as its figure says
+    for part in ("melanoma", "encoder"):
+        if part in record[PRESENT]:
+            assert record[PRESENT][part]["melanoma_of"]["validation"] == [30, 150]
+
+
+def recorded_rows(record):
+    "(intervals, seeds) of each row of the record, except the marginals' quartiles."
+    for parts in record.values():
+        for part in parts.values():
+            rows = part["told_apart"] if "told_apart" in part else part["rows"]
+            for row in [*rows, *part.get("alone", [])]:
+                numbers = [row.get(name) for name in INTERVALS]
+                yield [each for each in numbers if each], row.get("seeds")
+
+
+INTERVALS = ("auroc", "iou", "validation", "training", "drawn", "real")
+
+
+def test_recorded_intervals_contain_their_estimates(record):
+    found = list(recorded_rows(record))
+    assert len(found) >= 8
+    for intervals, seeds in found:
+        assert intervals
+        for value, low, high in intervals:
+            assert 0 <= low <= value <= high <= 1
+        if seeds:
+            assert len(seeds) in (1, 3)
+            assert intervals[0][0] == pytest.approx(np.mean(seeds), abs=2e-4)
+
+
+def drawn_points(ax):
+    "The points of an axes with their intervals, as (value, low, high) to three digits."
+    points = []
+    for container in ax.containers:
+        line, _, (bars,) = container.lines
+        (low, _), (high, _) = bars.get_segments()[0]
+        points.append(tuple(np.round([line.get_xdata()[0], low, high], 3)))
+    return sorted(points)
+
+
+def test_figure_shows_the_points_of_the_record(record):
+    now, before = record[PRESENT], record[FORMER]
+    told = [row["auroc"] for row in now["marginals"]["told_apart"]]
+    for row in before["marginals"]["told_apart"]:
+        told += [row["auroc"]] * (row["told_from"] == "real lesions")
+    outlines = [row["iou"] for row in now.get("unet", {}).get("rows", [])]
+    if outlines:
+        rows = before["unet"]["rows"]
+        outlines += [row["iou"] for row in rows if row["trained"].endswith("drawn")]
+    melanoma = []
+    for part in ("melanoma", "encoder"):
+        for row in now.get(part, {}).get("rows", []):
+            melanoma += [row[name] for name in ("validation", "drawn") if row[name]]
+    expected = [numbers for numbers in (told, outlines, melanoma) if numbers]
+    figure = plot_realism(record)
+    assert len(figure.axes) == len(expected)
+    for ax, numbers in zip(figure.axes, expected):
+        assert drawn_points(ax) == sorted(tuple(np.round(each, 3)) for each in numbers)
+    plt.close(figure)
+
+
+def test_chapter_prints_the_sentences_of_the_record(record):
+    chapter = nbformat.read(ROOT / "nbs/course/01_lesions.ipynb", as_version=4)
+    outputs = [output for cell in chapter.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.get("text", "") for output in outputs)
+    for paragraph in describe_realism(record):
+        assert textwrap.fill(paragraph, 98) in printed, "execute chapter 01 again"
 
 
 @pytest.mark.skipif(

@@ -958,6 +958,8 @@ def go(out, batch, how):
             learnt |= dict(log_scale=tau.log_scale.detach(), grads=torch.tensor(grads))
         torch.save(({k: v.tolist() for k, v in run.history.items()}, learnt), out)
 for how in sys.argv[3:]: go(f'{sys.argv[1]}/{how}', int(sys.argv[2]), how)
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # left to the exit, its threads may abort it
 """
 HOWS = ["projector", "learned", "lora", "staged", "fsdp"]
 

@@ -85,11 +85,18 @@ def render_labeled_images(
     counts,  # (4,) as `subgroup_counts` gives them
     seed: int = 0,  # other seeds share no patient
     image_size: int = 32,  # pixels a side
+    difficulty: float = 0.3,  # 0: clear cases; 1: many near the threshold of melanoma
 ) -> LabeledImages:
     "Lesions of the procedural world, so many of each subgroup, in random order."
     found = []
     for tone, skin_types in enumerate(TONE_SKIN_TYPES.values()):
-        world = World(2 * seed + tone, 10**7, skin_types=skin_types, prevalence=0.5)
+        world = World(
+            2 * seed + tone,
+            10**7,
+            skin_types=skin_types,
+            prevalence=0.5,
+            difficulty=difficulty,
+        )
         missing = list(counts[2 * tone : 2 * tone + 2])  # benign, melanoma
         index = 0
         while any(missing):
@@ -289,6 +296,7 @@ def sample_exaggerated(
     num_images: int,
     exponent: float = 2.0,  # 1: as it is; above: each tone's majority label becomes more frequent
     seed: int = 0,
+    difficulty: float = 0.3,  # as in `render_labeled_images`
 ) -> LabeledImages:
     "Perfect images with the source's tones and an exaggerated link of label and tone."
     counts = np.bincount(source.subgroup, minlength=4).reshape(2, 2).astype(float)
@@ -297,4 +305,4 @@ def sample_exaggerated(
         for of_tone in counts
     ]
     exaggerated = subgroup_counts(num_images, counts[1].sum() / counts.sum(), rates)
-    return render_labeled_images(exaggerated, seed, source.images.shape[1])
+    return render_labeled_images(exaggerated, seed, source.images.shape[1], difficulty)

@@ -27,11 +27,21 @@ from ..training.cache import cache_features
 from ..training.dataset import TokenizedDataset
 
 # %% ../../nbs/library/explain/contributions.ipynb #2c22a8e1
+def _reduce_image(image, size):
+    "The image with at most `size` pixels a side; None: as it is."
+    if size is None:
+        return image
+    image = image.copy()
+    image.thumbnail((size, size))
+    return image
+
+
 def plant_notes(
     records,  # a data set; those without a label are left out
     agreement: float,  # share of notes that agree with the label, 0–1; 0.5: by chance
     note_kind: str = "told before",  # of `SHORTCUT_NOTES`
     seed: int = 0,
+    image_size: int = None,  # pixels of the longer side: a cheap lens; None: as they are
 ) -> list:  # records that ask 'Is this lesion a melanoma?', with a note
     "Yes-or-no records of one's own pairs, with a shortcut before the question."
     if note_kind not in SHORTCUT_NOTES:
@@ -39,7 +49,10 @@ def plant_notes(
     if not 0 <= agreement <= 1:
         raise ValueError(f"agreement={agreement}: a share between 0 and 1; .9 for 90%")
     for_melanoma, for_benign = SHORTCUT_NOTES[note_kind]
-    asked = as_yes_no(records)
+    asked = [
+        dict(record, image=_reduce_image(record["image"], image_size))
+        for record in as_yes_no(records)
+    ]
     agrees = np.random.default_rng((seed, 99)).random(len(asked)) < agreement
     says_melanoma = [(record["label"] == "melanoma") == a for record, a in zip(asked, agrees)]
     return [

@@ -312,6 +312,11 @@ def deletion_curve(
     "The next token's log-probability while patches are masked, the most important first."
     h, w = ImageTokenLayout(model, batch).patch_grid
     heatmap = np.asarray(heatmap)
+    if h % heatmap.shape[0] or w % heatmap.shape[1]:
+        raise ValueError(
+            f"a map of {heatmap.shape[0]} × {heatmap.shape[1]} cells does not fit on {h} × {w} "
+            "patches; give whole patches to each cell"
+        )
     per_patch = heatmap.repeat(h // heatmap.shape[0], 0).repeat(w // heatmap.shape[1], 1)
     most_important_first = np.argsort(-per_patch, None, kind="stable")
     shares = np.linspace(0, 1, num_steps + 1)

@@ -66,7 +66,7 @@ def token_logprobs(
     batch: dict,
     positions,  # (n,) positions that predict the next token; unused for CLIP and SigLIP
     keep_mask: torch.Tensor,  # (N, h, w) of the encoder's patches: 1 stays, 0 turns grey
-    batch_size: int = 36,  # masked images in one forward pass
+    batch_size: int = 64,  # masked images in one forward pass
 ) -> torch.Tensor:  # (N, n) log-probability of the token after each position
     "How likely the model finds its words when patches of the image are masked."
     layout, results = ImageTokenLayout(model, batch), []
@@ -253,7 +253,7 @@ def compute_occlusion(
     positions,  # (n,) positions that predict the next token; None for CLIP and SigLIP
     # (rows, columns) of grey squares; None: one for each image token (Mllama, CLIP: each patch)
     grid_size=None,
-    batch_size: int = 36,  # masked images in one forward pass
+    batch_size: int = 64,  # masked images in one forward pass
 ) -> torch.Tensor:  # (n, rows, columns) nats; below 0: the token became likelier
     """How far each token's log-probability (CLIP's similarity) falls when a cell is masked.
 

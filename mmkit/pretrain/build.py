@@ -58,6 +58,7 @@ Licence: Apache-2.0. Made by `python -m mmkit.pretrain.build`.
   It is no medical device and gives no diagnosis.
 - It shares its drawing primitives with the procedural lesions,
   so the step to them is smaller than the step to real images.
+- Of the generic images' attributes its captions get these wrong most often: {hardest}.
 - Intervals are percentile bootstraps over patients;
   the probe is fitted on three quarters of the lesions.
 """
@@ -85,6 +86,8 @@ def write_base_model_card(
         _table_row(attribute, *[f"{column[attribute]:.3f}" for column in columns])
         for attribute in ATTRIBUTE_LEVELS
     ]
+    captions = generic["captions"]["original"]
+    hardest = sorted(captions, key=captions.get)[:3]
     means = [f"{np.mean(list(column.values())):.3f}" for column in columns]
     card = _CARD.format(
         facts="\n".join(f"- {name}: {value}" for name, value in run_info.items()),
@@ -94,6 +97,7 @@ def write_base_model_card(
             for name in PROBED_ATTRIBUTES
         ),
         accuracies="\n".join([*accuracies, _table_row("mean", *means)]),
+        hardest=", ".join(f"{name} (right: {captions[name]:.0%})" for name in hardest),
     )
     (output_dir / "README.md").write_text(card, encoding="utf-8")
     return digest
@@ -178,6 +182,7 @@ def build_base_model(
         "vision steps": options.vision.max_steps,
         "text steps": options.text.max_steps,
         "seed": seed,
+        "precision": "bfloat16 autocast" if options.text.bf16 else "float32",
     }
     evaluate_and_document(output_dir, work_dir, run_info, options.num_probe_lesions)
 

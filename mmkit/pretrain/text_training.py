@@ -56,7 +56,7 @@ def cache_vision_features(
 
 # %% ../../nbs/library/pretrain/text_training.ipynb #727d48b5
 TEXT_OPTIONS = PretrainingOptions(
-    max_steps=3_600,
+    max_steps=2_800,
     batch_size=32,
     learning_rate=2e-3,
     warmup_steps=200,

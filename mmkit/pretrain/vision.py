@@ -184,7 +184,7 @@ def augment_batch(
 
 # %% ../../nbs/library/pretrain/vision.ipynb #43221ecc
 VISION_OPTIONS = PretrainingOptions(
-    max_steps=11_000,
+    max_steps=13_000,
     batch_size=64,  # windows; half as many whole images
     learning_rate=1.5e-3,
     warmup_steps=400,

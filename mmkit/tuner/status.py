@@ -96,6 +96,10 @@ UNTHROTTLED_EVALS = ("captions", "similarity")
 _SIMILARITY_METRICS = ("step", "r1", "contrastive", "mse", "spread", "spread_text")
 
 # %% ../../nbs/library/tuner/status.ipynb #f3c8cfa8
+def _has_finite_weights(state):
+    return all(bool(param.isfinite().all()) for params in state.parts.values() for param in params)
+
+
 class EvalScheduler:
     "Which evaluation of a run is due, and what the last of each kind found."
 
@@ -147,6 +151,8 @@ class EvalScheduler:
         return False
 
     def _evaluate(self, kind, state):  # False where it cannot be done
+        if not _has_finite_weights(state):
+            return False
         eval_set = state.eval_set
         if kind == "captions":
             captions = self.latest["captions"] = eval_set.captions(state)

@@ -7,15 +7,15 @@ history and runs in a process of its own, in turn with the present one.
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
-from io import BytesIO
 from pathlib import Path
 
 SEED, N_LESIONS, REPEATS = int(os.environ.get("MMKIT_SEED", 0)), 100, 3
 WANTED_PER_SECOND = 150
-FORMER_COMMIT = "6521435"
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "ledger"))
+from former_renderer import FORMER_COMMIT, extract_former  # noqa: E402 (found by the line above)
+
 # Processor time: other work on the machine does not count.
 MEASURE = """
 import sys, time
@@ -30,20 +30,6 @@ for job in (lambda i: world.render(i, size), world.lesion):
         job(i)
     print(n / (time.process_time() - began))
 """
-
-
-def extract_former(folder):
-    "The package of FORMER_COMMIT in a folder; False where the history is not at hand."
-    command = ["git", "archive", FORMER_COMMIT, "mmkit/__init__.py", "mmkit/core", "mmkit/lesions"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True)
-    except FileNotFoundError:  # no git
-        return False
-    if done.returncode:
-        return False
-    with tarfile.open(fileobj=BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
-    return True
 
 
 def measure_rates(package_folder, repeat, size):

@@ -33,22 +33,22 @@ from mmkit.training.steps import count_step_flops
 
 IDS = ("C30-connectors",)
 LINEAR, MLP, POOLED, AVERAGED, STACKED, ASKED = (
-    "linear, 36 tokens",
-    "MLP, 36 tokens",
-    "norm and matrix (Gemma 3), 36 tokens",
-    "linear, 9 tokens",
-    "space-to-depth, 9 tokens",
-    "Q-Former, 9 tokens",
+    "linear, 64 tokens",
+    "MLP, 64 tokens",
+    "norm and matrix (Gemma 3), 64 tokens",
+    "linear, 16 tokens",
+    "space-to-depth, 16 tokens",
+    "Q-Former, 16 tokens",
 )
 CONNECTORS = {
     LINEAR: LinearProjector,
     MLP: MLPProjector,
     POOLED: Gemma3Projector,
-    AVERAGED: lambda c: LinearProjector(c, 9),
-    STACKED: lambda c: PixelShuffleProjector(c, 9),
-    ASKED: lambda c: QFormer(c, 9),
+    AVERAGED: lambda c: LinearProjector(c, 16),
+    STACKED: lambda c: PixelShuffleProjector(c, 16),
+    ASKED: lambda c: QFormer(c, 16),
 }
-BLIND = "random tower, linear, 36 tokens"
+BLIND = "random tower, linear, 64 tokens"
 
 
 def one(seed, small, arm, lr, steps, batch):
@@ -102,8 +102,8 @@ def measure(cells, seeds, small=False):
         for says, a, b, expect in (
             ("two layers beat one", MLP, LINEAR, "above"),
             ("a norm and a matrix beat the matrix and a bias", POOLED, LINEAR, "above"),
-            ("9 averages are as good as 36", AVERAGED, LINEAR, "not below"),
-            ("at 9 tokens, stacked squares beat averages", STACKED, AVERAGED, "above"),
+            ("16 averages are as good as 64", AVERAGED, LINEAR, "not below"),
+            ("at 16 tokens, stacked squares beat averages", STACKED, AVERAGED, "above"),
             ("learned queries beat averages", ASKED, AVERAGED, "above"),
             ("and stacked squares", ASKED, STACKED, "above"),
         )
@@ -147,6 +147,6 @@ def measure(cells, seeds, small=False):
         limitations=(
             f"{steps * batch} lesions are seen, where LLaVA's connector sees half a million pairs"
             " and BLIP-2's queries over a hundred million before they speak: what needs long"
-            " training loses here. Captions that ask for nothing in a place, 36 tokens at most."
+            " training loses here. Captions that ask for nothing in a place, 64 tokens at most."
         ),
     )

@@ -106,7 +106,7 @@ def late(seed, small, lr, steps, batch, hidden=528):
     )
     with FlopCounterMode(display=False) as count:
         (
-            net.encode_image(torch.randn(batch, 36, 128)).sum()
+            net.encode_image(torch.randn(batch, 64, 128)).sum()
             + net.encode_text(torch.randn(batch, 128)).sum()
         ).backward()
     said = retrieve_captions(net, model, processor, test, parts["train"])
@@ -202,8 +202,8 @@ def measure(cells, seeds, small=False):
             " operations a step, at equal numbers of trained parameters."
         ),
         setup=(
-            "Fresh weights: an MLP into 36 tokens; two gated cross-attention layers that look at"
-            " 36 vectors; each with LoRA of rank 8 in the text model; two encoders of an MLP each."
+            "Fresh weights: an MLP into 64 tokens; two gated cross-attention layers that look at"
+            " 64 vectors; each with LoRA of rank 8 in the text model; two encoders of an MLP each."
             f" About 271,000 trained parameters everywhere, {steps} steps of {batch} on cached"
             f" features; late fusion also for {budget[LONG][0]} steps of {budget[LONG][1]}, about"
             f" the operations of the whole early run. LoRA's rate is {TEXT:g}; of the connector's"
@@ -215,7 +215,7 @@ def measure(cells, seeds, small=False):
             "The text model was pre-trained with image tokens in its sentences, never with"
             " cross-attention: early fusion has a head start. Late fusion cannot say what no"
             " training caption said; with these captions, made from eleven attributes, finding is"
-            " easier than with free text. 36 vectors a picture: cross-attention saves most where"
+            " easier than with free text. 64 vectors a picture: cross-attention saves most where"
             " pictures have thousands."
         ),
     )

@@ -286,7 +286,7 @@ def measure(cells, seeds, small=False):
             " not drawn, in all and by the image tokens on it."
         ),
         limitations=(
-            "A small tower whose attention is global, 6 × 6 image tokens, structures that we drew:"
+            "A small tower whose attention is global, 8 × 8 image tokens, structures that we drew:"
             " a tower trained on more may keep knowledge where it found it."
         ),
         setup=(

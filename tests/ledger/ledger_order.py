@@ -211,7 +211,7 @@ def measure(cells, seeds, small=False):
             " random weights."
         ),
         setup=(
-            "A fresh random projector (norm and matrix, 36 tokens) and LoRA of rank 8 on all"
+            "A fresh random projector (norm and matrix, 64 tokens) and LoRA of rank 8 on all"
             f" linear layers of the text model; {steps} steps of {batch} in all, {steps // 2} for"
             f" each of two stages, each with its own warm-up and decay; LoRA's rate is {TEXT:g},"
             f" the projector's each arm's own best of {', '.join(f'{r:g}' for r in SCREEN)}"

@@ -9,7 +9,6 @@ from sklearn.isotonic import isotonic_regression
 from sklearn.model_selection import cross_val_predict
 
 from mmkit.audit.linear_probe import fit_linear_probe
-from mmkit.core.stats import roc_auc
 
 # ---- colour
 TO_XYZ = np.array(
@@ -317,18 +316,18 @@ def abcd_features(
     return np.stack([found.get(name, missing) for name in ABCD_MEASURES], 1)
 
 
-def told_apart(
+def tell_apart(
     real: np.ndarray,  # (N, D) features
     drawn: np.ndarray,  # (M, D)
-) -> float:  # 0.5: not at all, 1: always
-    "AUROC of a logistic regression that tells drawn from real, over five folds."
+) -> tuple:  # is_drawn (2K,), scores (2K,); K is the smaller of N and M
+    "Scores of a logistic regression that tells drawn from real, over five folds."
     n = min(len(real), len(drawn))
     features = np.concatenate([real[:n], drawn[:n]])
     features = np.where(np.isnan(features), np.nanmedian(features, 0), features)
-    labels = np.repeat([0, 1], n)
-    probe = fit_linear_probe(features, labels)
+    is_drawn = np.repeat([False, True], n)
     order = np.random.default_rng(0).permutation(2 * n)
-    scores = cross_val_predict(probe, features[order], labels[order], cv=5, method="predict_proba")[
-        :, 1
-    ]
-    return roc_auc(labels[order], scores)
+    probe = fit_linear_probe(features, is_drawn)
+    found = cross_val_predict(probe, features[order], is_drawn[order], cv=5, method="predict_proba")
+    scores = np.empty(2 * n)
+    scores[order] = found[:, 1]
+    return is_drawn, scores

@@ -1,6 +1,6 @@
 """How far do drawn lesions look like dermoscopy?
 
-    python tests/ledger/realism.py --real FOLDER [--what marginals,unet,melanoma,grid] [--seeds 3]
+    python tests/ledger/realism.py --real FOLDER [--what marginals,unet,melanoma,encoder,grid]
 
 FOLDER (or MMKIT_REAL) holds `isic2018_masks/` (images/ and masks/) and `isic2017/` (the official
 training and validation images with their tables of classes). Nothing of it is copied, but for the
@@ -10,10 +10,17 @@ is_melanoma (n,) bool.
 
 - marginals: colours, contrast, area, rim, texture and outline of drawn and real lesions.
 - unet: a small U-Net learns outlines from 500 drawn lesions; IoU on the real masks.
-- melanoma: classifiers that saw drawn lesions only; AUROC on ISIC 2017. They read 18 colour
-  statistics, the shipped base's vision encoder, pixels (a small CNN), or the ABCD measures of the
-  outline that a U-Net finds.
+- melanoma: classifiers that saw drawn lesions only; AUROC on ISIC 2017, and on other drawn lesions,
+  which says whether there was something to learn. They read 18 colour statistics, pixels (a small
+  CNN), or the ABCD measures of the outline that a U-Net finds; and each of these measures alone.
+- encoder: the same by a linear probe of the shipped base's vision encoder.
 - grid: 24 drawn beside 24 real lesions, in one picture.
+
+`--json FILE` files each part under the renderer's name, with how and when it was measured, and
+leaves what else is in the file. The chapter on lesions shows mmkit/assets/realism.json, made by
+
+    realism.py --json FILE --bound --what marginals,unet,melanoma,encoder
+    realism.py --json FILE --draw former_renderer:draw --what marginals,unet
 """
 
 import argparse
@@ -21,18 +28,28 @@ import csv
 import datetime
 import hashlib
 import importlib
+import json
 import os
 import platform
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from lesion_marginals import colour_statistics, compare, marginals, told_apart
+from lesion_marginals import (
+    ABCD_MEASURES,
+    abcd_features,
+    colour_statistics,
+    compare,
+    marginals,
+    tell_apart,
+)
 from PIL import Image
 from small_networks import (
     centred_disc,
+    encoder_features,
     fold_unet,
     iou,
     largest_part,
@@ -40,16 +57,18 @@ from small_networks import (
     otsu_masks,
     predict,
     score_by_abcd,
+    score_by_probe,
     score_melanoma,
     train_unet,
 )
 
 from mmkit.core.display import make_table
+from mmkit.core.provenance import WORLD_VERSION, base_checksum  # noqa: F401 (of `draw_world`)
 from mmkit.core.runtime import atomic_write, describe_machine, dump_json
 from mmkit.core.stats import bootstrap, roc_auc
 from mmkit.lesions import World
 
-WHAT = ("marginals", "unet", "melanoma", "grid")
+WHAT = ("marginals", "unet", "melanoma", "encoder", "grid")
 SIZE = 128  # pixels a side, at which marginals are taken and lesions are drawn
 UNET_SIZE = 64
 CLASSIFIER_SIZE = 96
@@ -57,6 +76,7 @@ N_MARGINALS = 400
 N_OUTLINES = 500
 N_CLASSIFIED = 4000
 N_MEASURED = 1500  # of them, for the ABCD measures
+N_HELD = 500  # other drawn lesions to classify
 FIRST_SEED = 16000  # the worlds of these experiments: nobody else draws from them
 
 
@@ -77,6 +97,12 @@ def load_draw(name: str):  # "module:function"
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     return getattr(importlib.import_module(module), function)
+
+
+def describe_subject(draw, part: str) -> dict:  # world_version, base_checksum
+    "Which lesions and which base model a part is about; None where it depends on neither."
+    version = getattr(sys.modules[draw.__module__], "WORLD_VERSION", None)
+    return dict(world_version=version, base_checksum=base_checksum() if part == "encoder" else None)
 
 
 def resize_images(
@@ -156,11 +182,18 @@ def make_grid(
 
 
 def measure_marginals(folder: Path, draw, args: argparse.Namespace) -> dict:
-    "Marginals of drawn and real lesions, and how well simple classifiers tell them apart."
+    """Marginals of drawn and real lesions, and how well simple classifiers tell them apart; the
+    control tells them from another draw.
+    """
     real_images, real_masks = read_masked(folder, SIZE)
-    drawn_images, drawn_masks, _ = draw(N_MARGINALS, FIRST_SEED, SIZE)
-    real, drawn = marginals(real_images, real_masks), marginals(drawn_images, drawn_masks)
-    rows = compare(real, drawn)
+    draws = [draw(N_MARGINALS, FIRST_SEED + 10 * seed, SIZE)[:2] for seed in range(args.seeds + 1)]
+    real = _describe_looks(real_images, real_masks)
+    looks = [_describe_looks(images, masks) for images, masks in draws]
+    measures = {
+        name: np.concatenate([one["marginals"][name] for one in looks[:-1]])
+        for name in real["marginals"]
+    }
+    rows = compare(real["marginals"], measures)
     shown = [
         dict(
             measure=row["measure"],
@@ -172,11 +205,32 @@ def measure_marginals(folder: Path, draw, args: argparse.Namespace) -> dict:
         for row in rows
     ]
     print(make_table(shown))
-    by_colour = told_apart(colour_statistics(real_images), colour_statistics(drawn_images))
-    by_marginals = told_apart(*(np.stack(list(m.values()), 1) for m in (real, drawn)))
-    print(f"drawn told from real: {by_colour:.2f} by 18 colour statistics,", end=" ")
-    print(f"{by_marginals:.2f} by these {len(rows)} measures (AUROC)")
-    return dict(rows=rows, told_by_colours=by_colour, told_by_marginals=by_marginals)
+    told = []
+    for features in ("colours", "measures"):
+        for other, found in (("real lesions", real), ("another draw", looks[-1])):
+            by_seed = [tell_apart(found[features], one[features]) for one in looks[:-1]]
+            told.append(_told_row(features, other, by_seed))
+    print(make_table([row | dict(seeds=_list(row["seeds"])) for row in told]))
+    return dict(rows=rows, told_apart=told)
+
+
+def _describe_looks(images, masks):
+    "The marginals of each lesion, and the features by which sets of lesions are told apart."
+    found = marginals(images, masks)
+    measures = np.stack(list(found.values()), 1)
+    return dict(marginals=found, measures=measures, colours=colour_statistics(images))
+
+
+def _told_row(features, other, by_seed):
+    "How well drawn lesions are told from others, from (labels, scores) of each seed."
+    scores = np.stack([scores for _, scores in by_seed], 1)
+    is_drawn = by_seed[0][0]
+    return dict(
+        features=features,
+        told_from=other,
+        auroc=bootstrap(mean_auroc, is_drawn, scores),
+        seeds=[roc_auc(is_drawn, column) for column in scores.T],
+    )
 
 
 def measure_unet(folder: Path, draw, args: argparse.Namespace) -> dict:
@@ -207,33 +261,89 @@ def measure_unet(folder: Path, draw, args: argparse.Namespace) -> dict:
     return dict(rows=rows)
 
 
-def measure_melanoma(folder: Path, draw, args: argparse.Namespace) -> dict:
-    """AUROC on ISIC 2017 of classifiers that saw drawn lesions only: on the validation images, and
-    on the training images, of which there are more.
-    """
+@dataclass
+class TestSets:
+    "Images to classify: ISIC 2017's two parts, and drawn lesions that nobody has learned from."
+
+    images: np.ndarray  # (M, S, S, 3) uint8, the parts one after the other
+    truth: dict  # part -> (N,) bool: is it a melanoma?
+
+    def rows(self, part: str) -> slice:
+        "Where the images of a part are."
+        names = list(self.truth)
+        start = sum(len(self.truth[name]) for name in names[: names.index(part)])
+        return slice(start, start + len(self.truth[part]))
+
+
+def read_test_sets(folder: Path, draw) -> TestSets:
+    "The validation images, the training images, of which there are more, and drawn ones."
     images, truth, digests = read_classified(folder, "Validation", CLASSIFIER_SIZE)
     more, more_truth, _ = read_classified(folder, "Training", CLASSIFIER_SIZE, digests)
-    test = np.concatenate([images, more])
-    scores = {}
+    held, _, held_truth = draw(N_HELD, FIRST_SEED + 300, CLASSIFIER_SIZE)
+    truth = dict(validation=truth, training=more_truth, drawn=held_truth)
+    return TestSets(np.concatenate([images, more, held]), truth)
+
+
+def measure_melanoma(folder: Path, draw, args: argparse.Namespace) -> dict:
+    """AUROC on ISIC 2017 of classifiers that saw drawn lesions only, and of each ABCD measure
+    alone.
+    """
+    sets, scores, some = read_test_sets(folder, draw), {}, slice(N_MEASURED)
     for seed in range(args.seeds):
         drawn, masks, labels = draw(N_CLASSIFIED, FIRST_SEED + 100 + seed, CLASSIFIER_SIZE)
-        found = score_melanoma(drawn, labels, test, seed)
-        outlines = find_outlines(drawn[:N_OUTLINES], masks[:N_OUTLINES], test, seed)
-        some = slice(N_MEASURED)
-        abcd = score_by_abcd(drawn[some], masks[some], labels[some], test, outlines)
-        for name, values in (found | {"ABCD": abcd}).items():
-            count = len(labels[some]) if name == "ABCD" else len(labels)
-            scores.setdefault(f"{name}, {count} drawn", []).append(values)
-            at = [roc_auc(truth, values[: len(truth)]), roc_auc(more_truth, values[len(truth) :])]
-            print(f"  {name}, seed {seed}: {_list(at)}", flush=True)
+        found = score_melanoma(drawn, labels, sets.images, seed)
+        _add_scores(scores, found, f"{len(drawn)} drawn", sets, seed)
+        outlines = find_outlines(drawn[:N_OUTLINES], masks[:N_OUTLINES], sets.images, seed)
+        found = score_by_abcd(drawn[some], masks[some], labels[some], sets.images, outlines)
+        _add_scores(scores, dict(ABCD=found), f"{len(labels[some])} drawn", sets, seed)
+    real, others = sets.rows("training"), sets.rows("validation")
     if args.bound:
-        found = score_melanoma(more, more_truth, images, 0)
-        own, others = outlines[len(truth) :], outlines[: len(truth)]
-        found["ABCD"] = score_by_abcd(more, own, more_truth, images, others)
-        scores |= {f"{name}, {len(more)} real": [values] for name, values in found.items()}
-    rows = [_auroc_row(name, np.stack(v, 1), truth, more_truth) for name, v in scores.items()]
-    print(make_table([row | dict(seeds=_list(row["seeds"])) for row in rows]))
-    return dict(rows=rows, images=len(truth), melanoma=int(truth.sum()))
+        images, truth, test = sets.images[real], sets.truth["training"], sets.images[others]
+        found = score_melanoma(images, truth, test, 0)
+        found["ABCD"] = score_by_abcd(images, outlines[real], truth, test, outlines[others])
+        _add_scores(scores, found, f"{len(images)} real", sets, 0)
+    alone = _measure_alone(sets, outlines)
+    return _show_aurocs(scores, sets) | dict(alone=alone)
+
+
+def _measure_alone(sets, outlines):
+    "AUROC of each ABCD measure by itself, on real lesions and on drawn ones."
+    features = abcd_features(sets.images, outlines)
+    features = np.where(np.isnan(features), np.nanmedian(features, 0), features)
+    drawn = sets.rows("drawn")
+    truth = np.concatenate([sets.truth["validation"], sets.truth["training"]])
+    rows = []
+    for name, values in zip(ABCD_MEASURES, features.T):
+        at = dict(
+            real=bootstrap(mean_auroc, truth, values[: drawn.start, None]),
+            drawn=bootstrap(mean_auroc, sets.truth["drawn"], values[drawn, None]),
+        )
+        rows.append(dict(measure=name) | at)
+    print(make_table(rows))
+    return rows
+
+
+def measure_encoder(folder: Path, draw, args: argparse.Namespace) -> dict:
+    "The same by linear probes of the shipped base's vision encoder."
+    sets, scores = read_test_sets(folder, draw), {}
+    for seed in range(args.seeds):
+        drawn, _, labels = draw(N_CLASSIFIED, FIRST_SEED + 100 + seed, CLASSIFIER_SIZE)
+        found = score_by_probe(encoder_features, drawn, labels, sets.images)
+        _add_scores(scores, dict(encoder=found), f"{len(drawn)} drawn", sets, seed)
+    if args.bound:
+        real, others = sets.rows("training"), sets.rows("validation")
+        images, truth = sets.images[real], sets.truth["training"]
+        found = score_by_probe(encoder_features, images, truth, sets.images[others])
+        _add_scores(scores, dict(encoder=found), f"{len(images)} real", sets, 0)
+    return _show_aurocs(scores, sets)
+
+
+def _add_scores(scores, found, trained_on, sets, seed):
+    "The scores of one seed to those of the others; prints how well they do."
+    for name, values in found.items():
+        scores.setdefault((name, trained_on), []).append(values)
+        auroc = roc_auc(sets.truth["validation"], values[sets.rows("validation")])
+        print(f"  {name}, {trained_on}, seed {seed}: {auroc:.3f}", flush=True)
 
 
 def find_outlines(drawn, masks, images, seed) -> np.ndarray:  # (N, S, S) bool
@@ -243,13 +353,21 @@ def find_outlines(drawn, masks, images, seed) -> np.ndarray:  # (N, S, S) bool
     return resize_masks(np.stack([largest_part(mask) for mask in found]), images.shape[1])
 
 
-def _auroc_row(name, scores, truth, more_truth):
-    "A row of the table: the training images are no test of what learned from them."
-    row = dict(trained=name, validation=bootstrap(mean_auroc, truth, scores[: len(truth)]))
-    row["training"] = "–"
-    if len(scores) > len(truth):
-        row["training"] = bootstrap(mean_auroc, more_truth, scores[len(truth) :])
-    return row | dict(seeds=[roc_auc(truth, column) for column in scores[: len(truth)].T])
+def _show_aurocs(scores, sets):
+    "A table of AUROCs; what learned from real training images has seen the validation images only."
+    rows = []
+    for (classifier, trained_on), by_seed in scores.items():
+        columns = np.stack(by_seed, 1)
+        row = dict(classifier=classifier, trained_on=trained_on)
+        for part, truth in sets.truth.items():
+            of_part = columns[sets.rows(part)]
+            row[part] = bootstrap(mean_auroc, truth, of_part) if len(of_part) else None
+        truth, of_part = sets.truth["validation"], columns[sets.rows("validation")]
+        row["seeds"] = [roc_auc(truth, column) for column in of_part.T]
+        rows.append(row)
+    print(make_table([row | dict(seeds=_list(row["seeds"])) for row in rows]))
+    counts = {part: [int(truth.sum()), len(truth)] for part, truth in sets.truth.items()}
+    return dict(rows=rows, melanoma_of=counts)
 
 
 def save_grid(folder: Path, draw, args: argparse.Namespace) -> dict:
@@ -264,8 +382,33 @@ def _list(values):
 
 
 MEASURES = dict(
-    marginals=measure_marginals, unet=measure_unet, melanoma=measure_melanoma, grid=save_grid
+    marginals=measure_marginals,
+    unet=measure_unet,
+    melanoma=measure_melanoma,
+    encoder=measure_encoder,
+    grid=save_grid,
 )
+
+
+def file_part(
+    path: Path,  # of the record
+    renderer: str,  # 'module:function'
+    part: str,  # of WHAT
+    found: dict,
+) -> None:
+    "One part into the record, in place of what was measured of it before."
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    record.setdefault(renderer, {})[part] = _round(found)
+    atomic_write(path, dump_json(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _round(value):
+    "Numbers to four digits after the point."
+    if isinstance(value, dict):
+        return {key: _round(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_round(item) for item in value]
+    return round(float(value), 4) if isinstance(value, (float, np.floating)) else value
 
 
 def main(arguments=None):
@@ -293,24 +436,24 @@ def main(arguments=None):
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
     command = f"python tests/ledger/realism.py --real FOLDER --what {args.what}"
     command += f" --seeds {args.seeds} --draw {args.draw}" + " --bound" * args.bound
-    told = dict(
+    provenance = dict(
         command=command,
         machine=describe_machine(),
         versions=dict(python=platform.python_version(), torch=torch.__version__),
         date=str(datetime.date.today()),
-        seeds=list(range(args.seeds)),
+        num_seeds=args.seeds,
     )
-    print(f"{command}\nmachine  {told['machine']}\nwith     {told['versions']}", flush=True)
+    print(f"{command}\nmachine  {provenance['machine']}\nwith     {provenance['versions']}")
     draw = load_draw(args.draw)
-    for name in what:
+    for part in what:
         began = time.perf_counter()
-        print(f"\n{name}", flush=True)
-        told[name] = MEASURES[name](Path(args.real), draw, args)
-        told[name]["seconds"] = round(time.perf_counter() - began, 1)
-        print(f"({told[name]['seconds']} s)", flush=True)
+        print(f"\n{part}", flush=True)
+        found = provenance | describe_subject(draw, part)
+        found |= MEASURES[part](Path(args.real), draw, args)
+        found["seconds"] = round(time.perf_counter() - began, 1)
+        print(f"({found['seconds']} s)", flush=True)
         if args.json:  # after each: what is done is kept when the next is interrupted
-            atomic_write(args.json, dump_json(told, indent=1, ensure_ascii=False) + "\n")
-    return told
+            file_part(Path(args.json), args.draw, part, found)
 
 
 if __name__ == "__main__":

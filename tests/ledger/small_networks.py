@@ -237,17 +237,25 @@ def score_by_abcd(
     return fit_linear_probe(features, is_melanoma).predict_proba(seen)[:, 1]
 
 
+def score_by_probe(
+    get_features,  # images -> (N, D)
+    images: np.ndarray,  # (N, S, S, 3) uint8, to learn from
+    is_melanoma: np.ndarray,  # (N,)
+    test: np.ndarray,  # (M, S, S, 3) uint8
+) -> np.ndarray:  # (M,) scores
+    "Scores of the test images by a linear probe of some features of the others."
+    probe = fit_linear_probe(get_features(images), is_melanoma)
+    return probe.predict_proba(get_features(test))[:, 1]
+
+
 def score_melanoma(
     images: np.ndarray,  # (N, S, S, 3) uint8, to learn from
     is_melanoma: np.ndarray,  # (N,)
     test: np.ndarray,  # (M, S, S, 3) uint8
     seed: int,
 ) -> dict:  # classifier -> (M,) scores
-    "Scores of the test images by three classifiers that learned from the others."
-    found = {}
-    for name, features in (("colours", colour_statistics), ("encoder", encoder_features)):
-        probe = fit_linear_probe(features(images), is_melanoma)
-        found[name] = probe.predict_proba(features(test))[:, 1]
+    "Scores of the test images by two classifiers that learned from the others."
+    found = {"colours": score_by_probe(colour_statistics, images, is_melanoma, test)}
     seed_everything(seed)
     loss = F.binary_cross_entropy_with_logits
     net = Classifier()
