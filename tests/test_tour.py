@@ -18,6 +18,7 @@ from nbformat.v4 import new_markdown_cell as words
 from nbformat.v4 import new_notebook
 from PIL import Image
 
+from mmkit.core.stats import Interval
 from mmkit.course import find_index_notebook
 from mmkit.data.own_pairs import (
     UnusableDataError,
@@ -333,3 +334,10 @@ def test_no_interval_is_claimed_for_a_handful_of_patients(tmp_path):
         sentence = describe_difference("right minus nothing", compare_stages(nothing, right))
         assert ("more than chance" in sentence) == is_given, sentence
         assert ("too few patients" in sentence) != is_given, sentence
+
+
+def test_a_difference_is_shown_only_where_its_printed_interval_leaves_out_0():
+    rounds_to_0 = describe_difference("QLoRA minus LoRA", Interval(-0.01, -0.02, -0.004))
+    assert "0.00]" in rounds_to_0 and "shows no difference" in rounds_to_0
+    assert "more than chance" in describe_difference("loss", Interval(-0.02, -0.03, -0.006))
+    assert "more than chance" in describe_difference("gain", Interval(0.02, 0.006, 0.03))

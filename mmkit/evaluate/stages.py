@@ -143,9 +143,9 @@ def describe_difference(
     difference: Interval,  # after minus before
     unit: str = "",  # what the number is
 ) -> str:
-    "A sentence on a difference; where the interval holds 0, it says that nothing was shown."
+    "A sentence on a difference; where the interval, as printed, holds 0, nothing was shown."
     number = f"{format_difference(difference)}{f' {unit}' if unit else ''}"
-    if difference.low > 0 or difference.high < 0:
+    if round(difference.low, 2) > 0 or round(difference.high, 2) < 0:
         return f"{what}: {number}; more than chance."
     if np.isnan(difference.low):
         return f"{what}: {number}."
