@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ..chat.collator import Collator
-from ..chat.prompts import PROMPT
+from ..chat.prompts import resolve_prompt
 from ..core.display import make_progress_bar
 from ..core.stats import random_derangement
 from ..lesions.lesion import IMAGE_SIZE
@@ -122,7 +122,7 @@ def generate(
     model,
     processor,
     records,  # (N,) records with images
-    prompt: str = PROMPT,
+    prompt: str = None,  # None: the one that the model was trained with
     include_notes: bool = False,  # the record's notes before the prompt
     max_new_tokens: int = 64,
     batch_size: int = 128,
@@ -134,6 +134,7 @@ def generate(
     features = get_pooled_features(
         model, processor, records, image_condition, show_progress=show_progress, **feature_options
     )
+    prompt = resolve_prompt(model, prompt)
     collator = Collator(processor, prompt, include_notes=include_notes, for_training=False)
     prompts = [row["input_ids"] for row in collator.tokenize_records(select_text_columns(records))]
     captions = [""] * len(prompts)

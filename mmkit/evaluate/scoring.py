@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..chat.collator import Collator
-from ..chat.prompts import PROMPT
+from ..chat.prompts import resolve_prompt
 from ..core.stats import Interval, bootstrap, roc_auc
 from ..data.records import get_column
 from .captions import LABELS
@@ -73,7 +73,7 @@ def score_impressions(
     processor,
     records,  # (N,) records with images
     captions: list = None,  # (N,) the model's own; None: generated first
-    prompt: str = PROMPT,
+    prompt: str = None,  # None: the one that the model was trained with
     include_notes: bool = False,  # the record's notes before the prompt
     batch_size: int = 64,
     image_condition: str = "original",  # 'blank': one grey image; 'shuffled': another record's
@@ -87,6 +87,7 @@ def score_impressions(
             model, processor, records, prompt, include_notes, show_progress=False, **features
         )
     pooled_features = get_pooled_features(model, processor, records, **features)
+    prompt = resolve_prompt(model, prompt)
     collator = Collator(processor, prompt, include_notes=include_notes, for_training=False)
     prompts = [row["input_ids"] for row in collator.tokenize_records(select_text_columns(records))]
     starts = [cut_before_impression(caption) for caption in captions]

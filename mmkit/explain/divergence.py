@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..chat.collator import Collator
-from ..chat.prompts import PROMPT
+from ..chat.prompts import resolve_prompt
 from ..chat.templates import get_special_tokens
 from ..chat.turns import describe_tokens
 from ..core.display import html_escape
@@ -150,13 +150,14 @@ def attribute_answer(
     processor,  # of any family that generates
     record: dict,  # with its image
     answer: str = None,  # the text that is explained; None: what the model itself answers
-    prompt: str = PROMPT,
+    prompt: str = None,  # None: the one that the model was trained with
     notes: bool = False,  # include the record's notes, as in training
     other_records=(),  # whose images replace its image, one after another; none: a blank
     max_new_tokens: int = 64,
 ) -> AnswerAttribution:
     "The answer to a record, each word with how much of it came from the image."
     require_generative(model)
+    prompt = resolve_prompt(model, prompt)
     collate = Collator(processor, prompt, include_notes=notes)
     question = {k: record.get(k) for k in ("image", "prompt", "notes")}
     if answer is None:

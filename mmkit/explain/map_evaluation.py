@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..chat.collator import encode_example
 from ..chat.images import images_to_pixel_values
-from ..chat.prompts import PROMPT
+from ..chat.prompts import resolve_prompt
 from ..core.display import PALETTE
 from ..core.stats import bootstrap, roc_auc
 from ..data.melanoma_pairs import rerender
@@ -267,7 +267,8 @@ def activation_patching(
         ).structure_names
         rendered = rerender(record)
         rng = np.random.default_rng(record_index)
-        batch = encode_example(processor, record["image"], record.get("prompt") or PROMPT, caption)
+        prompt = record.get("prompt") or resolve_prompt(model)
+        batch = encode_example(processor, record["image"], prompt, caption)
         token_grid = ImageTokenLayout(model, batch).token_grid
         groups, *_ = join_tokens_to_words(processor, batch["input_ids"][0])
         on_lesion = _cover_of_tokens(rendered.mask, token_grid) > MIN_TOKEN_COVER

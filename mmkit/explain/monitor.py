@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..chat.collator import Collator, pad_batch
 from ..chat.images import images_to_pixel_values
-from ..chat.prompts import PROMPT
+from ..chat.prompts import PROMPT, resolve_prompt
 from ..core.stats import random_derangement
 from .scoring import compute_model_loss
 from .shapley import compute_image_share, shapley_two_players
@@ -111,32 +111,37 @@ class ModalityMonitor:
         self,
         processor,
         records,  # that are not trained on; 16 will do
-        prompt: str = PROMPT,
+        prompt: str = None,  # None: the one that the model is trained with
         notes: bool = False,  # include the records' notes, as in training
         min_gain: float = 0.02,  # words an answer: when both gain less, there is no share yet
         seed: int = 0,  # of who gets whose image and prompt
     ):
         self.processor, self.records, self.min_gain = processor, list(records), min_gain
         self.features = None  # (n, P, D) pooled patches of the records' images
-        collate = Collator(processor, prompt, include_notes=notes)
-        conversations = [
-            dict(
-                prompt=collate.build_prompt(record),
-                answer=record.get("answer") or record.get("caption"),
-            )
-            for record in self.records
-        ]
-        self.image_partners, prompt_partners = mismatched_partners(
-            [conversation["answer"] for conversation in conversations], 2, seed
+        self.prompt, self.notes = prompt, notes
+        self.asked, self.tokenized = None, {}  # the prompt that the records were tokenised with
+        self.answers = [record.get("answer") or record.get("caption") for record in self.records]
+        self.image_partners, self.prompt_partners = mismatched_partners(self.answers, 2, seed)
+        self._tokenize(PROMPT if prompt is None else prompt)
+
+    def _tokenize(self, prompt):
+        "Each record with its own prompt, and with another record's."
+        if prompt == self.asked:
+            return
+        collate = Collator(self.processor, prompt, include_notes=self.notes)
+        prompts = [collate.build_prompt(record) for record in self.records]
+        conversations, mismatched = (
+            [
+                dict(prompt=prompts[k], answer=answer)
+                for k, answer in zip(order, self.answers, strict=True)
+            ]
+            for order in (range(len(prompts)), self.prompt_partners)
         )
-        mismatched = [
-            dict(conversation, prompt=conversations[k]["prompt"])
-            for conversation, k in zip(conversations, prompt_partners, strict=True)
-        ]
         self.tokenized = {
             "text": collate.tokenize_records(conversations),
             "none": collate.tokenize_records(mismatched),
         }
+        self.asked = prompt
 
     def pool_image_features(self, model) -> torch.Tensor:  # (n, P, D)
         "The pooled patches of the images, computed again only where the vision encoder trains."
@@ -166,6 +171,7 @@ class ModalityMonitor:
         self, model
     ) -> dict:  # 'image gain', 'text gain' (right words an answer), 'image share' (0–1)
         "Shapley values of image and prompt: four passes, each with its own or another record's."
+        self._tokenize(resolve_prompt(model, self.prompt))
         values = {}
         with eval_mode(model) as plain_model:
             features = self.pool_image_features(plain_model)

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import get_cosine_schedule_with_warmup
 
 from ..chat.collator import encode_example, pad_batch
-from ..chat.prompts import PROMPT
+from ..chat.prompts import resolve_prompt
 from ..core.runtime import seed_everything
 from .attention_weights import record_attention
 from .map_evaluation import MIN_TOKEN_COVER
@@ -39,9 +39,8 @@ def attention_supervision_loss(
 # %% ../../nbs/library/explain/supervision.ipynb #e40dee62
 def _supervision_targets(model, processor, record):
     "One training sequence, and for each word that names a structure its position and mask."
-    batch = encode_example(
-        processor, record["image"], record.get("prompt") or PROMPT, record["caption"]
-    )
+    prompt = record.get("prompt") or resolve_prompt(model)
+    batch = encode_example(processor, record["image"], prompt, record["caption"])
     input_ids = batch["input_ids"][0]
     groups, words, in_answer, char_spans = join_tokens_to_words(processor, input_ids)
     masks, names = find_named_structures(words, in_answer, char_spans, record)

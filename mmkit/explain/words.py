@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..chat.collator import encode_example, get_record_images
 from ..chat.images import denormalize_images
-from ..chat.prompts import PROMPT
+from ..chat.prompts import resolve_prompt
 from ..chat.templates import get_special_tokens
 from ..chat.turns import describe_tokens
 from ..core.runtime import did_you_mean
@@ -161,7 +161,7 @@ def attribute_words(
     answer: str = None,  # the text that is explained; None: what the model itself answers
     methods=("attention", "relevancy"),  # of ATTRIBUTION_METHODS
     only: str = None,  # 'answer'; 'structures': words that name a structure shown; None: all words
-    prompt: str = PROMPT,
+    prompt: str = None,  # None: the one that the model was trained with
     max_new_tokens: int = 64,
     label: str = "",
 ) -> WordAttributions:
@@ -177,7 +177,7 @@ def attribute_words(
     if len(images) != 1:
         raise ValueError(f"the record has {len(images)} images: words are attributed to one image")
     (image,) = images
-    prompt = record.get("prompt") or prompt
+    prompt = record.get("prompt") or resolve_prompt(model, prompt)
     if answer is None:
         answer = _generate_answer(model, processor, image, prompt, max_new_tokens)
     batch = encode_example(processor, image, prompt, answer)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..chat.collator import Collator
-from ..chat.prompts import PROMPT
+from ..chat.prompts import resolve_prompt
 from ..core.stats import random_derangement
 from ..data.records import get_column, iter_raw_records
 from mmkit.evaluate.generation import (
@@ -86,7 +86,7 @@ class EvalContext:
         train_records=None,  # for the majority baseline; None: `records`, which favours it
         max_records: int = 60,  # a sample of so many
         seed: int = 0,  # of the sample, and of the shuffled images
-        prompt: str = PROMPT,  # for a caption
+        prompt: str = None,  # for a caption; None: the one that the model was trained with
         cache_dir=None,  # of the feature cache
         batch_size: int = 192,  # sequences, all image conditions together
     ):
@@ -96,7 +96,7 @@ class EvalContext:
         self.model = model
         self.processor = processor
         self.seed = seed
-        self.prompt = prompt
+        self.prompt = resolve_prompt(model, prompt)
         self.cache_dir = cache_dir
         self.batch_size = batch_size
         # Whose image a record is shown when shuffled.

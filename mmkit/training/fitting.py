@@ -17,7 +17,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from ..chat.collator import Collator
-from ..chat.prompts import PROMPT
+from ..chat.prompts import remember_prompt, resolve_prompt
 from ..chat.validation import validate_batch
 from ..core.display import make_progress_bar
 from ..core.runtime import default_device, seed_everything
@@ -50,7 +50,9 @@ class FitConfig:
     # share of the budget -> factor, or {part: such a function}; None: linear warm-up, cosine decay
     lr_schedule: Callable | dict = None
     # texts
-    prompt: str = PROMPT  # what every record without a prompt of its own is asked
+    # what every record without a prompt of its own is asked, and later the model by `generate` and
+    # its like; None: what the model was trained with before, else `PROMPT`
+    prompt: str = None
     include_notes: bool = False  # put the patient's notes before the prompt?
     # feature cache
     use_feature_cache: bool = True  # keep the outputs of frozen parts on disk?
@@ -355,6 +357,7 @@ def fit(
             "transformers' own Trainer takes"
         )
     config = FitConfig.from_options(options)
+    config.prompt = resolve_prompt(model, config.prompt)
     _check_part_names(model, learning_rate, config.lr_schedule)
     seed_everything(config.seed)
     disable_cpu_repack(model)
@@ -388,6 +391,7 @@ def fit(
         batch_size = min(config.batch_size, len(records))
         first_batch = train_dataset.collate_fn([train_dataset[i] for i in range(batch_size)])
         validate_batch(first_batch, processor)
+        remember_prompt(model, config.prompt)
         output = _Run(
             model=model,
             parts=parts,
