@@ -19,7 +19,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from mmkit.chat.templates import tiny_processor
+from mmkit.chat.templates import CHAT_TEMPLATES, tiny_processor
+from mmkit.models.families import find_family
 from mmkit.models.tiny import tiny_random_model
 
 VOCAB_SIZE = 512
@@ -34,6 +35,19 @@ TILE_TAGS = " ".join(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1,
 IDEFICS3_TOKENS = (
     "<pad> <|begin_of_text|> <end_of_utterance> <image> <fake_token_around_image> <global-img> "
     + TILE_TAGS
+)
+# as the published checkpoints spell their turns; BLIP-2 and PaliGemma have none, their family does
+TURNS_OF_IDEFICS3 = (
+    "<|begin_of_text|>{%- for m in messages -%}{{ m.role | capitalize }}:{%- for p in m.content -%}"
+    "{{ '<image>' if p.type == 'image' else ' ' + p.text | trim }}{%- endfor -%}"
+    "<end_of_utterance>\n{% endfor -%}{%- if add_generation_prompt -%}Assistant:{%- endif -%}"
+)
+TURNS = dict(
+    llava_next=CHAT_TEMPLATES["llava"],
+    qwen2_5_vl=CHAT_TEMPLATES["qwen2_vl"],
+    qwen3_vl=CHAT_TEMPLATES["qwen2_vl"],
+    idefics3=TURNS_OF_IDEFICS3,
+    smolvlm=TURNS_OF_IDEFICS3,
 )
 
 
@@ -262,7 +276,11 @@ MAKERS = dict(
 def make_family(
     name,  # a key of `MAKERS`
 ):  # (model, processor), the same for every caller
-    return MAKERS[name]()
+    model, processor = MAKERS[name]()
+    family = find_family(processor)
+    if family.generates and not getattr(processor, "chat_template", None):
+        processor.chat_template = TURNS.get(name) or family.chat_template
+    return model, processor
 
 
 def encode(

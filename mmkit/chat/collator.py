@@ -70,6 +70,8 @@ def collate_examples(
             "put them into batches of their own."
         )
     batch = pad_batch(processor, examples, padding_side) | preprocess_images(processor, images)
+    if "pixel_values" in batch:
+        batch |= find_family(processor).prompt_inputs(processor, batch)
     if "aspect_ratio_mask" in batch:
         batch["cross_attention_mask"] = build_cross_attention_mask(processor, batch)
     return batch

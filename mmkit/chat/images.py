@@ -20,6 +20,7 @@ from transformers.models.mllama.processing_mllama import (
 )
 
 from .templates import token_bytes
+from ..models.families import find_family
 from ..models.family import get_image_token_id
 
 # %% ../../nbs/library/chat/images.ipynb #ec0f389a
@@ -38,8 +39,9 @@ def image_placeholder(
             )
     height, width = image_size
     blank = Image.new("RGB", (width, height))
-    inputs = processor(images=[blank], text=[processor.image_token], add_special_tokens=False)
-    pieces = [piece.decode() for piece in token_bytes(processor.tokenizer, inputs.input_ids[0])]
+    family = find_family(processor)
+    inputs = family.process_images(processor, [[blank]], add_special_tokens=False)
+    pieces = [piece.decode() for piece in token_bytes(processor.tokenizer, inputs["input_ids"][0])]
     return "".join(piece for piece in pieces if piece != processor.tokenizer.bos_token)
 
 # %% ../../nbs/library/chat/images.ipynb #6907f5a5
@@ -136,12 +138,8 @@ def preprocess_images(
     examples = [[convert_to_rgb(image) for image in of_one] for of_one in images if of_one]
     if not examples:
         return {}
-    inputs = processor(
-        images=examples,
-        text=[processor.image_token * len(of_one) for of_one in examples],
-        return_tensors="pt",
-        padding=True,
-    )
+    family = find_family(processor)
+    inputs = family.process_images(processor, examples, return_tensors="pt", padding=True)
     wanted = processor.image_processor.model_input_names
     return {name: value for name, value in inputs.items() if name in wanted}
 

@@ -326,7 +326,8 @@ def turn_delimiters(
     if not processor.chat_template:
         raise ValueError(
             f"this {type(processor).__name__} has no chat template: it was not made to talk in "
-            "turns. Load the instruction-tuned checkpoint, or set processor.chat_template."
+            "turns. Load the instruction-tuned checkpoint, or set processor.chat_template; where "
+            "the family has one, that is find_family(processor).chat_template (models.families)."
         )
     return _find_turn_delimiters(processor, processor.chat_template)
 

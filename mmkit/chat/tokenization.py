@@ -10,6 +10,8 @@ from bisect import bisect_left, bisect_right
 
 from .images import image_placeholder
 from .templates import get_special_tokens, template_segments, turn_delimiters
+from ..models.families import find_family
+from ..models.family import get_image_token, get_image_token_id
 
 # %% ../../nbs/library/chat/tokenization.ipynb #846d2d3b
 def reject_special_tokens(
@@ -21,7 +23,7 @@ def reject_special_tokens(
     delimiters = turn_delimiters(processor)
     turn_marks = (delimiters.user, delimiters.model, delimiters.end)
     marks = {mark.strip() for mark in turn_marks if mark.strip()}
-    marks |= get_special_tokens(processor.tokenizer) | {processor.image_token}
+    marks |= get_special_tokens(processor.tokenizer) | {get_image_token(processor)}
     found = sorted((mark for mark in marks if mark in text), key=text.index)
     if found:
         raise ValueError(
@@ -29,6 +31,17 @@ def reject_special_tokens(
             "token or a turn, not as letters, so data would open or close turns or claim an "
             "image's place. Remove it from the text, or set the record aside."
         )
+
+# %% ../../nbs/library/chat/tokenization.ipynb #93ed2e3b
+def _reject_line_breaks(prompt, processor):
+    "ValueError for a line break where that alone ends a prompt."
+    end_of_prompt = turn_delimiters(processor).model
+    if end_of_prompt.strip() or not end_of_prompt or end_of_prompt not in prompt.strip():
+        return
+    raise ValueError(
+        f"a prompt has a line break: {prompt[:80]!r}. In this chat template a line break ends the "
+        "prompt, so the rest would be read as the answer. Write the prompt in one line."
+    )
 
 # %% ../../nbs/library/chat/tokenization.ipynb #364b7882
 def _is_content_part(part):
@@ -68,6 +81,8 @@ def validate_conversation(
                 continue
             text = part["text"]
             reject_special_tokens(text, processor, description)
+            if role != "assistant":
+                _reject_line_breaks(text, processor)
             if role == "assistant" and not text.strip():
                 raise ValueError(
                     "an answer is empty: it would teach the model to say nothing. "
@@ -129,7 +144,7 @@ class _ChatRenderer:
 
     def fill_images(self, literal, sizes_left):
         "A literal of the template with its image tokens written out; takes sizes from the list."
-        filled, *others = literal.split(self.processor.image_token)
+        filled, *others = literal.split(get_image_token(self.processor))
         if len(others) > len(sizes_left):
             raise ValueError(
                 "the chat template announces more images than the turns do; "
@@ -193,6 +208,22 @@ def _label_answers(input_ids, offsets, answers):
     return labels
 
 # %% ../../nbs/library/chat/tokenization.ipynb #d941f9f1
+def _begin_behind_image(processor, input_ids, labels):
+    "Ids and labels with begin-of-text behind the images at the start."
+    begin_id, image_token_id = processor.tokenizer.bos_token_id, get_image_token_id(processor)
+    has_begin = input_ids[0] == begin_id
+    if not has_begin and not find_family(processor).writes_begin:
+        return input_ids, labels
+    first = int(has_begin)
+    after_image = first
+    while after_image < len(input_ids) and input_ids[after_image] == image_token_id:
+        after_image += 1
+    return (
+        [*input_ids[first:after_image], begin_id, *input_ids[after_image:]],
+        [*labels[first:after_image], -100, *labels[after_image:]],
+    )
+
+# %% ../../nbs/library/chat/tokenization.ipynb #e33e45de
 def tokenize_conversations(
     processor,  # of the model in use
     conversations: list,  # N conversations, as `build_messages` writes them
@@ -223,6 +254,7 @@ def tokenize_conversations(
     # Some templates write begin-of-text, others leave it to the tokenizer.
     has_begin = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
     encoded = tokenizer(texts, add_special_tokens=not has_begin, return_offsets_mapping=True)
+    image_before_begin = find_family(processor).image_before_begin
     examples = []
     for input_ids, offsets, answers, text in zip(
         encoded.input_ids, encoded.offset_mapping, all_answers, texts, strict=True
@@ -234,5 +266,7 @@ def tokenize_conversations(
                 "or shorten the text."
             )
         labels = _label_answers(input_ids, offsets, answers)
+        if image_before_begin:
+            input_ids, labels = _begin_behind_image(processor, input_ids, labels)
         examples.append(dict(input_ids=input_ids, labels=labels))
     return examples

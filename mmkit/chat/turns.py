@@ -45,7 +45,7 @@ def turn_spans(
 ) -> list:  # (role, start, stop) in bytes: prompts and answers; the template lies between them
     "Where prompts and answers are, found from the delimiters of the chat template in the text."
     opening, _, user, model, end = (mark.encode() for mark in turn_delimiters(processor))
-    user, model = user.rstrip(), model.rstrip()
+    user, model = user.rstrip(), model.rstrip() or model
     spans = []
 
     def add_span(role, start, stop):
@@ -55,7 +55,7 @@ def turn_spans(
 
     def add_prompts(start, stop):
         "Between two answers: a user's turn, and before the first one perhaps a system turn."
-        user_start = text.rfind(user, start, stop)
+        user_start = text.rfind(user, start, stop) if user else start
         if start == 0 and not text.startswith(opening):
             add_span("prompt", *_system_span(processor, text, user_start, stop))
         if user_start >= 0:

@@ -54,11 +54,21 @@ class PaliGemmaFamily(Family):
     name, key = "PaliGemma", "paligemma"
     model_types = ("paligemma",)
     processor_classes = ("PaliGemmaProcessor",)
+    image_before_begin = True
+    writes_begin = True
     chat_template = (
-        "{%- for m in messages -%}{%- for p in m.content -%}"
+        "{%- for m in messages -%}{%- if m.role == 'system' -%}"
+        "{{ raise_exception('there is no system turn') }}{%- endif -%}{%- for p in m.content -%}"
         "{{ '<image>' if p.type == 'image' else p.text | trim }}{%- endfor -%}"
         "{{ '\n' if m.role == 'user' else eos_token }}{%- endfor -%}"
     )
+
+    def process_images(self, processor, images, **options):
+        "Without the line break with which its processor ends a prompt."
+        inputs = super().process_images(processor, images, **options)
+        image_token_id = get_image_token_id(processor)
+        of_images = [[i for i in row if i == image_token_id] for row in inputs["input_ids"]]
+        return dict(inputs, input_ids=of_images)
 
     def token_types(self, input_ids, image_token_id, labels=None):
         "0 on the prompt, 1 from the first answer on: 0 would let the answer see its own future."
@@ -293,10 +303,17 @@ class Blip2Family(Family):
         head=("language_model.lm_head",),
     )
     chat_template = (
-        "{%- for m in messages -%}{%- for p in m.content -%}"
+        "{%- for m in messages -%}{%- if m.role == 'system' -%}"
+        "{{ raise_exception('there is no system turn') }}{%- endif -%}{%- for p in m.content -%}"
         "{{ '<image>' if p.type == 'image' else p.text | trim }}{%- endfor -%}"
         "{{ ' Answer: ' if m.role == 'user' else eos_token }}{%- endfor -%}"
     )
+    image_before_begin = True
+
+    def process_images(self, processor, images, **options):
+        "Its processor writes the image tokens itself, and takes one image a row."
+        all_images = [image for of_one in images for image in of_one]
+        return processor(images=all_images, text=[""] * len(all_images), **options)
 
     def image_tokens(self, batch, source):
         return [image._replace(grid=None) for image in super().image_tokens(batch, source)]
@@ -320,6 +337,23 @@ class InstructBlipFamily(Blip2Family):
     model_types = ("instructblip",)
     processor_classes = ("InstructBlipProcessor",)
     image_inputs = ("pixel_values", "qformer_input_ids", "qformer_attention_mask")
+
+    def prompt_inputs(self, processor, batch):
+        "For each image the text before the first answer, in the tokens of the queries' model."
+        if not self.image_tokens(batch, processor):
+            return {}
+        labels = batch.get("labels", torch.full_like(batch["input_ids"], -100))
+        before_answer = (labels != -100).cumsum(1) == 0  # (B, T)
+        prompts = []
+        for image in self.image_tokens(batch, processor):
+            prompt_ids = batch["input_ids"][image.row][before_answer[image.row]]
+            prompt = processor.tokenizer.decode(prompt_ids, skip_special_tokens=True)
+            prompts.append(prompt.strip())
+        encoded = processor.qformer_tokenizer(prompts, padding=True, return_tensors="pt")
+        return dict(
+            qformer_input_ids=encoded["input_ids"],
+            qformer_attention_mask=encoded["attention_mask"],
+        )
 
     def cacheable(self, trained_parts):
         return ""
