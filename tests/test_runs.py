@@ -1,8 +1,6 @@
 "A run: the prompt it travels with, what it goes on with and what not, how it ends, what is saved."
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from mmkit import evaluate, explain, models, training

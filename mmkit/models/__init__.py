@@ -9,19 +9,14 @@ __all__ = ['QFormer', 'UnfreezeSchedule', 'add_bottleneck_adapters', 'add_lora',
            'save_adapters', 'tiny_random_model', 'unwrap_model']
 
 # %% ../../nbs/library/models/00_models.ipynb #163951cc
-from mmkit.models.adapters import (
-    add_bottleneck_adapters,
-    add_lora,
-    load_adapters,
-    merge_lora,
-    save_adapters,
-)
+from .adapters import add_bottleneck_adapters, add_lora, merge_lora
 from .connectors import QFormer
 from .features import embed_images, embed_texts, pool_patches, project_patches
 from .freezing import UnfreezeSchedule, build_param_groups, freeze_all_but
 from .loading import load
 from .modes import unwrap_model
 from .parts import linear_module_names, parameter_summary, plot_parameter_summary
+from .saving import load_adapters, save_adapters
 from .surgery import replace_connector
 from .tiny import tiny_random_model
 

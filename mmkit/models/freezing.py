@@ -9,12 +9,13 @@ __all__ = ['RequiresGradState', 'freeze_all_but', 'build_param_groups', 'Unfreez
 import matplotlib.pyplot as plt
 
 from ..core.runtime import did_you_mean
-from .modes import disable_cpu_repack
+from .modes import disable_cpu_repack, unwrap_model
 from mmkit.models.parts import (
     PART_COLOURS,
     get_trainable_parameters,
     parameter_names_by_part,
     part_error_hint,
+    remember_changed,
 )
 
 # %% ../../nbs/library/models/freezing.ipynb #510ddd4c
@@ -35,6 +36,12 @@ class RequiresGradState:
             parameter.requires_grad_(requires_grad)
 
 # %% ../../nbs/library/models/freezing.ipynb #8dd17a1a
+def _remember_trainable(model, ids):
+    "Note the parameters that may train from now on, adapters of peft apart."
+    named = unwrap_model(model).named_parameters()
+    remember_changed(model, [n for n, p in named if id(p) in ids and "lora_" not in n])
+
+
 def freeze_all_but(
     model,  # any vision-language model
     *names: str,  # of 'vision', 'projector', 'text'; none: freeze everything
@@ -46,6 +53,7 @@ def freeze_all_but(
     state = RequiresGradState(model)
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
+    _remember_trainable(model, chosen)
     return state
 
 # %% ../../nbs/library/models/freezing.ipynb #224a11b2
@@ -110,6 +118,7 @@ class UnfreezeSchedule:
         }
         self.model = disable_cpu_repack(model)
         self.state = RequiresGradState(model)
+        _remember_trainable(model, self.part_by_id)
 
     @staticmethod
     def _validate(model, schedule):

@@ -20,7 +20,18 @@ from transformers.utils import logging as hf_logging
 from ..core.runtime import default_device, get_assets_dir
 from .modes import disable_cpu_repack
 from .quantization import build_quantization_config
-from .surgery import ConnectedForConditionalGeneration
+from mmkit.models.saving import (
+    DESCRIPTION_FILE,
+    describe_folder,
+    load_adapters,
+    read_description,
+)
+from mmkit.models.surgery import (
+    ConnectedForConditionalGeneration,
+    build_connector,
+    replace_connector,
+    set_image_size,
+)
 
 # %% ../../nbs/library/models/loading.ipynb #25371e50
 BASE_MODEL_DIR = get_assets_dir() / "base"  # the model that ships with the package
@@ -42,10 +53,10 @@ def _resolve_source(model_name_or_path):
     # 'owner/name' may be on the Hub
     is_local = folder.exists() or len(folder.parts) != 2 or folder.is_absolute()
     if is_local and not (folder / "config.json").is_file():
-        why = "it has no config.json" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(
-            f"cannot load {str(model_name_or_path)!r}: {why}. Give 'base', a folder written by "
-            "save_pretrained, or a name on the Hub such as 'google/gemma-3-4b-it'."
+            f"cannot load {str(model_name_or_path)!r}: {describe_folder(folder)}. Give 'base', a "
+            "folder written by save_pretrained or save_adapters, a run's checkpoint, or a name on "
+            "the Hub such as 'google/gemma-3-4b-it'."
         )
     return (str(folder) if is_local else str(model_name_or_path)), is_local
 
@@ -75,13 +86,55 @@ def _load_processor(source, is_local, hub_kwargs):
         ) from error
 
 # %% ../../nbs/library/models/loading.ipynb #2ddf9aea
+def _rebuild(model, processor, description):
+    "The connector and the image size that the base had when it was trained."
+    config = model.config
+    image_size = description.get("image_size")
+    if image_size and image_size != getattr(config.vision_config, "image_size", image_size):
+        model, processor = set_image_size(model, processor, image_size)
+    if description.get("connector") != getattr(config, "connector", None):
+        config.connector = description["connector"]
+        model, processor = replace_connector(model, processor, build_connector(config))
+    return model, processor
+
+
+def _load_trained(folder, quantize, kwargs):
+    "The base that `mmkit.json` names, with what was trained on it."
+    description = read_description(folder)
+    base = description["base"]
+    if base is None:
+        raise ValueError(
+            f"{folder} was trained on a model that was not loaded from anywhere: make that model "
+            "again, then model = load_adapters(model, folder)"
+        )
+    try:
+        hub_kwargs = {key: value for key, value in kwargs.items() if key in HUB_KWARGS}
+        source, _ = _resolve_source(base)
+        config = AutoConfig.from_pretrained(source, **hub_kwargs)
+        if quantize is None and not getattr(config, "quantization_config", None):
+            quantize = description["quantize"]
+        model, processor = load(base, quantize, **kwargs)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{folder} was trained on {base!r}, which cannot be loaded now "
+            f"({str(error).splitlines()[0]}); load that base from where it is, then model = "
+            "load_adapters(model, folder)"
+        ) from error
+    model, processor = _rebuild(model, processor, description)
+    return load_adapters(model, folder).eval(), processor
+
+
 def load(
-    model_name_or_path="base",  # 'base', a folder, or a name on the Hub
+    # 'base', a folder, or a name on the Hub; a folder may hold a whole model, what `save_adapters`
+    # saved, or a run's checkpoint
+    model_name_or_path="base",
     # 'nf4' (or '4bit'), '8bit': bits of the text model's linear layers; needs bitsandbytes
     quantize: str = None,
     **kwargs,  # for `from_pretrained`: dtype, quantization_config, device_map, revision …
 ) -> tuple:  # (model in evaluation mode on `default_device()`, processor)
     "A vision-language model and its processor. FileNotFoundError where there is none."
+    if (Path(model_name_or_path) / DESCRIPTION_FILE).is_file():
+        return _load_trained(Path(model_name_or_path), quantize, kwargs)
     source, is_local = _resolve_source(model_name_or_path)
     hub_kwargs = {key: value for key, value in kwargs.items() if key in HUB_KWARGS}
     config = AutoConfig.from_pretrained(source, **hub_kwargs)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PART_NAME_SEGMENTS', 'PART_COLOURS', 'part_of', 'parameter_names_by_part', 'numel_and_nbytes', 'parameter_summary',
-           'plot_parameter_summary', 'part_error_hint', 'get_trainable_parameters', 'linear_module_names']
+           'plot_parameter_summary', 'part_error_hint', 'get_trainable_parameters', 'get_changed_names',
+           'remember_changed', 'linear_module_names']
 
 # %% ../../nbs/library/models/parts.ipynb #9d559126
 import matplotlib.pyplot as plt
@@ -230,6 +231,22 @@ def get_trainable_parameters(
             f"({len(adapters['vision'])}), none in {part!r}. {remedy}"
         )
     return parameters
+
+# %% ../../nbs/library/models/parts.ipynb #7e2a1c02
+def get_changed_names(
+    model,  # any vision-language model
+) -> set:  # names as the base has them, without LoRA around their layers
+    "The parameters that were ever let train, put in or replaced: they are no longer the base's."
+    return set(getattr(unwrap_model(model), "changed_names", ()))
+
+
+def remember_changed(
+    model,  # any vision-language model
+    names,  # of its parameters, as `unwrap_model(model)` has them
+):
+    "Note that these parameters are no longer the base's, so that `save_adapters` saves them."
+    names = {name.replace(".base_layer", "") for name in names}
+    unwrap_model(model).changed_names = get_changed_names(model) | names
 
 # %% ../../nbs/library/models/parts.ipynb #01624177
 def _linear_names_by_part(model, kinds):

@@ -24,6 +24,7 @@ from mmkit.models.connectors import (
 )
 from .cross_attention import CrossAttentionConnector
 from .modes import unwrap_model
+from .parts import part_of, remember_changed
 
 # %% ../../nbs/library/models/surgery.ipynb #c9397831
 def _check_connector_fits(base_model, connector):
@@ -69,6 +70,8 @@ def replace_connector(
     connector.attach(base_model)
     base_model.config.mm_tokens_per_image = connector.tokens
     base_model.config.connector = connector.recipe
+    named = base_model.named_parameters()
+    remember_changed(base_model, [name for name, _ in named if part_of(name) == "projector"])
     processor = copy.copy(processor)
     tokenizer = processor.tokenizer
     image_tokens = tokenizer.boi_token + tokenizer.image_token * connector.tokens
@@ -148,6 +151,8 @@ def set_image_size(
     embeddings.position_ids = torch.arange(num_patches, device=positions.device)[None]
     embeddings.num_patches = embeddings.num_positions = num_patches
     embeddings.image_size = vision_config.image_size = image_size
+    weight, named = embeddings.position_embedding.weight, base_model.named_parameters()
+    remember_changed(base_model, [name for name, parameter in named if parameter is weight])
     processor = copy.copy(processor)
     processor.image_processor = copy.copy(processor.image_processor)
     processor.image_processor.size = dict(height=image_size, width=image_size)
