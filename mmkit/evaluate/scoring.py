@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMPRESSION_PROMPT', 'cut_before_impression', 'score_impressions', 'auroc_interval', 'SimilarityMatrix',
-           'embed_pooled_images', 'embed_captions', 'compute_similarity', 'rank_matches']
+           'embed_pooled_images', 'embed_captions', 'embed_images_of_records', 'compute_similarity', 'rank_matches']
 
 # %% ../../nbs/library/evaluate/scoring.ipynb #9664e4c1
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ from mmkit.evaluate.generation import (
     embed_prompts,
     generate,
     get_pooled_features,
-    group_by_length,
+    has_one_image_each,
 )
-from ..models.features import embed_texts, project_patches
+from .record_batches import RecordBatches, embed_record_images, group_by_length
+from ..models.families import find_family
+from ..models.features import embed_texts, pools_patches, project_patches
 from ..models.modes import eval_mode, unwrap_model
 from ..training.dataset import select_text_columns
 
@@ -43,15 +46,29 @@ def _common_prefix_length(sequence_a, sequence_b):
     return next((i for i, (a, b) in pairs if a != b), len(sequence_a))
 
 
-def _token_logprobs(model, input_ids, pooled_features):
+def _token_logprobs(model, input_ids, inputs):
     "(B, T - 1) log-probability of every token but the first, given those before it."
-    inputs = embed_prompts(model, input_ids, pooled_features)
     logits = model(**inputs, use_cache=False).logits[:, :-1]  # (B, T-1, V)
     targets = input_ids[:, 1:, None].to(logits.device)
     return logits.float().log_softmax(-1).gather(2, targets)[..., 0].cpu()
 
 
-def _word_logprobs(model, tokenizer, prompts, captions, word, pooled_features, batch_size):
+def _iter_pooled_inputs(model, sequences, pooled_features, batch_size):
+    "(records, (B, T) ids, the model's inputs), from cached features."
+    for batch in group_by_length(sequences, batch_size):
+        input_ids = torch.tensor([sequences[i] for i in batch])
+        inputs = embed_prompts(model, input_ids, pooled_features[torch.as_tensor(batch)])
+        yield batch, input_ids, inputs
+
+
+def _iter_image_inputs(model, sequences, record_batches, batch_size):
+    "The same, from pixels."
+    for rows, batch in record_batches.iter_batches(sequences, batch_size):
+        inputs = {name: values.to(model.device) for name, values in batch.items()}
+        yield rows, batch["input_ids"], inputs
+
+
+def _word_logprobs(model, tokenizer, prompts, captions, word, iter_inputs):
     "(N,) log-probability of `word` after each prompt and caption."
     sequences, first_word_tokens = [], []
     for prompt, caption in zip(prompts, captions):
@@ -60,43 +77,53 @@ def _word_logprobs(model, tokenizer, prompts, captions, word, pooled_features, b
         sequences.append(prompt + with_word)
         first_word_tokens.append(len(prompt) + _common_prefix_length(without_word, with_word))
     total = np.zeros(len(sequences))
-    for batch in group_by_length(sequences, batch_size):
-        input_ids = torch.tensor([sequences[i] for i in batch])
-        logprobs = _token_logprobs(model, input_ids, pooled_features[torch.as_tensor(batch)])
+    for batch, input_ids, inputs in iter_inputs(model, sequences):
+        logprobs = _token_logprobs(model, input_ids, inputs)
         for row, i in zip(logprobs, batch):
             total[i] = row[first_word_tokens[i] - 1 :].sum()
     return total
 
 # %% ../../nbs/library/evaluate/scoring.ipynb #e212ffc7
 def score_impressions(
-    model,
+    model,  # of any family that answers
     processor,
-    records,  # (N,) records with images
+    records,  # (N,) records with any number of images
     captions: list = None,  # (N,) the model's own; None: generated first
     prompt: str = None,  # None: the one that the model was trained with
     include_notes: bool = False,  # the record's notes before the prompt
-    batch_size: int = 64,
+    # sequences at once; None: 64 of cached features (Gemma 3, one image each), else 8
+    batch_size: int = None,
     image_condition: str = "original",  # 'blank': one grey image; 'shuffled': another record's
     seed: int = 0,  # of the shuffle
     cache_dir=None,  # of the feature cache
 ) -> np.ndarray:  # (N,) 0–1: P(melanoma) / (P(melanoma) + P(benign))
     "How likely the word after 'Clinical impression:' is `melanoma` rather than `benign`."
+    find_family(model).require_answers("the probability of a word")
+    prompt = resolve_prompt(model, prompt)
     features = dict(image_condition=image_condition, seed=seed, cache_dir=cache_dir)
     if captions is None:
         captions = generate(
             model, processor, records, prompt, include_notes, show_progress=False, **features
         )
-    pooled_features = get_pooled_features(model, processor, records, **features)
-    prompt = resolve_prompt(model, prompt)
-    collator = Collator(processor, prompt, include_notes=include_notes, for_training=False)
-    prompts = [row["input_ids"] for row in collator.tokenize_records(select_text_columns(records))]
+    if pools_patches(model) and has_one_image_each(records):
+        pooled = get_pooled_features(model, processor, records, **features)
+        collator = Collator(processor, prompt, include_notes=include_notes, for_training=False)
+        tokenized = collator.tokenize_records(select_text_columns(records))
+        prompts = [row["input_ids"] for row in tokenized]
+        iter_inputs = partial(
+            _iter_pooled_inputs, pooled_features=pooled, batch_size=batch_size or 64
+        )
+    else:
+        batches = RecordBatches(processor, records, prompt, include_notes, image_condition, seed)
+        prompts = batches.prompts
+        iter_inputs = partial(
+            _iter_image_inputs, record_batches=batches, batch_size=batch_size or 8
+        )
     starts = [cut_before_impression(caption) for caption in captions]
     tokenizer = processor.tokenizer
     with eval_mode(model) as base_model:
         positive, negative = (
-            _word_logprobs(
-                base_model, tokenizer, prompts, starts, word, pooled_features, batch_size
-            )
+            _word_logprobs(base_model, tokenizer, prompts, starts, word, iter_inputs)
             for word in LABELS
         )
     return 1 / (1 + np.exp(negative - positive))
@@ -177,19 +204,34 @@ def embed_captions(
 ) -> torch.Tensor:  # (N, W) of length 1
     "One normalised vector for each text, read without an image."
     device = unwrap_model(model).device
+    padding = find_family(model).text_padding(model)
     embeds = []
     for start in range(0, len(captions), batch_size):
         texts = list(captions[start : start + batch_size])
-        tokens = processor.tokenizer(
-            texts, padding=True, padding_side="right", return_tensors="pt"
-        ).to(device)
+        tokens = processor.tokenizer(texts, return_tensors="pt", **padding).to(device)
         batch_embeds = embed_texts(model, tokens["input_ids"], tokens["attention_mask"])
         embeds.append(torch.nn.functional.normalize(batch_embeds.float(), dim=-1))
     return torch.cat(embeds)
 
 
+def embed_images_of_records(
+    model,  # any vision-language model
+    processor,
+    records,  # (N,) each with one image or several, which are averaged
+    image_condition: str = "original",  # 'blank': one grey image; 'shuffled': another record's
+    seed: int = 0,  # of the shuffle
+    cache_dir=None,  # of the feature cache
+) -> torch.Tensor:  # (N, W) of length 1
+    "One normalised vector for each record's images, from the cache where the family has one."
+    if pools_patches(model) and has_one_image_each(records):
+        pooled = get_pooled_features(model, processor, records, image_condition, seed, cache_dir)
+        return embed_pooled_images(model, pooled)
+    embeds = embed_record_images(model, processor, records, image_condition, seed)
+    return torch.nn.functional.normalize(embeds, dim=-1).to(unwrap_model(model).device)
+
+
 def compute_similarity(
-    model,
+    model,  # any vision-language model, CLIP and SigLIP too
     processor,
     records,  # (N,) records with images and captions
     batch_size: int = 64,
@@ -197,8 +239,7 @@ def compute_similarity(
 ) -> SimilarityMatrix:
     "Every image with every caption of the records."
     captions = get_column(records, "caption")
-    pooled_features = get_pooled_features(model, processor, records, cache_dir=cache_dir)
-    image_embeds = embed_pooled_images(model, pooled_features)
+    image_embeds = embed_images_of_records(model, processor, records, cache_dir=cache_dir)
     text_embeds = embed_captions(model, processor, captions, batch_size)
     same = np.array([[a == b for b in captions] for a in captions])
     return SimilarityMatrix((image_embeds @ text_embeds.T).cpu().numpy(), same)

@@ -410,6 +410,11 @@ class SiglipFamily(DualEncoderFamily):
     model_types = ("siglip",)
     processor_classes = ("SiglipProcessor",)
 
+    def text_padding(self, model):
+        "Always to the full length, as in its training: its last position speaks for the text."
+        max_length = unwrap_model(model).config.text_config.max_position_embeddings
+        return dict(padding="max_length", max_length=max_length, padding_side="right")
+
 # %% ../../nbs/library/models/families.ipynb #5c1c0c15
 FAMILIES = (
     Gemma3Family(),

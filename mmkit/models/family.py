@@ -168,6 +168,17 @@ class Family:
         "Which kind of token each one is, where the model asks for it."
         return {}
 
+    def require_answers(
+        self,
+        purpose: str,  # what the answers are wanted for, as the subject of a sentence
+    ):
+        "ValueError for a family that compares images with texts, and cannot be asked anything."
+        if not self.generates:
+            raise ValueError(
+                f"{self.name} compares images with texts and never speaks: {purpose} needs a model "
+                "that answers. evaluate.compute_similarity works with both."
+            )
+
     def encode_images(self, model, batch: dict):
         "What the text model gets of the images: transformers' output, tokens in `pooler_output`."
         inputs = {key: batch[key] for key in self.image_inputs if batch.get(key) is not None}
@@ -186,6 +197,10 @@ class Family:
         "One vector for each image: the mean of its projected tokens."
         tokens = self.encode_images(model, batch).pooler_output  # (N, P, D), or N of (P, D)
         return torch.stack([of_one.mean(0) for of_one in tokens])
+
+    def text_padding(self, model) -> dict:  # for the tokenizer
+        "How captions that are embedded by themselves are padded."
+        return dict(padding=True, padding_side="right")
 
     def decoder(self, model):  # a module that gives `last_hidden_state`
         "The text model without its output head."
