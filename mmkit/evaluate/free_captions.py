@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..chat.collator import Collator, get_record_images
-from ..chat.prompts import PROMPT
+from ..chat.prompts import resolve_prompt
 from ..chat.templates import count_images
 from ..core.stats import random_derangement
 from .free_scores import FreeCaptionScores, compare_texts, get_references
@@ -40,7 +40,7 @@ def compute_caption_losses(
     model,  # of any family that generates
     processor,
     records,  # (N,) records with captions
-    prompt: str = PROMPT,  # asked of every record that has no `prompt` of its own
+    prompt: str = None,  # None: the one that the model was trained with
     include_notes: bool = False,  # the record's notes before the prompt
     image_condition: str = "original",  # 'shuffled': another record's image
     seed: int = 0,  # of the shuffle
@@ -51,6 +51,7 @@ def compute_caption_losses(
         raise ValueError(f"image_condition={image_condition!r}: 'original' or 'shuffled'")
     own = np.arange(len(records))
     partners = shuffle_images(records, seed) if image_condition == "shuffled" else own
+    prompt = resolve_prompt(model, prompt)
     collator = Collator(processor, prompt, include_notes=include_notes)
     losses, num_tokens = np.full(len(records), np.nan), np.zeros(len(records), int)
     rows = own if image_condition == "original" else np.flatnonzero(partners != own)
@@ -116,7 +117,7 @@ def score_free_captions(
     captions: list,  # (N,) what the model generated, in the records' order
     model=None,  # and its processor: adds what only a model can measure
     processor=None,
-    prompt: str = PROMPT,  # as in `fit`
+    prompt: str = None,  # None: the one that the model was trained with
     include_notes: bool = False,
     batch_size: int = 8,
     n_resamples: int = 1000,

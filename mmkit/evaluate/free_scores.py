@@ -25,7 +25,7 @@ def _average(values, weights, measure):
     return float(np.exp(mean) if measure == "perplexity" else mean)
 
 
-@dataclass
+@dataclass(repr=False)
 class FreeCaptionScores:
     "Measures that need no labels, each beside its control; made by `score_free_captions`."
 
@@ -107,6 +107,8 @@ class FreeCaptionScores:
 
     def __str__(self):
         return str(self.table())
+
+    __repr__ = __str__
 
 # %% ../../nbs/library/evaluate/free_scores.ipynb #7d087a72
 def get_references(records) -> list:  # (N,) texts; None where a record has none
