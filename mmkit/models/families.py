@@ -281,12 +281,25 @@ class MllamaFamily(Family):
         others = {key: value for key, value in batch.items() if key not in self.image_inputs}
         return others | dict(cross_attention_states=encoded.pooler_output)
 
-    def embed_images(self, model, batch):
-        tokens = self.encode_images(model, batch).pooler_output  # (images · tiles, patches, D)
+    @staticmethod
+    def _embed_encoded(batch, encoded):
+        "Means over an image's tiles (B, images, D), and which images there are (B, images)."
+        tokens = encoded.pooler_output  # (images · tiles, patches, D)
         mask = batch["aspect_ratio_mask"].to(tokens.dtype)  # (B, images, tiles)
         of_tiles = tokens.mean(1).view(*mask.shape, -1)
         means = (of_tiles * mask[..., None]).sum(2) / mask.sum(2)[..., None].clamp(min=1)
-        return means[batch["aspect_ratio_ids"] > 0]  # without the places of missing images
+        return means, batch["aspect_ratio_ids"] > 0
+
+    def embed_images(self, model, batch):
+        means, is_there = self._embed_encoded(batch, self.encode_images(model, batch))
+        return means[is_there]  # without the places of missing images
+
+    def embed_rows(self, model, batch, encoded):
+        means, is_there = self._embed_encoded(batch, encoded)
+        counts = is_there.sum(1)  # (B,)
+        rows = counts.nonzero().flatten()
+        sums = (means * is_there[..., None]).sum(1)
+        return sums[rows] / counts[rows, None], rows
 
 # %% ../../nbs/library/models/families.ipynb #bb39a56f
 class Blip2Family(Family):

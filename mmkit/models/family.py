@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEARLY_ZERO', 'ImageTokens', 'get_image_token', 'get_image_token_id', 'split_image_tokens', 'Family',
-           'blank_pixel_values']
+           'blank_pixel_values', 'select_model_inputs']
 
 # %% ../../nbs/library/models/family.ipynb #b679195c
 import math
@@ -202,6 +202,25 @@ class Family:
         "How captions that are embedded by themselves are padded."
         return dict(padding=True, padding_side="right")
 
+    def embed_rows(
+        self,
+        model,
+        batch: dict,  # with `input_ids` (B, T)
+        encoded,  # of `encode_images`
+    ) -> tuple:  # ((R, D) embeddings, (R,) the rows of the batch that have an image)
+        "One vector for each row that has images: the mean of all their projected tokens."
+        tokens = encoded.pooler_output  # (N, P, D), or N of (P, D)
+        is_image = batch["input_ids"] == get_image_token_id(model)  # (B, T)
+        counts = is_image.sum(1)  # (B,)
+        rows = counts.nonzero().flatten()
+        if torch.is_tensor(tokens) and counts.tolist() == [tokens.shape[1]] * len(tokens):
+            return tokens.mean(1), rows  # one image in each row
+        of_images = tokens if torch.is_tensor(tokens) else torch.cat(list(tokens))
+        tokens = of_images.flatten(0, -2)  # (tokens of all images, D), in the text's order
+        sums = tokens.new_zeros(len(counts), tokens.shape[-1])
+        sums = sums.index_add(0, is_image.nonzero()[:, 0], tokens)
+        return sums[rows] / counts[rows, None], rows
+
     def decoder(self, model):  # a module that gives `last_hidden_state`
         "The text model without its output head."
         return unwrap_model(model).get_decoder()
@@ -238,3 +257,17 @@ def blank_pixel_values(
         return blank
     is_image = pixel_values.flatten(2).any(-1)  # (B, images), padding images are all zero
     return blank + NEARLY_ZERO * is_image[..., None, None, None]
+
+# %% ../../nbs/library/models/family.ipynb #09da105e
+_NO_MODEL_INPUTS = {"labels", "row", "features", "text_embeds"}
+
+
+def select_model_inputs(
+    batch: dict,  # of a `Collator` or a data set, of any family
+) -> dict:  # for `model(**batch)`, which then gives logits and no loss
+    "The batch without labels, captions and all else that is not for the model's own forward."
+    return {
+        name: value
+        for name, value in batch.items()
+        if name not in _NO_MODEL_INPUTS and not name.startswith(("caption_", "negative_"))
+    }

@@ -6,11 +6,16 @@
 __all__ = ['TEXT_COLUMNS', 'epoch_permutation', 'select_text_columns', 'TokenizedDataset', 'build_dataset']
 
 # %% ../../nbs/library/training/dataset.ipynb #fc03e265
+import copy
+import warnings
+
 import torch
 
 from ..chat.collator import pad_batch
+from ..chat.images import image_placeholder
 from ..chat.templates import count_images
 from ..data.records import count_stored_images
+from ..models.families import find_family
 from .cache import cache_captions, cache_features
 
 # %% ../../nbs/library/training/dataset.ipynb #e0edda35
@@ -46,9 +51,19 @@ def select_text_columns(
     ]
 
 # %% ../../nbs/library/training/dataset.ipynb #06bef3ea
+def _tokens_depend_on_size(processor):
+    "Does an image take as many tokens as its size asks for?"
+    if not find_family(processor).tokens_in_text:
+        return False
+    return image_placeholder(processor, (224, 224)) != image_placeholder(processor, (224, 672))
+
+# %% ../../nbs/library/training/dataset.ipynb #f58ba9c7
 class TokenizedDataset(torch.utils.data.Dataset):
     """Records tokenised once, with cached features or with their images; `collate_fn` makes a batch
-    of some."""
+    of some.
+
+    Where an image takes as many tokens as its size asks for, texts are only checked at first, and
+    tokenised with their images when a batch is made."""
 
     def __init__(
         self,
@@ -63,19 +78,33 @@ class TokenizedDataset(torch.utils.data.Dataset):
         captions = [text.get("caption") for text in self.text]
         self.examples = [
             dict(tokens, row=row, caption=caption)
-            for row, (tokens, caption) in enumerate(
-                zip(collator.tokenize_records(self.text), captions)
-            )
+            for row, (tokens, caption) in enumerate(zip(self._tokenize_texts(), captions))
         ]
-        if captions and all(captions):
+        if any(captions):
             self._tokenize_captions(captions)
         self._tokenize_negatives([text.get("negatives") or [] for text in self.text])
 
+    def _tokenize_texts(self):
+        num_images = [text["num_images"] for text in self.text]
+        if not (any(num_images) and _tokens_depend_on_size(self.collator.processor)):
+            return self.collator.tokenize_records(self.text)
+        some_size = [[(224, 224)] * count for count in num_images]
+        collator = copy.copy(self.collator)
+        collator.max_length = None
+        collator.tokenize_records(self.text, some_size)  # an error for a text that is none
+        return self.text
+
     def _tokenize_captions(self, captions):
+        "Ids of each caption; without one none, and the number -1."
         number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-        token_ids = self.collator.processor.tokenizer(captions).input_ids
+        known = [caption or "" for caption in captions]
+        token_ids = self.collator.processor.tokenizer(known).input_ids
         for example, ids in zip(self.examples, token_ids):
-            example.update(caption_input_ids=ids, caption_id=number[example["caption"]])
+            caption = example["caption"]
+            example.update(
+                caption_input_ids=ids if caption else [],
+                caption_id=number[caption] if caption else -1,
+            )
 
     def _tokenize_negatives(self, negatives):
         counts = {len(wrong) for wrong in negatives}
@@ -114,7 +143,8 @@ class TokenizedDataset(torch.utils.data.Dataset):
         batch = self.collator(examples)
         batch["row"] = torch.tensor([example["row"] for example in examples])
         first = examples[0]
-        if "caption_input_ids" in first and "caption_input_ids" not in batch:
+        has_captions = any(example.get("caption_input_ids") for example in examples)
+        if has_captions and "caption_input_ids" not in batch:
             text = self._pad([example["caption_input_ids"] for example in examples])
             batch["caption_input_ids"] = text["input_ids"]
             batch["caption_attention_mask"] = text["attention_mask"]
@@ -132,6 +162,23 @@ class TokenizedDataset(torch.utils.data.Dataset):
         return pad_batch(self.collator.processor, rows)
 
 # %% ../../nbs/library/training/dataset.ipynb #939715e4
+def _warn_of_missing_pairs(texts):
+    """The contrastive and the MSE term compare an image with its caption: a warning where some
+    records have none, a ValueError where all have none."""
+    num_pairs = sum(bool(text["num_images"] and text.get("caption")) for text in texts)
+    if not num_pairs:
+        raise ValueError(
+            "the contrastive and the MSE term compare an image with its caption, and none of the "
+            f"{len(texts)} records has both: give their weights 0, or give records with captions"
+        )
+    if num_pairs < len(texts):
+        warnings.warn(
+            f"{len(texts) - num_pairs} of {len(texts)} records have no image or no caption: the "
+            "contrastive and the MSE term leave them out, cross-entropy takes them",
+            stacklevel=3,
+        )
+
+# %% ../../nbs/library/training/dataset.ipynb #7a42f40a
 def build_dataset(
     model,
     processor,
@@ -150,10 +197,13 @@ def build_dataset(
     texts = select_text_columns(records)
     has_one_image_each = all(text["num_images"] == 1 for text in texts)
     use_feature_cache = use_feature_cache and has_one_image_each  # which the cache is made for
-    if use_feature_cache and "vision" not in parts:
+    pools_patches = find_family(model).cacheable(("projector",)) == "pooled patches"
+    if use_feature_cache and pools_patches and "vision" not in parts:
         features = cache_features(model, processor, records, **cache_options)
     captions = [text.get("caption") for text in texts]
     needs_captions = callable(loss_weights) or loss_weights.contrastive or loss_weights.mse
+    if needs_captions:
+        _warn_of_missing_pairs(texts)
     if use_feature_cache and "text" not in parts and all(captions) and needs_captions:
         text_embeds = cache_captions(model, processor, captions, **cache_options)
     return TokenizedDataset(records, collator, features, text_embeds)

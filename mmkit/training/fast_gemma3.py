@@ -63,10 +63,10 @@ def fast_gemma3_forward(
     """Inside, Gemma 3's norms are `FastRMSNorm` and its last decoder layer is an
     `AnswerOnlyDecoderLayer`; parameters, names and hooks stay."""
     unwrapped = unwrap_model(model)
-    last_layer = unwrapped.get_decoder().layers[-1]
+    layers = getattr(unwrapped.get_decoder(), "layers", [None])  # BLIP-2's has none of its own
     changed = [(m, FastRMSNorm) for m in unwrapped.modules() if type(m) is Gemma3RMSNorm]
-    if type(last_layer) is Gemma3DecoderLayer:
-        changed.append((last_layer, AnswerOnlyDecoderLayer))
+    if type(layers[-1]) is Gemma3DecoderLayer:
+        changed.append((layers[-1], AnswerOnlyDecoderLayer))
     plain = [(module, type(module)) for module, _ in changed]
     for module, fast_class in changed:
         module.__class__ = fast_class

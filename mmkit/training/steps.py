@@ -19,6 +19,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..losses.causal_lm import causal_lm_loss
 from ..losses.contrastive import embedding_mse, info_nce
 from ..losses.weighting import LossWeights, combine_losses
+from ..models.families import find_family
+from ..models.family import select_model_inputs
 from ..models.features import embed_texts, project_patches
 from ..models.modes import unwrap_model
 from .fast_gemma3 import AnswerOnlyDecoderLayer, build_attention_masks
@@ -33,14 +35,28 @@ def embed_image_tokens(
         return project_patches(model, batch["features"].to(model.dtype))
     return model.model.get_image_features(batch["pixel_values"]).pooler_output
 
+
+def _pools_patches(model):
+    "Is the model of the one family whose patches are pooled before anything trains?"
+    return find_family(model).cacheable(("projector",)) == "pooled patches"
+
+
+def _encode_batch(model, batch):
+    "The batch's images as the text model gets them, tokens in `pooler_output`; None without images."
+    if batch.get("features") is None and batch.get("pixel_values") is None:
+        return None
+    if _pools_patches(model):
+        return BaseModelOutputWithPooling(pooler_output=embed_image_tokens(model, batch))
+    return find_family(model).encode_images(model, batch)
+
 # %% ../../nbs/library/training/steps.ipynb #a2c98836
 def _full_precision(tensor):
     "Under mixed precision, the losses themselves are computed in float32."
     return torch.autocast(tensor.device.type, enabled=False)
 
 # %% ../../nbs/library/training/steps.ipynb #e88759d1
-def _answer_loss(model, image_tokens, batch, num_items_in_batch):
-    "Cross-entropy of the answer tokens (those whose label is not -100)."
+def _pooled_answer_loss(model, encoded, batch, num_items_in_batch):
+    "As `_answer_loss`, for Gemma 3: no logits are kept, and the last layer sees answers alone."
     keys = ("input_ids", "attention_mask", "token_type_ids")
     inputs = {key: batch[key] for key in keys if key in batch}
     text_config = model.config.get_text_config()
@@ -49,16 +65,39 @@ def _answer_loss(model, image_tokens, batch, num_items_in_batch):
         inputs["answer_from"] = max(0, first_label - 1)  # its prediction comes from one before
         if model.config._attn_implementation == "sdpa":
             inputs["attention_mask"] = build_attention_masks(batch, text_config.sliding_window)
-    hidden = model.model(
-        **inputs,
-        mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=image_tokens)},
-        use_cache=False,
-    ).last_hidden_state  # (B, T or fewer, W)
+    if encoded is not None:
+        inputs["mm_encoder_outputs"] = {"image": encoded}
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state  # (B, T or fewer, W)
     softcapped = getattr(text_config, "final_logit_softcapping", None)
     if type(model.lm_head) is torch.nn.Linear and not softcapped:
         with _full_precision(hidden):
             return causal_lm_loss(hidden, batch["labels"], num_items_in_batch, model.lm_head.weight)
     return causal_lm_loss(model.lm_head(hidden), batch["labels"], num_items_in_batch)
+
+# %% ../../nbs/library/training/steps.ipynb #841ea43c
+def _answer_loss(model, encoded, batch, num_items_in_batch):
+    "Cross-entropy of the answer tokens (those whose label is not -100), by the model's forward."
+    inputs = select_model_inputs(batch)
+    if encoded is not None:
+        inputs = find_family(model).with_encoded_images(inputs, encoded)
+    logits = model(**inputs, use_cache=False).logits  # (B, T, V)
+    return causal_lm_loss(logits, batch["labels"], num_items_in_batch)
+
+# %% ../../nbs/library/training/steps.ipynb #37f2f617
+def _embed_pairs(model, encoded, batch):
+    "Image and caption embeddings (N, W) of the N rows that have both, and those rows (N,)."
+    if encoded is None:
+        return None, None, torch.zeros(0, dtype=torch.long)
+    image_embeds, rows = find_family(model).embed_rows(model, batch, encoded)
+    captions = batch.get("caption_id")
+    if captions is not None and (captions < 0).any():
+        has_caption = captions[rows] >= 0
+        image_embeds, rows = image_embeds[has_caption], rows[has_caption]
+    if len(rows) == len(batch["input_ids"]):
+        return image_embeds, _embed_captions(model, batch), rows
+    names = ("text_embeds", "caption_input_ids", "caption_attention_mask")
+    of_pairs = {name: batch[name][rows] for name in names if name in batch}
+    return image_embeds, _embed_captions(model, of_pairs), rows
 
 # %% ../../nbs/library/training/steps.ipynb #c737a639
 def _embed_captions(model, batch):
@@ -68,44 +107,55 @@ def _embed_captions(model, batch):
     return embed_texts(model, batch["caption_input_ids"], batch["caption_attention_mask"])
 
 # %% ../../nbs/library/training/steps.ipynb #e372e3c3
-def _embed_negatives(model, batch, batch_size):
-    "Embeddings of the hard negatives (B, K, W); None where the batch has none."
+def _embed_negatives(model, batch, rows):
+    "Embeddings of these rows' hard negatives (N, K, W); None where the batch has none."
     if "negative_input_ids" not in batch:
         return None
     embeds = embed_texts(model, batch["negative_input_ids"], batch["negative_attention_mask"])
-    return embeds.unflatten(0, (batch_size, -1))
+    return embeds.unflatten(0, (len(batch["input_ids"]), -1))[rows]
 
 # %% ../../nbs/library/training/steps.ipynb #982da23b
+def _empty_terms(batch, loss_weights):
+    "The terms of a batch that has nothing to compare: 0, and they move nothing."
+    weights = loss_weights.by_term()
+    nothing = torch.zeros((), device=batch["input_ids"].device, requires_grad=True)
+    return {term: nothing for term in ("contrastive", "mse") if weights[term]}
+
+# %% ../../nbs/library/training/steps.ipynb #b6cb20c0
 def compute_losses(
     model,
     batch: dict,  # of `TokenizedDataset.collate_fn`, or of `Collator(include_captions=True)`
     loss_weights: LossWeights,  # a term of weight 0 is not computed
     num_items_in_batch: int = None,  # answer tokens to divide `ce` by; None: those of this batch
-    embeds_out: dict = None,  # receives `image_embeds` and `text_embeds` (B, W), detached
+    # receives `image_embeds` and `text_embeds` (N, W), detached, and `rows` (N,): who has them
+    embeds_out: dict = None,
 ) -> dict:  # term ('ce', 'contrastive', 'mse') -> scalar
-    "The terms of the loss, not yet weighted."
+    """The terms of the loss, not yet weighted.
+
+    `ce` takes every row; the others compare the rows that have an image and a caption."""
     model = unwrap_model(model)
-    image_tokens = embed_image_tokens(model, batch)
+    encoded = _encode_batch(model, batch)
     losses = {}
     if loss_weights.ce:
-        losses["ce"] = _answer_loss(model, image_tokens, batch, num_items_in_batch)
+        answer_loss = _pooled_answer_loss if _pools_patches(model) else _answer_loss
+        losses["ce"] = answer_loss(model, encoded, batch, num_items_in_batch)
     if not (loss_weights.contrastive or loss_weights.mse):
         return losses
-    image_embeds = image_tokens.mean(1)  # (B, W)
-    text_embeds = _embed_captions(model, batch)  # (B, W)
-    negatives = None
-    if loss_weights.contrastive:
-        negatives = _embed_negatives(model, batch, len(image_tokens))
+    image_embeds, text_embeds, rows = _embed_pairs(model, encoded, batch)
+    if not len(rows):
+        return losses | _empty_terms(batch, loss_weights)
     if embeds_out is not None:
-        embeds_out.update(image_embeds=image_embeds.detach(), text_embeds=text_embeds.detach())
+        embeds_out.update(
+            image_embeds=image_embeds.detach(), text_embeds=text_embeds.detach(), rows=rows
+        )
     with _full_precision(image_embeds):
         if loss_weights.contrastive:
             losses["contrastive"] = info_nce(
                 image_embeds,
                 text_embeds,
                 loss_weights.current_temperature(),
-                caption_ids=batch["caption_id"],
-                negatives=negatives,
+                caption_ids=batch["caption_id"][rows],
+                negatives=_embed_negatives(model, batch, rows),
             )
         if loss_weights.mse:
             losses["mse"] = embedding_mse(image_embeds, text_embeds)
@@ -144,9 +194,9 @@ class StepOutput(NamedTuple):
     loss: torch.Tensor  # scalar, detached: the weighted sum of the terms
     raw: dict  # term -> its value
     weighted: dict  # term -> weight · value
-    embeds: (
-        dict  # `image_embeds`, `text_embeds` (B, W) that were compared; empty without such a term
-    )
+    # `image_embeds`, `text_embeds` (N, W) that were compared, and their `rows` (N,) in the batch;
+    # empty where nothing was
+    embeds: dict
 
 # %% ../../nbs/library/training/steps.ipynb #e367e648
 def training_step(

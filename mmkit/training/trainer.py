@@ -86,15 +86,17 @@ class AlignmentTrainer(Trainer):
 
     def _record(self, step, loss_weights, inputs):
         learned = loss_weights.learned_temperature()
-        entry = dict(step=self.state.global_step + 1, loss=float(step.loss), **step.raw)
+        raw = {k: v for k, v in step.raw.items() if k == "ce" or step.embeds}  # else: no pairs
+        entry = dict(step=self.state.global_step + 1, loss=float(step.loss), **raw)
         if learned:
             entry["temperature"] = loss_weights.current_temperature().item()
         self.loss_log.append(entry | dict(weights=loss_weights.by_term()))
-        if "contrastive" in step.raw:
+        if "contrastive" in raw:
             temperature = "learned" if learned else loss_weights.temperature
-            self.spike_callback.update(
-                self, step.raw["contrastive"], temperature, inputs, **step.embeds
-            )
+            embeds = dict(step.embeds)
+            rows = embeds.pop("rows")
+            pairs = {name: inputs[name][rows] for name in ("row", "caption_id") if name in inputs}
+            self.spike_callback.update(self, raw["contrastive"], temperature, pairs, **embeds)
 
     def log(self, logs, *args, **kwargs):
         "Adds to the loss every term, raw and weighted, averaged over the steps since the last log."
@@ -118,11 +120,16 @@ class AlignmentTrainer(Trainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs, loss_weights = self._prepare_inputs(inputs), self.current_weights()
         with torch.no_grad(), self.accelerator.autocast():
-            losses = run_in_forward(model, lambda: compute_losses(model, inputs, loss_weights))
+            embeds = {}
+            losses = run_in_forward(
+                model, lambda: compute_losses(model, inputs, loss_weights, embeds_out=embeds)
+            )
         num_tokens = (inputs["labels"][:, 1:] != -100).sum(1).float()  # (B,)
+        num_pairs = len(embeds.get("rows", ()))  # rows with an image and a caption
+        pairs = torch.full_like(num_tokens, num_pairs / len(num_tokens))
         self.eval_terms = list(losses)
         columns = [value.float().expand(len(num_tokens)) for value in losses.values()]
-        facts = torch.stack([num_tokens, *columns], 1)  # (B, 1 + terms)
+        facts = torch.stack([num_tokens, pairs, *columns], 1)  # (B, 2 + terms)
         return None, facts, facts
 
     def compute_eval_losses(
@@ -130,11 +137,11 @@ class AlignmentTrainer(Trainer):
         eval_prediction,  # of `prediction_step`, for every pair
     ) -> dict:  # term -> mean over answer tokens (ce) or over pairs
         "The held-out losses."
-        num_tokens = eval_prediction.predictions[:, 0]
+        num_tokens, pairs = eval_prediction.predictions[:, :2].T
         losses = {}
-        for term, values in zip(self.eval_terms, eval_prediction.predictions[:, 1:].T):
-            token_weights = num_tokens if term == "ce" else None
-            losses[term] = float(np.average(values, weights=token_weights))
+        for term, values in zip(self.eval_terms, eval_prediction.predictions[:, 2:].T):
+            weights = num_tokens if term == "ce" else pairs
+            losses[term] = float(np.average(values, weights=weights)) if weights.any() else 0.0
         weights = self.current_weights().by_term()
         total = sum(weights[term] * value for term, value in losses.items())
         return dict(loss=total, **losses)
