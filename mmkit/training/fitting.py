@@ -23,6 +23,7 @@ from ..core.display import make_progress_bar
 from ..core.runtime import default_device, seed_everything
 from ..losses.weighting import LossWeights
 from ..models.adapters import add_lora
+from ..models.families import find_family
 from ..models.freezing import UnfreezeSchedule, build_param_groups, freeze_all_but
 from ..models.modes import disable_cpu_repack, unwrap_model
 from ..models.parts import part_error_hint
@@ -333,7 +334,7 @@ class _ZeroTemperatureGrad(TrainerCallback):
 
 # %% ../../nbs/library/training/fitting.ipynb #d674333a
 def fit(
-    model,  # of the Gemma 3 family
+    model,  # of any family that answers (`models.families`)
     processor,
     records,  # with images and captions
     train="projector",  # parts, of 'vision', 'projector', 'text'; or {share of the budget: parts}
@@ -349,12 +350,11 @@ def fit(
     evaluation mode."""
     if not len(records):
         raise ValueError("there are 0 records to train on; was everything set aside while loading?")
-    model_type = unwrap_model(model).config.model_type
-    if model_type != "gemma3":
+    family = find_family(model)
+    if not family.generates:
         raise ValueError(
-            "fit and its cache know Gemma 3's way from an image to its tokens, not "
-            f"{model_type}'s; chat.Collator makes batches for {type(model).__name__} that "
-            "transformers' own Trainer takes"
+            f"{family.name} compares images with texts and never speaks, so there are no answers "
+            "for fit to train; losses.info_nce on its own two embeddings is how it is trained"
         )
     config = FitConfig.from_options(options)
     config.prompt = resolve_prompt(model, config.prompt)
