@@ -11,6 +11,7 @@ import warnings
 import torch
 from torch import nn
 
+from .family import select_model_inputs
 from .modes import disable_cpu_repack, unwrap_model
 from .parts import linear_module_names, remember_changed
 
@@ -90,8 +91,22 @@ def _bottleneck_hook(layer, args, kwargs, output):
     return (hidden_states, *output[1:]) if isinstance(output, tuple) else hidden_states
 
 # %% ../../nbs/library/models/adapters.ipynb #03440bd5
+def _decoder_layers(base_model):
+    "The layers of the text model. ValueError where they have no attention and MLP by themselves."
+    decoder = base_model.get_decoder()
+    if not hasattr(decoder, "layers"):  # BLIP-2's comes with its output head
+        decoder = decoder.get_decoder()
+    layers = getattr(decoder, "layers", [decoder])
+    if not (hasattr(layers[0], "self_attn") and hasattr(layers[0], "mlp")):
+        raise ValueError(
+            f"{type(layers[0]).__name__} has no layers of an attention and an MLP, behind which a "
+            "bottleneck would stand; LoRA goes into its linear layers: add_lora(model)"
+        )
+    return layers
+
+
 def _check_bottleneck_arguments(base_model, bottleneck_size, layers_to_transform):
-    num_layers = len(base_model.get_decoder().layers)
+    num_layers = len(_decoder_layers(base_model))
     if bottleneck_size < 1:
         raise ValueError(f"bottleneck_size = {bottleneck_size}: below 1, nothing gets through")
     if any("bottleneck" in name.split(".") for name, _ in base_model.named_parameters()):
@@ -121,7 +136,7 @@ def add_bottleneck_adapters(
     hidden_size = base_model.config.get_text_config().hidden_size
     like = next(p for p in base_model.parameters() if p.is_floating_point())
     positions = ("mlp",) if parallel else ("self_attn", "mlp")
-    for index, block in enumerate(base_model.get_decoder().layers):
+    for index, block in enumerate(_decoder_layers(base_model)):
         is_chosen = layers_to_transform is None or index in layers_to_transform
         if not is_chosen or not hasattr(block, "self_attn"):
             continue  # Mllama's cross-attention layers belong to the connector
@@ -174,8 +189,7 @@ def merge_lora(
     lora_layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     weights = [layer.get_base_layer().weight for layer in lora_layers]
     backup = [(weight, weight.data.clone()) for weight in weights]
-    keys = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
-    inputs = {key: batch[key] for key in keys if key in batch}
+    inputs = select_model_inputs(batch)
     before = compute_token_logits(disable_cpu_repack(model).eval(), inputs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Merge lora module")

@@ -21,6 +21,12 @@ from .features import pool_patches
 
 # %% ../../nbs/library/models/connectors.ipynb #952aa54f
 def get_patches_per_side(config) -> int:  # patches along one side of an image
+    "ValueError for an encoder of images of any size."
+    if not hasattr(config.vision_config, "image_size"):
+        raise ValueError(
+            f"{type(config).__name__} takes images of any size, so no number of patches a side is "
+            "known, for which a connector could be made; use a model of the Gemma 3 family"
+        )
     return config.vision_config.image_size // config.vision_config.patch_size
 
 

@@ -12,16 +12,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
+from .families import find_family
 from .modes import unwrap_model
 from .parts import PART_COLOURS, parameter_summary
 
 # %% ../../nbs/library/models/diagram.ipynb #1ddaebf9
 def describe_architecture(
-    model,  # of the Gemma 3 family
+    model,  # whose images take a fixed square of tokens: Gemma 3, LLaVA, PaliGemma …
 ) -> dict:  # names of the numbers in the diagram -> number
-    "Sizes of a model, from its configuration."
-    config = unwrap_model(model).config
+    "Sizes of a model, from its configuration. ValueError where tokens are no fixed square."
+    config, family = unwrap_model(model).config, find_family(model)
     vision, text = config.vision_config, config.get_text_config()
+    num_image_tokens = family.num_image_tokens(config)
+    is_square = family.has_places and family.tokens_in_text and family.square(num_image_tokens)
+    if not (is_square and hasattr(vision, "image_size")):
+        raise ValueError(
+            f"the diagram shows an image that takes a fixed square of tokens, and {family.name}'s "
+            "takes none: parameter_summary(model) gives the sizes of its parts"
+        )
     patches_per_side = vision.image_size // vision.patch_size
     return dict(
         image_size=vision.image_size,
@@ -29,8 +37,8 @@ def describe_architecture(
         num_patches=patches_per_side**2,
         vision_layers=vision.num_hidden_layers,
         vision_width=vision.hidden_size,
-        num_image_tokens=config.mm_tokens_per_image,
-        pool_size=patches_per_side // round(config.mm_tokens_per_image**0.5),
+        num_image_tokens=num_image_tokens,
+        pool_size=patches_per_side // is_square[0],
         text_layers=text.num_hidden_layers,
         text_width=text.hidden_size,
         vocab_size=text.vocab_size,
@@ -78,7 +86,7 @@ def _draw_tokens(ax, x, width, num_image_tokens, num_text_rows=2):
 
 
 def plot_model_diagram(
-    model,  # of the Gemma 3 family
+    model,  # as of `describe_architecture`
     image=None,  # a PIL image or an array, to be cut into patches
     answer: str = "This lesion\nshows …",
 ):  # the figure

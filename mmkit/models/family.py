@@ -213,8 +213,8 @@ class Family:
         is_image = batch["input_ids"] == get_image_token_id(model)  # (B, T)
         counts = is_image.sum(1)  # (B,)
         rows = counts.nonzero().flatten()
-        if torch.is_tensor(tokens) and counts.tolist() == [tokens.shape[1]] * len(tokens):
-            return tokens.mean(1), rows  # one image in each row
+        if torch.is_tensor(tokens) and len(tokens) == len(rows):  # one image in each of them
+            return tokens.mean(1), rows
         of_images = tokens if torch.is_tensor(tokens) else torch.cat(list(tokens))
         tokens = of_images.flatten(0, -2)  # (tokens of all images, D), in the text's order
         sums = tokens.new_zeros(len(counts), tokens.shape[-1])

@@ -27,13 +27,17 @@ from .modes import unwrap_model
 from .parts import part_of, remember_changed
 
 # %% ../../nbs/library/models/surgery.ipynb #c9397831
-def _check_connector_fits(base_model, connector):
-    projector = getattr(base_model.model, "multi_modal_projector", None)
-    if not hasattr(projector, "avg_pool"):
+def _check_projector(base_model):
+    inner = getattr(base_model, "model", None)
+    if not hasattr(getattr(inner, "multi_modal_projector", None), "avg_pool"):
         raise ValueError(
             f"{type(base_model).__name__} has no projector that averages squares of patches and "
             "projects them, so nothing here fits; use a model of the Gemma 3 family"
         )
+
+
+def _check_connector_fits(base_model, connector):
+    _check_projector(base_model)
     config = base_model.config
     expected = (
         get_patches_per_side(config),
@@ -128,9 +132,10 @@ def set_image_size(
     """The same vision encoder for images of another size, with interpolated position embeddings.
 
     Next, `replace_connector` with one made from the model's configuration. ValueError for a size
-    that does not divide into patches.
+    that does not divide into patches, and for another family.
     """
     base_model = unwrap_model(model)
+    _check_projector(base_model)
     vision_config = base_model.config.vision_config
     patch_size = vision_config.patch_size
     if image_size < patch_size or image_size % patch_size:
