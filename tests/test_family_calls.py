@@ -1,13 +1,32 @@
 "Every public call on every model family, on small models of the real classes."
 
+import copy
+
+import numpy as np
 import pytest
 import torch
-from families import TILE, make_family
+from families import MAKERS, TILE, make_family
 from test_families import GENERATES, draw_image
+from transformers import AutoModelForImageTextToText, TrainerCallback
 
+from mmkit import training
 from mmkit.chat.collator import Collator
 from mmkit.chat.templates import build_messages
 from mmkit.chat.turns import get_token_roles
+from mmkit.losses.contrastive import embedding_mse
+from mmkit.losses.weighting import LossWeights
+from mmkit.models.adapters import add_bottleneck_adapters, merge_lora
+from mmkit.models.connectors import LinearProjector
+from mmkit.models.diagram import describe_architecture
+from mmkit.models.families import find_family
+from mmkit.models.family import select_model_inputs
+from mmkit.models.features import embed_texts
+from mmkit.models.parts import part_of
+from mmkit.models.quantization import build_quantization_config
+from mmkit.models.saving import load_adapters, save_adapters
+from mmkit.models.surgery import replace_connector, set_image_size
+from mmkit.training.dataset import TokenizedDataset
+from mmkit.training.steps import compute_losses
 
 # families whose processor writes the image's tokens before the text by itself
 WRITES_THE_IMAGE = ("blip2", "instructblip")
@@ -105,3 +124,224 @@ def test_a_system_turn_is_refused_where_there_is_none(name):
     _, processor = make_family(name)
     with pytest.raises(ValueError, match="refuses turns by system"):
         Collator(processor, system="Be brief.")(make_records())
+
+
+# ---- training
+
+CAPTIONS = ["red net", "blue dots", "a line", "two rings", "one star", "no sign", "a box", "dark"]
+ALL_TERMS = LossWeights(ce=1.0, contrastive=1.0, mse=1.0)
+
+
+def make_pairs():
+    "Eight images of two shapes, each with a caption of its own."
+    return [
+        dict(image=draw_image(TILE, TILE * (1 + k % 2), k), caption=caption)
+        for k, caption in enumerate(CAPTIONS)
+    ]
+
+
+def fit_pairs(model, processor, **options):
+    "A few steps on eight pairs, without a cache on disk."
+    options = dict(max_steps=12, batch_size=8, learning_rate=5e-3, show_progress=False) | options
+    return training.fit(model, processor, make_pairs(), use_feature_cache=False, **options)
+
+
+def copy_values(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def find_moved(model, before):
+    "Names of the parameters that changed, without peft's own segments."
+    after = dict(model.named_parameters())
+    return {name for name, value in before.items() if not torch.equal(after[name], value)}
+
+
+@torch.no_grad()
+def compute_logits(model, processor):
+    "Of two pairs, on the tokens that are no padding."
+    batch = Collator(processor)(make_pairs()[:2])
+    logits = model.eval()(**select_model_inputs(batch)).logits
+    return logits[batch["attention_mask"].bool()]
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_cross_entropy_is_the_loss_that_the_model_computes_itself(name):
+    model, processor = make_family(name)
+    batch = Collator(processor, include_captions=True)(make_pairs()[:3])
+    own = {k: v for k, v in batch.items() if not k.startswith("caption_")}
+    with torch.no_grad():
+        expected = model(**own).loss
+        of_pixels = compute_losses(model, batch, LossWeights())
+        of_all = compute_losses(model, batch, ALL_TERMS)
+        vectors = find_family(model).embed_images(model, batch)
+    assert list(of_pixels) == ["ce"]
+    torch.testing.assert_close(of_pixels["ce"], expected)
+    torch.testing.assert_close(of_all["ce"], expected)
+    texts = embed_texts(model, batch["caption_input_ids"], batch["caption_attention_mask"])
+    torch.testing.assert_close(of_all["mse"], embedding_mse(vectors, texts))
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_fit_trains_the_projector_on_three_terms_and_moves_nothing_else(name):
+    base, processor = make_family(name)
+    model = copy.deepcopy(base)
+    before = copy_values(model)
+    run = fit_pairs(
+        model, processor, loss_weights=ALL_TERMS, eval_dataset=make_pairs()[:3], save_steps=99
+    )
+    assert find_moved(model, before)
+    assert {part_of(moved) for moved in find_moved(model, before)} == {"projector"}
+    assert run.history["loss"][-1] < 0.9 * run.history["loss"][0]
+    assert run.eval_history["contrastive"].shape == (1,)
+    of_first, of_second = (
+        Collator(processor)([dict(image=draw_image(TILE, TILE, seed), caption="a")])
+        for seed in (0, 1)
+    )
+    with torch.no_grad():
+        logits = model(**select_model_inputs(of_first)).logits
+        swapped = model(**select_model_inputs(of_second)).logits
+    assert not torch.allclose(logits, swapped, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_projector_and_lora_train_in_stages_are_saved_loaded_and_merged(name, tmp_path):
+    base, processor = make_family(name)
+    stages = {0: "projector", 0.5: ("projector", "text")}
+    half_way = {}
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            half_way[state.global_step] = [p for n, p in lora_of(model) if p.any()]
+
+    def lora_of(model):
+        return [(n, p) for n, p in model.named_parameters() if "lora_B" in n]
+
+    run = fit_pairs(
+        copy.deepcopy(base),
+        processor,
+        train=stages,
+        lora=4,
+        max_steps=6,
+        callbacks=(Watch(),),
+    )
+    model = run.model
+    assert not half_way[3]
+    assert len(half_way[6]) == len(lora_of(model)) > 0
+    expected = compute_logits(model, processor)
+    assert not torch.allclose(expected, compute_logits(base, processor), atol=1e-4)
+    save_adapters(model, tmp_path, "projector")
+    loaded = load_adapters(copy.deepcopy(base), tmp_path)
+    torch.testing.assert_close(compute_logits(loaded, processor), expected)
+    batch = Collator(processor, include_captions=True)(make_pairs()[:2])
+    merged, comparison = merge_lora(loaded, batch)
+    assert comparison["max_logit_change"] < 1e-4
+    assert not any("lora_" in key for key, _ in merged.named_parameters())
+    torch.testing.assert_close(compute_logits(merged, processor), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_qlora_trains_beside_four_bits(name, tmp_path):
+    base, processor = make_family(name)
+    base.save_pretrained(tmp_path)
+    auto = AutoModelForImageTextToText
+    config = build_quantization_config("nf4", auto, base.config, {})
+    model = auto.from_pretrained(tmp_path, quantization_config=config, device_map={"": "cpu"})
+    before = copy_values(model)
+    assert any(value.dtype == torch.uint8 for value in before.values())
+    run = fit_pairs(model, processor, train=(), lora=dict(rank=4), max_steps=4)
+    assert run.history["loss"][-1] < run.history["loss"][0]
+    moved = [key for key, value in run.model.named_parameters() if value.requires_grad]
+    after = {
+        key.removeprefix("base_model.model.").replace(".base_layer", ""): value
+        for key, value in run.model.named_parameters()
+    }
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert all("lora_" in key for key in moved)
+
+
+def mixed_records():
+    "A pair, text alone, two images, an image without a caption, a pair."
+    turns = [dict(role="user", content="What?"), dict(role="assistant", content="a word")]
+    first, second, third, fourth, *_ = make_pairs()
+    return [
+        first,
+        dict(image=None, prompt="Say it.", answer="it", caption=None),
+        dict(images=[second["image"], third["image"]], caption="a line and dots"),
+        dict(image=second["image"], messages=turns),
+        fourth,
+    ]
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llava", "qwen2_5_vl", "idefics3"])
+def test_rows_without_image_or_caption_take_part_in_cross_entropy_alone(name):
+    base, processor = make_family(name)
+    model, records = copy.deepcopy(base), mixed_records()
+    dataset = TokenizedDataset(records, Collator(processor))
+    batch = dataset.collate_fn([dataset[k] for k in range(5)])
+    pairs = dataset.collate_fn([dataset[k] for k in (0, 2, 4)])
+    embeds = {}
+    with torch.no_grad():
+        losses = compute_losses(model, batch, ALL_TERMS, embeds_out=embeds)
+        of_pairs = compute_losses(model, pairs, ALL_TERMS)
+        text_alone = compute_losses(model, dataset.collate_fn([dataset[1]]), ALL_TERMS)
+    assert embeds["rows"].tolist() == [0, 2, 4]
+    for term in ("contrastive", "mse"):
+        torch.testing.assert_close(losses[term], of_pairs[term], atol=1e-4, rtol=1e-4)
+        assert text_alone[term] == 0
+    assert text_alone["ce"] > 0
+    options = dict(batch_size=1, max_steps=5, show_progress=False, use_feature_cache=False)
+    with pytest.warns(UserWarning, match="2 of 5 records have no image or no caption"):
+        run = training.fit(
+            model, processor, records, loss_weights=ALL_TERMS, eval_dataset=records, **options
+        )
+    assert np.isnan(run.history["contrastive"]).sum() == 2
+    assert np.isfinite(run.eval_history["mse"]).all()
+
+
+def test_terms_that_no_record_has_are_refused():
+    model, processor = make_family("llava")
+    text = [dict(image=None, prompt="Say it.", answer="it")] * 2
+    with pytest.raises(ValueError, match="none of the 2 records has both"):
+        training.fit(model, processor, text, max_steps=1, loss_weights=ALL_TERMS)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_vl", "idefics3"])
+def test_texts_of_images_of_any_size_are_checked_before_the_first_step(name):
+    _, processor = make_family(name)
+    empty = [*make_pairs()[:2], dict(make_pairs()[2], caption=" ")]
+    with pytest.raises(ValueError, match="conversation 2: .*an answer is empty"):
+        TokenizedDataset(empty, Collator(processor))
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_a_model_that_compares_is_not_trained_by_fit(name):
+    with pytest.raises(ValueError, match="compares images with texts and never speaks"):
+        training.fit(*make_family(name), make_pairs(), max_steps=1)
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "gemma3"])
+def test_other_families_take_no_other_connector_and_say_so(name):
+    model, processor = make_family(name)
+    calls = [
+        lambda: replace_connector(model, processor, LinearProjector(model.config)),
+        lambda: set_image_size(model, processor, 64),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="use a model of the Gemma 3 family"):
+            call()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_bottlenecks_and_the_diagram_fit_a_family_or_say_why_not(name):
+    model, _ = make_family(name)
+    if name in ("blip2", "clip", "siglip"):
+        with pytest.raises(ValueError, match="has no layers of an attention and an MLP"):
+            add_bottleneck_adapters(copy.deepcopy(model))
+    else:
+        add_bottleneck_adapters(copy.deepcopy(model))
+    if name in ("gemma3", "llava", "paligemma", "idefics3", "smolvlm"):
+        sizes = describe_architecture(model)
+        assert sizes["num_image_tokens"] * sizes["pool_size"] ** 2 == sizes["num_patches"]
+    else:
+        with pytest.raises(ValueError, match="takes none: parameter_summary"):
+            describe_architecture(model)

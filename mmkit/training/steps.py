@@ -42,7 +42,7 @@ def _pools_patches(model):
 
 
 def _encode_batch(model, batch):
-    "The batch's images as the text model gets them, tokens in `pooler_output`; None without images."
+    "Image tokens as the text model gets them, in `pooler_output`; None for text alone."
     if batch.get("features") is None and batch.get("pixel_values") is None:
         return None
     if _pools_patches(model):
@@ -86,7 +86,7 @@ def _answer_loss(model, encoded, batch, num_items_in_batch):
 # %% ../../nbs/library/training/steps.ipynb #37f2f617
 def _embed_pairs(model, encoded, batch):
     "Image and caption embeddings (N, W) of the N rows that have both, and those rows (N,)."
-    if encoded is None:
+    if encoded is None or not {"text_embeds", "caption_input_ids"} & set(batch):
         return None, None, torch.zeros(0, dtype=torch.long)
     image_embeds, rows = find_family(model).embed_rows(model, batch, encoded)
     captions = batch.get("caption_id")
