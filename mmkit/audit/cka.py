@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..chat.collator import Collator, encode_example
+from ..chat.collator import Collator
 from ..chat.prompts import YESNO_PROMPT
 from ..core.stats import Interval, bootstrap
+from ..evaluate.record_batches import count_record_images
 from ..explain.attention_weights import compute_attention, find_attention_modules
 from ..explain.scoring import predict_logits
+from ..models.families import find_family
 from ..models.modes import unwrap_model
 from ..models.parts import part_of
 
@@ -102,28 +104,39 @@ def collect_activations(
 ) -> dict:  # layer -> (N, D)
     """What each layer makes of each record: the last text token, or the mean of vision tokens.
 
-    For families whose layers keep a row for each image (Gemma 3, LLaVA, Llama 3.2 Vision's text).
+    Where a family's layers keep no row for each record (tiles, or all patches in one list), and
+    where records have several images, one record goes through the model at a time.
     """
+    find_family(model).require_answers("what the layers make of a question")
     collate = Collator(processor, prompt, for_training=False)
     modules = get_layer_modules(model)
     found = {name: [] for name in modules}
-    for start in range(0, len(records), batch_size):
+    num_images = count_record_images(records)
+    if not num_images.all():
+        raise ValueError(
+            f"record {int(num_images.argmin())} has no image that the vision layers could see: "
+            "leave records of text alone out with records.select"
+        )
+    batch_size = 1 if (num_images > 1).any() else batch_size
+    start = 0
+    while start < len(records):
         stop = min(start + batch_size, len(records))
         batch = collate([records[i] for i in range(start, stop)])
         outputs = _forward_and_record(model, batch, modules)
         mask = batch["attention_mask"].cpu()
+        if batch_size > 1 and any(len(output) != len(mask) for output in outputs.values()):
+            batch_size = 1
+            continue
         last = (mask * torch.arange(1, mask.shape[1] + 1)).argmax(1)
         for name, output in outputs.items():
-            if len(output) != len(mask):
-                raise ValueError(
-                    f"{name} gives {tuple(output.shape)} for {len(mask)} records: no row for each "
-                    "image, so layers of this family cannot be compared here"
-                )
             if name.startswith("text"):
                 output = output[torch.arange(len(mask)), last]
+            elif batch_size == 1:
+                output = output.flatten(0, -2).mean(0, keepdim=True)
             elif output.ndim > 2:
                 output = output.flatten(1, -2).mean(1)
             found[name].append(output)
+        start = stop
     return {
         name: torch.cat(rows).numpy().astype(np.float64) for name, rows in found.items() if rows
     }
@@ -187,10 +200,10 @@ def extract_attention_maps(
     """Where on its image the answer's first token attends: raw attention, averaged over layers and
     heads.
     """
+    collate = Collator(processor, prompt, for_training=False)
     maps = []
     for i in range(len(records)):
-        record = records[i]
-        example = encode_example(processor, record["image"], record.get("prompt") or prompt)
+        example = collate([records[i]])
         last = example["input_ids"].shape[1] - 1
         attention = compute_attention(model, example, [last]).mean((0, 1, 2)).double().numpy()
         maps.append(attention / attention.sum())  # (h, w)

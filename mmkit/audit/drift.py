@@ -22,12 +22,14 @@ from mmkit.audit.performance_drops import (
     make_drop_row,
     measure_with_resamples,
 )
-from ..chat.collator import Collator
+from ..chat.collator import Collator, get_record_images
 from ..chat.prompts import YESNO_PROMPT
 from ..data.records import as_yes_no, get_column, get_patient_indices, parse_provenance
 from ..data.shifts import SHIFTS, apply_shift, rephotograph, subsample_positives, validate_shift
+from ..evaluate.record_batches import count_record_images, embed_record_images
 from ..explain.scoring import choice_logprobs
-from ..models.features import get_image_features, pool_patches, project_patches
+from ..models.families import find_family
+from ..models.features import pool_patches, pools_patches, project_patches
 from ..models.modes import eval_mode, unwrap_model
 from ..training.fitting import fit
 
@@ -58,7 +60,7 @@ def _answer_token_ids(tokenizer, answer_words):
 
 # %% ../../nbs/library/audit/drift.ipynb #5a794f15
 @torch.no_grad()
-def _embed_gemma3_batch(model, batch, image_keys, cache):
+def _embed_pooled_batch(model, batch, image_keys, cache):
     """(B, D) mean projected tokens; each image goes through the vision encoder once, then from
     `cache`.
     """
@@ -75,10 +77,20 @@ def _embed_gemma3_batch(model, batch, image_keys, cache):
     return project_patches(model, features).mean(1).float().cpu()
 
 # %% ../../nbs/library/audit/drift.ipynb #85b87dfa
+def _with_answer(record, answer):
+    "The record with that answer, to its prompt or as the last of its turns."
+    turns = record.get("messages")
+    if not turns:
+        return dict(record, answer=answer)
+    if turns[-1]["role"] == "assistant":
+        turns = turns[:-1]
+    return dict(record, messages=[*turns, dict(role="assistant", content=answer)])
+
+
 def extract_features(
-    model,
+    model,  # of any family that answers
     processor,
-    records,
+    records,  # each with one image or several
     prompt: str = YESNO_PROMPT,  # for records without one of their own
     answer_words=("Yes", "No"),  # the answers' first words; their first tokens must differ
     batch_size: int = 16,  # images; a small batch suits a small machine's memory
@@ -87,24 +99,30 @@ def extract_features(
     "One pass over the images: their embeddings, and the log-odds of yes against no."
     cache = {} if cache is None else cache
     core_model = unwrap_model(model)
+    find_family(core_model).require_answers("the log-odds of an answer")
     token_ids = _answer_token_ids(processor.tokenizer, answer_words)
     if not len(records):
         raise ValueError("there are no images to look at")
+    num_images = count_record_images(records)
+    if not num_images.all():
+        raise ValueError(
+            f"record {int(num_images.argmin())} has no image to look at: leave records of text "
+            "alone out with records.select"
+        )
     collate = Collator(processor, prompt)
-    is_gemma3 = core_model.config.model_type == "gemma3"
+    is_pooled = pools_patches(core_model) and bool((num_images == 1).all())
     embeddings, scores = [], []
     for start in range(0, len(records), batch_size):
         stop = min(start + batch_size, len(records))
-        rows = [dict(records[i], answer=answer_words[0]) for i in range(start, stop)]
-        image_keys = [zlib.crc32(np.asarray(row["image"]).tobytes()) for row in rows]
+        rows = [_with_answer(records[i], answer_words[0]) for i in range(start, stop)]
         batch = collate(rows)
-        with eval_mode(model):
-            if is_gemma3:
-                embeddings.append(_embed_gemma3_batch(core_model, batch, image_keys, cache))
-            else:
-                pixels = batch["pixel_values"].to(core_model.device)
-                features = get_image_features(core_model, pixels)
-                embeddings.append(torch.stack([x.mean(0) for x in features]).float().cpu())
+        if is_pooled:
+            images = [get_record_images(row)[0] for row in rows]
+            image_keys = [zlib.crc32(np.asarray(image).tobytes()) for image in images]
+            with eval_mode(model):
+                embeddings.append(_embed_pooled_batch(core_model, batch, image_keys, cache))
+        else:
+            embeddings.append(embed_record_images(model, processor, rows, batch_size=batch_size))
         logprobs = choice_logprobs(model, batch, token_ids)
         scores.append(logprobs[:, 0] - logprobs[:, 1])
     return ExtractedFeatures(

@@ -33,6 +33,10 @@ from ..data.captions import ATTRIBUTE_PHRASES, hard_negative_captions
 from ..data.records import get_column
 from ..data.splits import find_linked_groups
 from ..evaluate.captions import score_captions
+from ..evaluate.generation import has_one_image_each
+from ..evaluate.record_batches import embed_record_images
+from ..evaluate.scoring import embed_captions
+from ..models.features import pools_patches
 from ..training.cache import cache_captions, cache_features
 
 # %% ../../nbs/library/audit/label_noise.ipynb #e594d493
@@ -140,7 +144,7 @@ def extract_pair_features(
     show_progress: bool = False,
 ) -> tuple:  # images (N, D), captions (N, E)
     """Every image (the mean of its patches) and every caption (by itself), as a frozen base embeds
-    them.
+    them; families other than Gemma 3, and several images, without a cache.
     """
     captions = get_column(records, "caption") if captions is None else list(captions)
     missing = [row for row, caption in enumerate(captions) if not caption]
@@ -149,6 +153,9 @@ def extract_pair_features(
             f"{len(missing)} record(s) have no caption (the first is number {missing[0]}): there "
             "is no pair to judge; `lint_records` finds them, and its fix leaves them out"
         )
+    if not (pools_patches(model) and has_one_image_each(records)):
+        images = embed_record_images(model, processor, records)
+        return images.numpy(), embed_captions(model, processor, captions).cpu().numpy()
     images = cache_features(model, processor, records, cache_dir, show_progress=show_progress)
     texts = cache_captions(model, processor, captions, cache_dir, show_progress=show_progress)
     return images.features.float().mean(1).numpy(), texts.features.float().numpy()

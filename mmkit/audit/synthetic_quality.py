@@ -15,7 +15,8 @@ from PIL import Image
 from .synthetic import LabeledImages
 from ..chat.images import images_to_pixel_values
 from ..core.stats import Interval
-from ..models.features import pool_patches
+from ..evaluate.record_batches import embed_record_images
+from ..models.features import pool_patches, pools_patches
 from ..models.modes import unwrap_model
 
 # %% ../../nbs/library/audit/synthetic_quality.ipynb #c5d8e04b
@@ -26,7 +27,10 @@ def extract_image_features(
     images: np.ndarray,  # (N, S, S, 3) uint8
     batch_size: int = 64,
 ) -> np.ndarray:  # (N, D)
-    "The vision encoder's pooled patches, averaged over an image."
+    "The vision encoder's pooled patches, averaged over an image; of other families its tokens."
+    if not pools_patches(model):
+        records = [dict(image=image) for image in images]
+        return embed_record_images(model, processor, records, batch_size=batch_size).numpy()
     model = unwrap_model(model)
     features = []
     for start in range(0, len(images), batch_size):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLANK_IMAGE', 'get_pooled_features', 'embed_prompts', 'greedy_decode', 'has_one_image_each', 'decode_texts',
-           'generate_from_images', 'generate']
+           'generate_without_cache', 'generate']
 
 # %% ../../nbs/library/evaluate/generation.ipynb #fe0594f3
 import torch
@@ -17,6 +17,7 @@ from ..core.stats import random_derangement
 from mmkit.evaluate.record_batches import (
     RecordBatches,
     check_image_condition,
+    count_record_images,
     group_by_length,
 )
 from ..lesions.lesion import IMAGE_SIZE
@@ -47,10 +48,10 @@ def get_pooled_features(
             f"pooled patches are kept for Gemma 3 alone, not for {find_family(model).name}: "
             "`generate`, `score_impressions` and `compute_similarity` take any family"
         )
-    for row, text in enumerate(select_text_columns(records)):
-        if text["num_images"] != 1:
+    for row, num_images in enumerate(count_record_images(records)):
+        if num_images != 1:
             raise ValueError(
-                f"record {row} has {text['num_images']} images: features are kept for records of "
+                f"record {row} has {num_images} images: features are kept for records of "
                 "one image; leave the others out with records.select"
             )
     if image_condition == "blank":
@@ -112,7 +113,7 @@ def greedy_decode(
 # %% ../../nbs/library/evaluate/generation.ipynb #8fba5205
 def has_one_image_each(records) -> bool:
     "Has every record exactly one image?"
-    return all(text["num_images"] == 1 for text in select_text_columns(records))
+    return bool((count_record_images(records) == 1).all())
 
 
 def decode_texts(processor, tokens: torch.Tensor) -> list:  # tokens (B, T) -> B texts
@@ -121,7 +122,7 @@ def decode_texts(processor, tokens: torch.Tensor) -> list:  # tokens (B, T) -> B
     return [text.strip() for text in texts]
 
 
-def generate_from_images(
+def generate_without_cache(
     model,  # of any family that answers
     processor,
     record_batches: RecordBatches,
@@ -130,20 +131,21 @@ def generate_from_images(
     show_progress: bool = False,
 ) -> list:  # (N,) answers
     "Greedy answers by transformers' own `generate`; each batch goes through the vision encoder."
+    family = find_family(model)
     answers = [""] * len(record_batches.prompts)
     progress = make_progress_bar(total=len(answers), desc="captions") if show_progress else None
     with eval_mode(model) as base_model:
         for rows, batch in record_batches.iter_batches(batch_size=batch_size):
             inputs = {name: values.to(base_model.device) for name, values in batch.items()}
-            tokens = base_model.generate(
-                **inputs,
+            tokens = family.generate(
+                base_model,
+                inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 num_beams=1,
                 pad_token_id=processor.tokenizer.pad_token_id,
             )
-            new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
-            for row, text in zip(rows, decode_texts(processor, new_tokens), strict=True):
+            for row, text in zip(rows, decode_texts(processor, tokens), strict=True):
                 answers[row] = text
             if progress is not None:
                 progress.update(len(rows))
@@ -173,7 +175,7 @@ def generate(
         record_batches = RecordBatches(
             processor, records, prompt, include_notes, image_condition, seed
         )
-        return generate_from_images(
+        return generate_without_cache(
             model, processor, record_batches, max_new_tokens, batch_size or 8, show_progress
         )
     features = get_pooled_features(

@@ -63,9 +63,10 @@ def _iter_pooled_inputs(model, sequences, pooled_features, batch_size):
 
 def _iter_image_inputs(model, sequences, record_batches, batch_size):
     "The same, from pixels."
+    family = find_family(model)
     for rows, batch in record_batches.iter_batches(sequences, batch_size):
         inputs = {name: values.to(model.device) for name, values in batch.items()}
-        yield rows, batch["input_ids"], inputs
+        yield rows, batch["input_ids"], family.forward_inputs(model, inputs)
 
 
 def _word_logprobs(model, tokenizer, prompts, captions, word, iter_inputs):

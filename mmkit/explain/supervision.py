@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import get_cosine_schedule_with_warmup
 
-from ..chat.collator import encode_example, pad_batch
+from ..chat.collator import collate_examples, encode_example, get_record_images
 from ..chat.prompts import resolve_prompt
 from ..core.runtime import seed_everything
 from .attention_weights import record_attention
@@ -19,7 +19,8 @@ from .map_evaluation import MIN_TOKEN_COVER
 from .words import find_named_structures, join_tokens_to_words
 from ..lesions.lesion import STRUCTURES
 from ..models.adapters import add_lora
-from ..models.features import project_patches
+from ..models.families import find_family
+from ..models.features import pools_patches, project_patches
 from ..models.freezing import freeze_all_but
 from ..models.modes import unwrap_model
 from ..training.cache import cache_features
@@ -38,47 +39,63 @@ def attention_supervision_loss(
 
 # %% ../../nbs/library/explain/supervision.ipynb #e40dee62
 def _supervision_targets(model, processor, record):
-    "One training sequence, and for each word that names a structure its position and mask."
+    """One training sequence, for each word that names a structure its position and mask, and where
+    the image tokens stand."""
     prompt = record.get("prompt") or resolve_prompt(model)
-    batch = encode_example(processor, record["image"], prompt, record["caption"])
+    batch = encode_example(processor, get_record_images(record), prompt, record["caption"])
+    images = find_family(model).image_tokens(batch, model)
+    if len(images) != 1:
+        raise ValueError(f"{len(images)} images in a record: a mask is laid on one")
     input_ids = batch["input_ids"][0]
     groups, words, in_answer, char_spans = join_tokens_to_words(processor, input_ids)
     masks, names = find_named_structures(words, in_answer, char_spans, record)
-    num_image_tokens = int((input_ids == unwrap_model(model).config.image_token_id).sum())
-    side = round(num_image_tokens**0.5)
+    rows, columns = images[0].grid
     positions, token_masks = [], []
     for word, mask in masks.items():
-        cover = np.asarray(Image.fromarray(mask).convert("F").resize((side, side), Image.BOX))
+        cover = np.asarray(Image.fromarray(mask).convert("F").resize((columns, rows), Image.BOX))
         token_mask = cover.ravel() > MIN_TOKEN_COVER * 255
         if names[word] in STRUCTURES and token_mask.any():
             positions.append(groups[word][0] - 1)
             token_masks.append(token_mask)
     example = dict(input_ids=input_ids.tolist(), labels=batch["labels"][0].tolist())
-    return example, positions, token_masks
+    return example, positions, token_masks, images[0].positions
 
 
-def _forward_with_attention(model, batch, pooled_features):
-    """Logits, every text layer's attention (B, heads, T, T), and where the image tokens stand (B,
-    T).
-    """
-    plain_model = unwrap_model(model)
-    is_image = batch["input_ids"] == plain_model.config.image_token_id
-    image_embeds = project_patches(plain_model, pooled_features.to(plain_model.device))
-    embeds = plain_model.get_input_embeddings()(batch["input_ids"])
+def _pooled_inputs(model, batch, pooled_features):
+    "The batch with the cached images' tokens in their places, for Gemma 3."
+    is_image = batch["input_ids"] == model.config.image_token_id
+    image_embeds = project_patches(model, pooled_features.to(model.device))
+    embeds = model.get_input_embeddings()(batch["input_ids"])
     embeds = embeds.masked_scatter(is_image[..., None], image_embeds)
-    inputs = {k: v for k, v in batch.items() if k not in ("input_ids", "labels")}
+    return dict(batch, inputs_embeds=embeds, input_ids=None)
+
+
+def _forward_with_attention(model, batch):
+    "Logits, and every text layer's attention (B, heads, T, T)."
+    inputs = {k: v for k, v in batch.items() if k != "labels" and v is not None}
     tables = []
     with record_attention(
         model, lambda name, table: tables.append(table), ("text",), with_grad=True
     ):
-        logits = plain_model(inputs_embeds=embeds, **inputs).logits
-    return logits, tables, is_image
+        logits = unwrap_model(model)(**inputs).logits
+    return logits, tables
+
+
+def _require_places(model):
+    "ValueError for a family without image tokens in the text that stand for places of the image."
+    family = find_family(model)
+    if not (family.has_places and family.tokens_in_text):
+        raise ValueError(
+            f"{family.name} has no image tokens in its text that stand for places of the image, so "
+            "no word's attention can be asked onto a mask; take Gemma 3, LLaVA, Qwen-VL, Idefics3 "
+            "or PaliGemma"
+        )
 
 
 def fit_with_attention_supervision(
-    model,  # of Gemma 3's family
+    model,  # of a family whose image tokens stand in the text, each for a place of the image
     processor,
-    records,  # rendered, with captions
+    records,  # rendered, with captions and one image each
     supervision_weight: float = 0.3,  # beside the caption's cross-entropy; 0: captions alone
     max_steps: int = 150,
     batch_size: int = 8,
@@ -91,7 +108,10 @@ def fit_with_attention_supervision(
 
     The second loss is `attention_supervision_loss`, on the words that name a structure shown."""
     rng = seed_everything(seed)
-    pooled = cache_features(model, processor, records, show_progress=False)
+    _require_places(model)
+    pooled = None
+    if pools_patches(model):
+        pooled = cache_features(model, processor, records, show_progress=False)
     examples = [_supervision_targets(model, processor, record) for record in records]
     model = add_lora(model, rank=rank)
     device = unwrap_model(model).device
@@ -102,20 +122,24 @@ def fit_with_attention_supervision(
         scheduler = get_cosine_schedule_with_warmup(optimizer, max_steps // 10, max_steps)
         for _ in range(max_steps):
             chosen = rng.choice(len(examples), min(batch_size, len(examples)), replace=False)
-            padded = pad_batch(processor, [examples[i][0] for i in chosen])
+            images = [[]] * len(chosen)
+            if pooled is None:
+                images = [get_record_images(records[int(i)]) for i in chosen]
+            padded = collate_examples(processor, [examples[i][0] for i in chosen], images)
             batch = {name: value.to(device) for name, value in padded.items()}
-            logits, tables, is_image = _forward_with_attention(
-                model, batch, pooled.features[torch.as_tensor(chosen)]
-            )
+            if pooled is not None:
+                features = pooled.features[torch.as_tensor(chosen)]
+                batch = _pooled_inputs(unwrap_model(model), batch, features)
+            logits, tables = _forward_with_attention(model, batch)
             caption_loss = torch.nn.functional.cross_entropy(
                 logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
             )
             gaze_losses = []
             for layer in layer_indices:
                 for row, i in enumerate(chosen):
-                    _, positions, token_masks = examples[i]
+                    _, positions, token_masks, image_positions = examples[i]
                     if positions:
-                        weights = tables[layer][row][:, positions][..., is_image[row]]
+                        weights = tables[layer][row][:, positions][..., image_positions]
                         masks = torch.as_tensor(np.stack(token_masks), device=device)
                         gaze_losses.append(attention_supervision_loss(weights, masks))
             gaze_loss = (

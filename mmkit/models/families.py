@@ -10,6 +10,9 @@ __all__ = ['FAMILIES', 'Gemma3Family', 'LlavaFamily', 'PaliGemmaFamily', 'QwenVL
 # %% ../../nbs/library/models/families.ipynb #bf9ae06e
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.instructblip.modeling_instructblip import (
+    BaseModelOutputWithVisionQformerOutputs,
+)
 from transformers.models.llava_next.modeling_llava_next import (
     get_anyres_image_grid_shape,
     unpad_image,
@@ -338,6 +341,22 @@ class Blip2Family(Family):
     def num_image_tokens(self, config, height=None, width=None):
         return config.num_query_tokens
 
+    def forward_inputs(self, model, batch):
+        "Without an image, none that is encoded already: `forward` cannot do without."
+        if batch.get("pixel_values") is not None:
+            return batch
+        width = unwrap_model(model).get_input_embeddings().weight.shape[1]
+        no_tokens = torch.zeros(0, 1, width, device=batch["input_ids"].device)
+        nothing = BaseModelOutputWithVisionQformerOutputs(pooler_output=no_tokens)
+        missing = {key: None for key in self.image_inputs}
+        return batch | missing | dict(mm_encoder_outputs=dict(image=nothing))
+
+    def generate(self, model, batch, **options):
+        "A prompt without an image goes to the text model, since `generate` asks for pixels."
+        if batch.get("pixel_values") is not None:
+            return super().generate(model, batch, **options)
+        return super().generate(unwrap_model(model).language_model, batch, **options)
+
     def with_encoded_images(self, batch, encoded):
         "`forward` asks for pixels even where it takes none."
         return super().with_encoded_images(batch, encoded) | dict(pixel_values=None)
@@ -394,6 +413,11 @@ class DualEncoderFamily(Family):
 
     def num_image_tokens(self, config, height=None, width=None):
         return 0
+
+    def process_images(self, processor, images, **options):
+        "Its processor writes no image tokens."
+        all_images = [image for of_one in images for image in of_one]
+        return processor.image_processor(images=all_images, return_tensors="pt")
 
     def with_encoded_images(self, batch, encoded):
         raise ValueError(f"{self.name} compares and never speaks: it has no text model to ask.")

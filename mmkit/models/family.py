@@ -193,6 +193,24 @@ class Family:
         others = {key: value for key, value in batch.items() if key != "pixel_values"}
         return others | dict(mm_encoder_outputs=dict(image=encoded))
 
+    def forward_inputs(
+        self,
+        model,
+        batch: dict,  # of text alone, or with images
+    ) -> dict:  # for `model(**batch)`
+        "The batch with what the model's forward asks for even where there is no image."
+        return batch
+
+    def generate(
+        self,
+        model,
+        batch: dict,  # prompts as long as one another, or padded on the left
+        **options,  # of transformers' `generate`
+    ) -> torch.Tensor:  # (B, up to max_new_tokens) the new tokens alone
+        "What the model goes on with after each prompt."
+        tokens = unwrap_model(model).generate(**batch, **options)
+        return tokens[:, batch["input_ids"].shape[1] :]
+
     def embed_images(self, model, batch: dict) -> torch.Tensor:  # (N, D), any scale
         "One vector for each image: the mean of its projected tokens."
         tokens = self.encode_images(model, batch).pooler_output  # (N, P, D), or N of (P, D)

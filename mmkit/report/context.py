@@ -11,16 +11,25 @@ from collections import Counter
 import numpy as np
 import torch
 
-from ..chat.collator import Collator
+from ..chat.collator import Collator, get_record_images
 from ..chat.prompts import resolve_prompt
-from ..core.stats import random_derangement
-from ..data.records import get_column, iter_raw_records
+from ..data.records import get_column
 from mmkit.evaluate.generation import (
     BLANK_IMAGE,
+    decode_texts,
+    generate_without_cache,
     get_pooled_features,
     greedy_decode,
+    has_one_image_each,
+)
+from mmkit.evaluate.record_batches import (
+    RecordBatches,
+    count_record_images,
+    find_image_partners,
     group_by_length,
 )
+from ..models.families import find_family
+from ..models.features import pools_patches
 from ..models.modes import eval_mode, unwrap_model
 from .task import TaskNotApplicable
 
@@ -37,20 +46,13 @@ def _select(records, positions):
     return [records[int(i)] for i in positions]
 
 
-def _have_images(records):
-    "(N,) True where a record has an image; images are not decoded for it."
-    if hasattr(records, "select"):
-        records = iter_raw_records(records.select_columns(["image"]))
-    return np.array([record["image"] is not None for record in records], bool)
-
-
 def _sample_records_with_images(records, max_records, seed):
     "(records, how many of the sample had no image)"
     if not len(records):
         raise ValueError("there are 0 records to evaluate; was everything left out while loading?")
     order = np.random.default_rng(seed).permutation(len(records))
     sample = _select(records, np.sort(order[:max_records]))
-    has_image = _have_images(sample)
+    has_image = count_record_images(sample) > 0
     n_with_image = int(has_image.sum())
     if n_with_image < 2:
         raise ValueError(
@@ -99,11 +101,11 @@ class EvalContext:
         self.prompt = resolve_prompt(model, prompt)
         self.cache_dir = cache_dir
         self.batch_size = batch_size
-        # Whose image a record is shown when shuffled.
-        self.partners = random_derangement(len(self.records), seed)
+        # Whose images a record is shown when shuffled.
+        self.partners = find_image_partners(count_record_images(self.records), seed)
         self.cache = {}
-        # Features and scores are read from Gemma 3; other families only generate.
-        self.has_feature_access = unwrap_model(model).config.model_type == "gemma3"
+        # Gemma 3's features are cached; other families encode each image anew.
+        self.has_pooled_features = pools_patches(model) and has_one_image_each(self.records)
 
     def __len__(self):
         return len(self.records)
@@ -139,11 +141,13 @@ class EvalContext:
         return self.cache[key]
 
     def image(self, index: int, image_condition: str = "original"):
-        "The image that the model is shown for a record."
-        if image_condition == "blank":
-            return BLANK_IMAGE
+        "The image that the model is shown for a record; of several the first."
+        return BLANK_IMAGE if image_condition == "blank" else self.images(index, image_condition)[0]
+
+    def images(self, index: int, image_condition: str = "original") -> list:
+        "A record's images, or when shuffled its partner's."
         index = self.partners[index] if image_condition == "shuffled" else index
-        return self.records[int(index)]["image"]
+        return get_record_images(self.records[int(index)])
 
     def pooled_features(self, image_condition: str = "original") -> torch.Tensor:  # (N, P, D)
         "Pooled patches of every record's image."
@@ -159,11 +163,12 @@ class EvalContext:
             ),
         )
 
-    def require_feature_access(self, what: str):
-        "TaskNotApplicable for a model of which only answers can be had."
-        if not self.has_feature_access:
-            family = unwrap_model(self.model).config.model_type
-            raise TaskNotApplicable(f"{what} are known for Gemma 3 only, not for {family}")
+    def require_answers(self, purpose: str):  # what they are wanted for, as a sentence's subject
+        "TaskNotApplicable for a model that compares and never speaks."
+        try:
+            find_family(self.model).require_answers(purpose)
+        except ValueError as error:
+            raise TaskNotApplicable(str(error)) from None
 
     def generate_answers(
         self,
@@ -172,6 +177,7 @@ class EvalContext:
         max_new_tokens: int = 32,
     ) -> dict:  # predictor of IMAGE_CONDITIONS -> (N,) texts
         "The model's answers with the original image, a blank, and a shuffled one."
+        self.require_answers("an answer")
         indices, prompts = [int(i) for i in indices], list(prompts)
         key = ("answers", tuple(indices), tuple(prompts), max_new_tokens)
         return dict(
@@ -182,7 +188,7 @@ class EvalContext:
 
     def generate_captions(self) -> dict:  # predictor of IMAGE_CONDITIONS -> (N,) texts
         "A caption of every record."
-        prompts = [self.prompt] * len(self)
+        prompts = [prompt or self.prompt for prompt in self.column("prompt")]
         return self.generate_answers(range(len(self)), prompts, MAX_CAPTION_TOKENS)
 
 # %% ../../nbs/library/report/context.ipynb #a563d793
@@ -204,9 +210,8 @@ def generate_from_features(
         pooled = torch.stack([features[image_conditions[i]][indices[i]] for i in batch])
         input_ids = torch.tensor([sequences[i] for i in batch])
         tokens = greedy_decode(base_model, context.processor, input_ids, pooled, max_new_tokens)
-        texts = context.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        for i, text in zip(batch, texts):
-            answers[i] = text.strip()
+        for i, text in zip(batch, decode_texts(context.processor, tokens)):
+            answers[i] = text
     return answers
 
 
@@ -216,32 +221,32 @@ def generate_from_images(
     prompts: list,  # (N,)
     image_conditions: list,  # (N,)
     max_new_tokens: int,
-    batch_size: int = 16,
+    batch_size: int = 8,
+    chunk_size: int = 64,  # answers whose images are in memory at a time
 ) -> list:  # (N,) texts
-    "Greedy answers by transformers' own `generate`, for any family."
-    model = unwrap_model(context.model)
-    collator = Collator(context.processor, for_training=False)
-    answers = []
-    for start in range(0, len(indices), batch_size):
-        part = slice(start, start + batch_size)
-        examples = [
-            dict(image=context.image(index, condition), prompt=prompt)
-            for index, prompt, condition in zip(
-                indices[part], prompts[part], image_conditions[part]
+    "Greedy answers by transformers' own `generate`, for any family and any number of images."
+    answers = [""] * len(indices)
+    for is_blank in (False, True):
+        chosen = [k for k, name in enumerate(image_conditions) if (name == "blank") == is_blank]
+        for start in range(0, len(chosen), chunk_size):
+            chunk = chosen[start : start + chunk_size]
+            asked = [
+                dict(images=context.images(indices[k], image_conditions[k]), prompt=prompts[k])
+                for k in chunk
+            ]
+            condition = "blank" if is_blank else "original"
+            batches = RecordBatches(context.processor, asked, image_condition=condition)
+            texts = generate_without_cache(
+                context.model, context.processor, batches, max_new_tokens, batch_size
             )
-        ]
-        batch = collator(examples)
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
-        new_tokens = tokens[:, batch["input_ids"].shape[1] :]
-        texts = context.processor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
-        answers += [text.strip() for text in texts]
+            for k, text in zip(chunk, texts, strict=True):
+                answers[k] = text
     return answers
 
 
 def _generate_under_all_conditions(context, indices, prompts, max_new_tokens):
     "predictor -> (N,) texts"
-    generate = generate_from_features if context.has_feature_access else generate_from_images
+    generate = generate_from_features if context.has_pooled_features else generate_from_images
     n_conditions, n_items = len(IMAGE_CONDITIONS), len(indices)
     conditions = [condition for condition in IMAGE_CONDITIONS.values() for _ in indices]
     with eval_mode(context.model):

@@ -146,7 +146,7 @@ def _impression_probabilities(context, captions, indices):
 def evaluate_impressions(context: EvalContext) -> TaskResult:
     "Melanoma or benign, by answer and by probability."
     labels, indices, is_melanoma = _labelled_records(context)
-    context.require_feature_access("probabilities of the answer's words")
+    context.require_answers("the probability of a word")
     captions = context.generate_captions()
     probabilities = _impression_probabilities(context, captions, indices)
     answers = {

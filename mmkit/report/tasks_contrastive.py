@@ -15,6 +15,7 @@ from ..evaluate.captions import most_common
 from mmkit.evaluate.scoring import (
     SimilarityMatrix,
     embed_captions,
+    embed_images_of_records,
     embed_pooled_images,
     rank_matches,
 )
@@ -25,8 +26,16 @@ from .task import TaskNotApplicable, TaskResult
 # %% ../../nbs/library/report/tasks_contrastive.ipynb #a1863ef1
 def _embed_images(context, image_condition, indices):
     "(N, D) unit vectors of the records' images."
-    features = context.pooled_features(image_condition)[list(indices)]
-    return embed_pooled_images(context.model, features).cpu().numpy()
+    if context.has_pooled_features:
+        features = context.pooled_features(image_condition)[list(indices)]
+        return embed_pooled_images(context.model, features).cpu().numpy()
+    embeds = context.get_or_compute(
+        ("image embeddings", image_condition),
+        lambda: embed_images_of_records(
+            context.model, context.processor, context.records, image_condition, context.seed
+        ),
+    )
+    return embeds[list(indices)].cpu().numpy()
 
 
 def _embed_texts(context, texts):
@@ -64,7 +73,6 @@ def evaluate_retrieval(
     ks: tuple = (1, 5, 10),
 ) -> TaskResult:
     "Recall@k from images to captions and back; ties count against the model."
-    context.require_feature_access("embeddings")
     captions = context.column("caption")
     indices = [i for i, caption in enumerate(captions) if caption]
     captions = [captions[i] for i in indices]
@@ -124,7 +132,6 @@ def evaluate_zero_shot(
     is_melanoma = np.array([labels[i] == "melanoma" for i in indices], float)
     if not has_both_classes(is_melanoma):
         raise TaskNotApplicable("both labels must occur among the records")
-    context.require_feature_access("embeddings")
     embeds = {label: _embed_texts(context, texts) for label, texts in classes.items()}
     ensemble = {label: _mean_direction(vectors) for label, vectors in embeds.items()}
     pairs = [
