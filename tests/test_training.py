@@ -1082,7 +1082,7 @@ def test_half_checkpoints_and_other_runs(ds, base, tmp_path):
     assert (run.history["loss"] == again.history["loss"]).all() and not (
         tmp_path / "checkpoint-9"
     ).exists()
-    with pytest.raises(ValueError, match="another run .*seed 1, here 2"):
+    with pytest.raises(ValueError, match="another run .*seed 1 → 2"):
         training.fit(
             *models.load("base"),
             ds,
@@ -1116,7 +1116,7 @@ def test_a_learned_temperature_trains_is_told_and_resumed(ds, base, tmp_path):
         and len(set(told)) == 6
         and float(first().detach()) != pytest.approx(0.07, rel=1e-4)
     )
-    again, model = losses.Temperature(0.5), models.load("base")[0]
+    again, model = losses.Temperature(), models.load("base")[0]
     go(
         model, again, output_dir=tmp_path, save_steps=3
     )  # the run is over: all of it comes from the checkpoint

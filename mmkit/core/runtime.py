@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['seed_everything', 'default_device', 'available_cpu_count', 'describe_machine', 'get_notebook_kernel',
-           'get_assets_dir', 'did_you_mean', 'atomic_path', 'atomic_write', 'torch_save_atomic', 'evict_lru',
-           'dump_json']
+           'get_assets_dir', 'get_version', 'did_you_mean', 'atomic_path', 'atomic_write', 'torch_save_atomic',
+           'evict_lru', 'dump_json']
 
 # %% ../../nbs/library/core/runtime.ipynb #f11b86d7
 import contextlib
@@ -68,6 +68,13 @@ def get_assets_dir() -> Path:  # mmkit/assets of the installed package
     import mmkit
 
     return Path(mmkit.__file__).parent / "assets"
+
+
+def get_version() -> str:
+    "The version of the package that is imported."
+    import mmkit
+
+    return mmkit.__version__
 
 # %% ../../nbs/library/core/runtime.ipynb #ac68e3ac
 def did_you_mean(

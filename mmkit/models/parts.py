@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PART_NAME_SEGMENTS', 'PART_COLOURS', 'part_of', 'parameter_names_by_part', 'numel_and_nbytes', 'parameter_summary',
-           'plot_parameter_summary', 'part_error_hint', 'get_trainable_parameters', 'get_changed_names',
-           'remember_changed', 'linear_module_names']
+           'plot_parameter_summary', 'part_error_hint', 'is_adapter_name', 'get_trainable_parameters',
+           'get_changed_names', 'remember_changed', 'linear_module_names']
 
 # %% ../../nbs/library/models/parts.ipynb #9d559126
 import matplotlib.pyplot as plt
@@ -193,7 +193,9 @@ def part_error_hint(
     return did_you_mean(name, found)
 
 # %% ../../nbs/library/models/parts.ipynb #36708023
-def _is_adapter(parameter_name):
+def is_adapter_name(
+    parameter_name: str,
+) -> bool:
     "Whether peft or `add_bottleneck_adapters` put this parameter there."
     segments = parameter_name.split(".")
     return any(s.startswith("lora_") or s in ("modules_to_save", "bottleneck") for s in segments)
@@ -212,7 +214,7 @@ def get_trainable_parameters(
     if part not in list(found):
         raise ValueError(f"no part of the model is called {part!r}.{part_error_hint(model, part)}")
     by_name = dict(model.named_parameters())
-    adapters = {key: [n for n in names if _is_adapter(n)] for key, names in found.items()}
+    adapters = {key: [n for n in names if is_adapter_name(n)] for key, names in found.items()}
     parameters = [by_name[name] for name in adapters[part] or found[part]]
     num_codes = sum(not parameter.is_floating_point() for parameter in parameters)
     remedy = f"Give it adapters: add_lora(model, part={part!r}); or train another part."

@@ -53,6 +53,12 @@ class BudgetCallback(TrainerCallback):
             return min(1.0, step / self.max_steps)
         return min(1.0, (time.perf_counter() - self.start) / self.max_seconds)
 
+    def is_over(self) -> bool:
+        "Have the steps that were logged spent the budget?"
+        if self.max_steps:
+            return len(self.times) >= self.max_steps
+        return bool(self.times) and self.times[-1] >= self.max_seconds
+
     def lr_factor(self, step: int, part: str = None) -> float:
         "What the peak learning rate is multiplied by at this step."
         schedule = self.lr_schedule

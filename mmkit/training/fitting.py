@@ -20,17 +20,19 @@ from ..chat.collator import Collator
 from ..chat.prompts import remember_prompt, resolve_prompt
 from ..chat.validation import validate_batch
 from ..core.display import make_progress_bar
-from ..core.runtime import default_device, seed_everything
+from ..core.runtime import default_device, get_version, seed_everything
 from ..losses.weighting import LossWeights
 from ..models.adapters import add_lora
 from ..models.families import find_family
 from ..models.freezing import UnfreezeSchedule, build_param_groups, freeze_all_but
 from ..models.modes import disable_cpu_repack, unwrap_model
 from ..models.parts import part_error_hint
+from ..models.saving import describe_model, sample_digest
 from .callbacks import BudgetCallback, LossSpikeCallback, UnfreezeCallback
 from .dataset import TokenizedDataset, build_dataset
 from .fast_gemma3 import fast_gemma3_forward
 from .output import TrainOutput, collect_output
+from .signature import digest_images, digest_texts, normalize_signature
 from .trainer import AlignmentTrainer
 
 # %% ../../nbs/library/training/fitting.ipynb #7b3fc5ea
@@ -236,7 +238,13 @@ class _Run:
         signature = dict(
             max_seconds=self.budget.max_seconds,
             max_steps=self.budget.max_steps,
+            mmkit=get_version(),
             num_examples=len(self.train_dataset),
+            prompt=self.config.prompt,
+            include_notes=self.config.include_notes,
+            texts=digest_texts(self.train_dataset.examples),
+            images=digest_images(self.train_dataset.records),
+            num_processes=trainer.args.world_size,
             batch_size=self.batch_size,
             learning_rates=self.learning_rates,
             warmup_ratio=self.config.warmup_ratio,
@@ -244,6 +252,7 @@ class _Run:
             loss_weights=weights,
             trained={name: list(p.shape) for name, p in trainer.trained_parameters().items()},
             training_arguments={k: str(v) for k, v in self.config.training_arguments.items()},
+            **self._describe_weights(trainer),
         )
         if self.unfreeze_schedule:
             signature["stages"] = str(self.unfreeze_schedule.schedule)
@@ -255,6 +264,19 @@ class _Run:
             factors = [by_part.get(part) for part in self.learning_rates]
             signature["lr_schedule"] = [f and [f(moment) for moment in moments] for f in factors]
         return signature
+
+    def _describe_weights(self, trainer):
+        "What the model is made of, and digests of a sample of its weights before training."
+        trained = trainer.trained_parameters()
+        named = unwrap_model(self.model).named_parameters()
+        description = trainer.description
+        parts = ("base", "dtype", "quantize", "bottlenecks", "connector", "image_size", "lora")
+        return dict(
+            model=type(unwrap_model(self.model)).__name__,
+            **{name: description[name] for name in parts},
+            frozen_weights=sample_digest({n: p for n, p in named if n not in trained}),
+            starting_weights=sample_digest(trained),
+        )
 
     def build_trainer(self, output_dir) -> AlignmentTrainer:
         spike_callback = LossSpikeCallback(self.config.max_loss_spikes)
@@ -271,10 +293,13 @@ class _Run:
             budget=self.budget,
             spike_callback=spike_callback,
             optimizers=self.build_optimizer(),
-            callbacks=[*callbacks, *self.config.callbacks],
+            callbacks=[*callbacks, *self.config.callbacks, _SaveAtTheEnd()],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.signature = self.signature(trainer)
+        if self.config.output_dir:
+            saved = {name.replace(".base_layer", "") for name in trainer.saved_parameters()}
+            trainer.description = describe_model(self.model, saved)
+            trainer.signature = normalize_signature(self.signature(trainer))
         return trainer
 
     def train(self) -> TrainOutput:
@@ -287,12 +312,23 @@ class _Run:
                 trainer.add_callback(_ZeroTemperatureGrad(learned))
             if learned and torch.distributed.is_initialized():
                 learned.log_scale.register_hook(_average_over_processes)  # DDP does not know it
-            checkpoint = trainer.restore_last_checkpoint(output) if folder else None
-            with self._progress_bar(trainer), self._activation_checkpointing_undone():
-                trainer.train(resume_from_checkpoint=checkpoint)
+            checkpoint, finished = None, False
+            if folder:
+                checkpoint, finished = trainer.restore_last_checkpoint(output)
+            if finished:
+                trainer.load_finished(checkpoint)
+            else:
+                with self._progress_bar(trainer), self._activation_checkpointing_undone():
+                    trainer.train(resume_from_checkpoint=checkpoint)
+                trainer.check_weights()
             evaluated = [e["step"] for e in trainer.state.log_history if "eval_loss" in e]
             if self.eval_dataset and trainer.state.global_step not in evaluated:
                 trainer.evaluate()
+            if folder and not finished:
+                trainer.mark_finished()
+        if learned:  # `losses.Temperature(model.config.learned_temperature)` goes on with it
+            config = unwrap_model(self.model).config
+            config.learned_temperature = self.loss_weights.current_temperature().item()
         return collect_output(trainer, self.batch_size, self.model)
 
     @contextlib.contextmanager
@@ -321,6 +357,14 @@ def _average_over_processes(grad):
     grad = grad.clone()
     torch.distributed.all_reduce(grad)
     return grad / torch.distributed.get_world_size()
+
+
+class _SaveAtTheEnd(TrainerCallback):
+    "The last step has a checkpoint, whatever ended the run."
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_training_stop and args.save_strategy != "no":
+            control.should_save = True
 
 
 class _ZeroTemperatureGrad(TrainerCallback):

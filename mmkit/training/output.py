@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..core.display import Table, make_table
+from ..models.saving import save_adapters
 
 # %% ../../nbs/library/training/output.ipynb #438b481a
 @dataclass
@@ -38,6 +39,15 @@ class TrainOutput:
     @property
     def steps_per_second(self) -> float:
         return self.steps / self.seconds
+
+    def save(
+        self,
+        folder,  # made where it is missing
+    ):
+        """Save all that is no longer the base's: adapters, parts, prompt, learned temperature.
+
+        `models.load(folder)` gives the model back."""
+        save_adapters(self.model, folder)
 
     def weighted_loss(self, term: str) -> np.ndarray:
         "A term times its weight, at every step."

@@ -11,21 +11,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from ..losses.weighting import LossWeights
 from ..models.modes import unwrap_model
+from ..models.parts import get_changed_names, is_adapter_name
+from ..models.saving import find_non_finite
 from .callbacks import BudgetCallback, LossSpikeCallback
 from mmkit.training.checkpoints import (
     get_last_checkpoint,
     list_checkpoints,
     load_parameters,
     load_run_state,
+    parameters_equal,
     remove_incomplete_checkpoints,
     save_parameters,
     save_run_state,
 )
-from .steps import compute_losses, run_in_forward, training_step
+from mmkit.training.steps import (
+    NonFiniteLossError,
+    compute_losses,
+    run_in_forward,
+    training_step,
+)
 
 # %% ../../nbs/library/training/trainer.ipynb #355e5218
 class AlignmentTrainer(Trainer):
@@ -51,6 +59,7 @@ class AlignmentTrainer(Trainer):
             if parameter.requires_grad
         }
         self.signature = {}  # what makes this run itself, for checkpoints
+        self.description = None  # of `describe_model`, with which `load` opens a checkpoint
         self.eval_terms = []  # names of the terms that were evaluated
         self.model_accepts_loss_kwargs = True  # so that the Trainer counts the answer tokens
 
@@ -81,8 +90,53 @@ class AlignmentTrainer(Trainer):
             forward_context=self.accelerator.autocast,
             backward=lambda loss: self.accelerator.backward(loss / num_pieces),
         )
+        self._check_finite(step, inputs)
         self._record(step, loss_weights, inputs)
         return step.loss / num_pieces  # the Trainer adds up the pieces of a step
+
+    def _last_good_checkpoint(self):
+        "The end of an error message: where to go on."
+        saves = self.args.save_strategy != "no"
+        checkpoint = get_last_checkpoint(self.args.output_dir) if saves else None
+        if checkpoint is None:
+            return "There is no checkpoint; with output_dir= there would be"
+        return f"The last good checkpoint is {checkpoint}, which models.load opens"
+
+    def _check_finite(self, step, inputs):
+        "A NonFiniteLossError that names the term and the first tensor that is not finite."
+        if bool(torch.isfinite(step.loss)):
+            return
+        tensors = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+        parameters = dict(unwrap_model(self.model).named_parameters())
+        bad_tensor, bad_parameter = find_non_finite(tensors), find_non_finite(parameters)
+        if bad_tensor:
+            rows = inputs["row"].tolist() if "row" in inputs else "unknown"
+            cause = f"{bad_tensor!r} of the batch (records {rows}) is not finite: look at them"
+        elif bad_parameter:
+            cause = (
+                f"the weights of {bad_parameter} are not finite: training has diverged. Load the "
+                "model anew, and take a smaller learning rate"
+            )
+        else:
+            cause = (
+                "weights and batch are finite, so the pass itself overflows: take a smaller "
+                "learning rate, or float32"
+            )
+        terms = ", ".join(f"{name} {value:.3g}" for name, value in step.raw.items())
+        raise NonFiniteLossError(
+            f"step {self.state.global_step + 1}: the loss is {step.loss.item()} ({terms}); "
+            f"{cause}. Nothing of this step is saved. {self._last_good_checkpoint()}."
+        )
+
+    def check_weights(self):
+        "A NonFiniteLossError where the last update spoilt what trains."
+        bad = find_non_finite(self.trained_parameters())
+        if bad:
+            raise NonFiniteLossError(
+                f"after step {self.state.global_step} the weights of {bad} are not finite: "
+                "training has diverged. Load the model anew, and take a smaller learning rate. "
+                f"{self._last_good_checkpoint()}."
+            )
 
     def _record(self, step, loss_weights, inputs):
         learned = loss_weights.learned_temperature()
@@ -161,11 +215,23 @@ class AlignmentTrainer(Trainer):
             parameters |= dict(learned.named_parameters("temperature"))
         return parameters
 
+    def saved_parameters(self) -> dict:
+        "What trains, and what else is no longer the base's: `load` opens a checkpoint by itself."
+        changed = get_changed_names(self.model)
+        others = {
+            name: parameter
+            for name, parameter in unwrap_model(self.model).named_parameters()
+            if is_adapter_name(name) or name.replace(".base_layer", "") in changed
+        }
+        return others | self.trained_parameters()
+
     def _save(self, output_dir=None, state_dict=None):
-        save_parameters(self.trained_parameters(), output_dir, self.args.should_save)
+        self.check_weights()
+        parameters = self.saved_parameters()
+        save_parameters(parameters, output_dir, self.args.should_save, self.description)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        load_parameters(self.trained_parameters(), resume_from_checkpoint)
+        load_parameters(self.saved_parameters(), resume_from_checkpoint)
 
     def _load_best_model(self):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
@@ -176,29 +242,51 @@ class AlignmentTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         output_dir = Path(self._get_output_dir(trial))
+        self._save_run_state(output_dir)
+        for old in list_checkpoints(output_dir)[:-2]:
+            shutil.rmtree(old)
+
+    def _save_run_state(self, output_dir, finished=False):
         state = dict(
             times=self.budget.times,
             learning_rates=self.budget.learning_rates,
             loss_log=self.loss_log,
             spikes=self.spike_callback.spikes,
+            finished=finished,
         )
-        save_run_state(output_dir / f"checkpoint-{self.state.global_step}", self.signature, state)
-        for old in list_checkpoints(output_dir)[:-2]:
-            shutil.rmtree(old)
+        folder = Path(output_dir) / f"checkpoint-{self.state.global_step}"
+        save_run_state(folder, self.signature, state)
+
+    def mark_finished(self):
+        "Note in the last checkpoint that the run has ended: called again, it trains no more."
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero() and folder.is_dir():
+            self._save_run_state(self.args.output_dir, finished=True)
+
+    def load_finished(
+        self,
+        checkpoint,  # the last of a finished run
+    ):
+        "Take the weights and the state of a finished run, without training."
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
 
     def restore_last_checkpoint(
         self,
         output_dir,
-    ) -> str:  # the checkpoint, for `train(resume_from_checkpoint=)`; None where there is none
+    ) -> tuple:  # (checkpoint, for `train(resume_from_checkpoint=)`, or None; has the run ended?)
         "Take up the log of the newest complete checkpoint; a ValueError where it is another run's."
         if self.is_world_process_zero():
             remove_incomplete_checkpoints(output_dir)
         checkpoint = get_last_checkpoint(output_dir)
         if checkpoint is None:
-            return None
-        state = load_run_state(checkpoint, self.signature)
+            return None, False
+        signature = dict(self.signature)
+        if parameters_equal(self.saved_parameters(), checkpoint):
+            signature.pop("starting_weights", None)  # this run's own model was given once more
+        state = load_run_state(checkpoint, signature)
         self.budget.times = state["times"]
         self.budget.learning_rates = state["learning_rates"]
         self.loss_log[:] = state["loss_log"]
         self.spike_callback.restore(state["spikes"], self.loss_log)
-        return str(checkpoint)
+        return str(checkpoint), state.get("finished", False) or self.budget.is_over()
