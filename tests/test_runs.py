@@ -268,3 +268,58 @@ def test_a_tensor_of_the_batch_that_is_not_finite_is_named(monkeypatch):
     monkeypatch.setattr(training.TokenizedDataset, "collate_fn", spoilt)
     with pytest.raises(NonFiniteLossError, match=r"step 1: .*'features' of the batch \(records \["):
         train(models.load(), draw_signs())
+
+
+@pytest.mark.parametrize("how", ("lora", "qlora", ("projector", "LoRA")))
+def test_lora_is_no_part_and_the_error_says_how_it_is_given(how):
+    with pytest.raises(ValueError, match="give lora=8"):
+        train(models.load(), draw_signs(), train=how)
+
+
+def test_new_tokens_that_nothing_would_teach_are_refused():
+    model, processor = models.load()
+    processor.tokenizer.add_tokens([f"<sign{i}>" for i in range(200)])
+    signs = draw_signs(caption="A <sign199>.")
+    with pytest.raises(ValueError, match=r"'<sign199>'.* no row in the embedding.*resize_token"):
+        train((model, processor), signs)
+    model.resize_token_embeddings(len(processor.tokenizer))
+    with pytest.raises(ValueError, match=r"'<sign199>'.* would never train.*train=.*text"):
+        train((model, processor), signs, train="projector")
+    train((model, processor), draw_signs())  # they do not occur here
+    assert train((model, processor), signs, train="text").steps == 2
+
+
+def test_a_record_that_is_too_long_is_refused_by_its_number():
+    signs = draw_signs()
+    signs[2]["caption"] *= 400
+    with pytest.raises(
+        ValueError, match=r"conversation 2 has \d+ tokens, more than max_length=1024"
+    ):
+        train(models.load(), signs)
+    with pytest.raises(ValueError, match="more than max_length=10"):
+        train(models.load(), draw_signs(), max_length=10)
+    with pytest.raises(ValueError, match="max_length=5000, but the model has 1024 places"):
+        train(models.load(), draw_signs(), max_length=5000)
+
+
+def test_lora_on_a_tied_head_is_merged_into_a_head_of_its_own(tmp_path):
+    model, processor = models.load()
+    embedding = model.get_input_embeddings().weight.detach().clone()
+    lora = dict(rank=4, target_modules=("q_proj", "lm_head"))
+    run = train((model, processor), draw_signs(), train=(), lora=lora, learning_rate=1e-2)
+    expected, batch = logits_of(run.model, processor), chat.Collator(processor)(draw_signs(2))
+    with pytest.raises(ValueError, match="merge in float32"):
+        models.merge_lora(run.model, batch, tolerance=-1.0)
+    tied = models.unwrap_model(run.model)
+    assert tied.get_output_embeddings().base_layer.weight is tied.get_input_embeddings().weight
+    merged, comparison = models.merge_lora(run.model, batch)
+    assert comparison["token_agreement"] == 1
+    torch.testing.assert_close(logits_of(merged, processor), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(merged.get_input_embeddings().weight, embedding)
+    merged.save_pretrained(tmp_path / "whole")
+    processor.save_pretrained(tmp_path / "whole")
+    models.save_adapters(merged, tmp_path / "changed")
+    for folder in ("whole", "changed"):
+        loaded, _ = models.load(tmp_path / folder)
+        assert torch.equal(loaded.lm_head.weight, merged.lm_head.weight)
+        assert torch.equal(loaded.get_input_embeddings().weight, embedding)

@@ -21,7 +21,7 @@ from mmkit.training.cache import captions_key, evict_features, features_key
 from mmkit.training.callbacks import BudgetCallback, LossSpikeCallback, misranked_pairs
 from mmkit.training.dataset import epoch_permutation
 from mmkit.training.fast_gemma3 import AnswerOnlyDecoderLayer, FastRMSNorm, build_attention_masks
-from mmkit.training.fitting import DEFAULT_LEARNING_RATES
+from mmkit.training.options import DEFAULT_LEARNING_RATES
 from mmkit.training.steps import embed_image_tokens
 
 

@@ -256,14 +256,13 @@ def tokenize_conversations(
     encoded = tokenizer(texts, add_special_tokens=not has_begin, return_offsets_mapping=True)
     image_before_begin = find_family(processor).image_before_begin
     examples = []
-    for input_ids, offsets, answers, text in zip(
-        encoded.input_ids, encoded.offset_mapping, all_answers, texts, strict=True
-    ):
+    encodings = zip(encoded.input_ids, encoded.offset_mapping, all_answers, texts, strict=True)
+    for index, (input_ids, offsets, answers, text) in enumerate(encodings):
         if max_length and len(input_ids) > max_length:
             raise ValueError(
-                f"an example has {len(input_ids)} tokens, more than max_length={max_length}: "
-                f"{text[-60:]!r}. Cutting it would cut the image or the answer; raise max_length "
-                "or shorten the text."
+                f"conversation {index} has {len(input_ids)} tokens, more than "
+                f"max_length={max_length}: {text[-60:]!r}. Cutting it would cut the image or the "
+                "answer; raise max_length or shorten the text."
             )
         labels = _label_answers(input_ids, offsets, answers)
         if image_before_begin:

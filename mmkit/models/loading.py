@@ -151,6 +151,7 @@ def load(
     finally:
         if had_progress_bar:
             hf_logging.enable_progress_bar()
+    processor.tokenizer.loaded_length = len(processor.tokenizer)  # tokens beyond it are new
     if not getattr(model, "is_quantized", False) and "device_map" not in kwargs:
         model = model.to(default_device())
     return disable_cpu_repack(model).eval(), processor

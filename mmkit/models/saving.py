@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from ..core.runtime import atomic_write, dump_json, get_assets_dir, get_version
-from .adapters import add_bottleneck_adapters
+from .adapters import add_bottleneck_adapters, untie_head
 from .modes import unwrap_model
 from mmkit.models.parts import (
     get_changed_names,
@@ -170,6 +170,7 @@ def describe_model(
         bottlenecks=getattr(base_model, "bottlenecks", None),
         connector=getattr(config, "connector", None),
         image_size=getattr(vision_config, "image_size", None),
+        tie_word_embeddings=getattr(config, "tie_word_embeddings", None),
         lora=lora,
         **{name: getattr(config, name, None) for name in _REMEMBERED},
     )
@@ -375,6 +376,9 @@ def load_adapters(
     with safe_open(file, "pt") as opened:
         bottlenecks = json.loads((opened.metadata() or {}).get("bottlenecks", "null"))
     bottlenecks = bottlenecks or description.get("bottlenecks")
+    is_tied = getattr(unwrap_model(model).config, "tie_word_embeddings", False)
+    if is_tied and description.get("tie_word_embeddings") is False:
+        untie_head(model)
     if bottlenecks:
         add_bottleneck_adapters(model, **bottlenecks)
     saved = load_file(file)

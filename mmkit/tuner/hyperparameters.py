@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ..core.runtime import did_you_mean
 from ..losses.weighting import LossWeights
-from ..training.fitting import DEFAULT_LEARNING_RATES
+from ..training.options import DEFAULT_LEARNING_RATES
 
 # %% ../../nbs/library/tuner/hyperparameters.ipynb #aa2c9dee
 LOSS_TERMS = tuple(f.name for f in fields(LossWeights) if f.name != "temperature")

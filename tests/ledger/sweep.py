@@ -19,7 +19,7 @@ from world import distinct, fresh, pairs_of
 from mmkit import evaluate, losses, training
 from mmkit.core.provenance import get_provenance
 from mmkit.explain.monitor import ModalityMonitor
-from mmkit.training.fitting import DEFAULT_LEARNING_RATES
+from mmkit.training.options import DEFAULT_LEARNING_RATES
 
 POINTS = [
     tuple(map(float, w)) for w in (*SIMPLEX, (1 / 3, 1 / 3, 1 / 3))
