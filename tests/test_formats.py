@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
-import pandas as pd
 import PIL.Image
 import pytest
 import torch
@@ -270,7 +269,7 @@ def test_every_exported_image_is_rgb(mode, tmp_path):
 REFUSALS = [
     ("axolotl", [dict(image=draw(0), caption=None)], "has neither caption nor answer"),
     ("axolotl", [dict(image=draw(0), caption=" ")], "has an empty answer"),
-    ("axolotl", [dict(picture=draw(0), caption="x")], "rename a column to image"),
+    ("axolotl", [dict(picture=draw(0), caption="x")], "rename one"),
     ("axolotl", [dict(image=None, caption="x")], "no image in any record"),
     ("axolotl", [], "no image in any record"),
     ("llava", conversation_records(), "has 2 images, and llava takes at most 1"),
@@ -309,8 +308,8 @@ def test_wrong_arguments_get_one_sentence(tmp_path):
         export(records, "openai", out, settings=RUN)
     with pytest.raises(TypeError, match=r"records\['train'\]"):
         export(dict(train=records), "trl", out)
-    with pytest.raises(TypeError, match="df.to_dict"):
-        export(pd.DataFrame(records), "trl", out)
+    with pytest.raises(TypeError, match="this is a str: give dicts"):
+        export(["a.png"], "trl", out)
     with pytest.raises(TypeError, match="load_folder"):
         export("some/folder", "trl", out)
     assert list(tmp_path.iterdir()) == []

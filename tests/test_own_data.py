@@ -6,10 +6,11 @@ import unicodedata
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
-from mmkit import chat, data, evaluate, explain, models
+from mmkit import chat, data, evaluate, explain, models, report, training
 from mmkit.chat.images import convert_to_rgb, get_image_size
 from mmkit.chat.templates import tiny_processor
 from mmkit.data.records import FEATURES, make_record
@@ -577,3 +578,113 @@ def test_metadata_of_an_imagefolder_gives_each_split(tmp_path):
     assert report.reasons == {"no image named": 2}
     rows = zip(records["split"][:], records["caption"][:])
     assert sorted(rows) == [("test", "A dog in test."), ("train", "A dog in train.")]
+
+
+# ---- data sets as everybody has them
+@pytest.fixture(scope="module")
+def signs():
+    "Image, text and a class by number: what the hub calls an image-text data set."
+    classes = datasets.ClassLabel(names=["stop", "yield", "limit"])
+    features = dict(image=datasets.Image(), text=datasets.Value("string"), label=classes)
+    rows = [
+        dict(image=Image.new("RGB", (96, 96), (9 * k, 80, 80)), text=f"A sign {k}.", label=k % 3)
+        for k in range(24)
+    ]
+    return datasets.Dataset.from_list(rows, features=datasets.Features(features))
+
+
+@pytest.fixture(scope="module")
+def base():
+    return models.load()
+
+
+def calls_of(records, base, tmp_path):
+    "Every call that takes records, with these."
+    model, processor = base
+    one = records[0] if isinstance(records, (datasets.Dataset, list)) else records
+    return {
+        "fit": lambda: training.fit(model, processor, records, max_steps=1, show_progress=False),
+        "evaluated": lambda: training.fit(
+            model, processor, [dict(image=None, caption="A.")], eval_dataset=records, max_steps=1
+        ),
+        "Collator": lambda: chat.Collator(processor)([one]),
+        "generate": lambda: evaluate.generate(model, processor, records, show_progress=False),
+        "similarity": lambda: evaluate.compute_similarity(model, processor, records),
+        "lint": lambda: data.lint_records(records, show_progress=False),
+        "split": lambda: data.split_records(records),
+        "summary": lambda: data.split_summary(dict(train=records)),
+        "score": lambda: evaluate.score_captions(records, ["A sign."] * 24),
+        "plot": lambda: data.plot_records(records, 2),
+        "report": lambda: report.EvalContext(model, processor, records),
+        "shift": lambda: data.apply_shift(records, "blur"),
+        "export": lambda: data.formats.export(records, "trl", tmp_path / "out"),
+    }
+
+
+NEEDS_CAPTION = ("fit", "evaluated", "Collator", "similarity", "lint", "export")
+
+
+@pytest.mark.parametrize("kind", ["dataset", "list", "torch"])
+def test_a_text_column_is_renamed_in_one_sentence(signs, base, tmp_path, kind):
+    records = dict(dataset=signs, list=list(signs), torch=signs.with_format("torch"))[kind]
+    tries = calls_of(records, base, tmp_path)
+    for name in NEEDS_CAPTION if kind != "list" else set(NEEDS_CAPTION) - {"lint"}:
+        with pytest.raises(ValueError) as caught:
+            tries[name]()
+        assert "no column 'caption'" in str(caught.value), (name, caught.value)
+        assert "'text'" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_picture_column_is_renamed_in_one_sentence(signs, base, tmp_path):
+    records = signs.rename_columns(dict(image="picture", text="caption"))
+    tries = calls_of(records, base, tmp_path)
+    for name in set(tries) - {"split", "summary", "score"}:
+        with pytest.raises(ValueError, match="rename one, as in .*'picture'") as caught:
+            tries[name]()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["parts", "stream", "name"])
+def test_what_is_no_list_of_records_is_refused_in_one_sentence(signs, base, tmp_path, kind):
+    named = signs.rename_column("text", "caption")
+    parts = datasets.DatasetDict(train=named)
+    records = dict(parts=parts, stream=named.to_iterable_dataset(), name="signs.csv")[kind]
+    advice = dict(parts=r"\['train'\]", stream=r"take\(1000\)", name="load_")[kind]
+    tries = calls_of(records, base, tmp_path)
+    done = {"parts": {"lint"}, "stream": {"fit", "export"}}.get(kind, set())
+    for name in set(tries) - {"Collator", *done}:
+        with pytest.raises((ValueError, TypeError), match=advice) as caught:
+            tries[name]()
+        assert "\n" not in str(caught.value), name
+
+
+@pytest.mark.parametrize("kind", ["dataset", "list", "torch", "frame", "paths", "bytes"])
+def test_images_with_captions_are_taken_in_every_form(signs, base, tmp_path, kind):
+    named = signs.rename_column("text", "caption").select(range(12))
+    rows = list(named.remove_columns("label"))
+    stored = named.to_pandas()
+    for k, row in enumerate(rows):
+        row["image"].save(tmp_path / f"{k}.png")
+    paths = [str(tmp_path / f"{k}.png") for k in range(12)]
+    records = dict(
+        dataset=named,
+        list=rows,
+        torch=named.with_format("torch"),
+        frame=pd.DataFrame(rows),
+        paths=pd.DataFrame(dict(image=paths, caption=named["caption"][:])),
+        bytes=stored,
+    )[kind]
+    tries = calls_of(records, base, tmp_path)
+    tries["score"] = lambda: evaluate.score_captions(records, ["A sign."] * 12)
+    if kind in ("frame", "paths", "bytes"):
+        tries.pop("Collator")
+    for name in set(tries) - {"evaluated", "similarity"}:
+        tries[name]()
+    if kind in ("dataset", "torch"):
+        counts = str(data.split_summary(data.split_records(records)))
+        assert all(name in counts for name in ("stop", "yield", "limit"))
+
+
+def test_labels_too_rare_for_every_fold_are_split_all_the_same(signs):
+    splits = data.split_records(signs.select(range(12)))
+    assert [len(part) for part in splits.values()] == [8, 2, 2]

@@ -30,6 +30,7 @@ from ..core.display import make_table
 from ..core.stats import roc_auc
 from ..data.caption_reader import MISSING, parse_attributes, parse_caption
 from ..data.captions import ATTRIBUTE_PHRASES, hard_negative_captions
+from ..data.plain_records import as_records
 from ..data.records import get_column
 from ..data.splits import find_linked_groups
 from ..evaluate.captions import score_captions
@@ -124,7 +125,7 @@ def assign_folds(
     seed: int = 0,
 ) -> np.ndarray:  # (N,) the fold in which each record is held out
     "Folds for cross-fitting."
-    groups = find_linked_groups(records)
+    groups = find_linked_groups(as_records(records))
     n_groups = int(groups.max(initial=-1)) + 1
     if n_groups < 2:
         raise ValueError(
@@ -345,6 +346,7 @@ def find_label_issues(
     """Pairs whose caption seems to belong to another image, most suspicious first, each with a
     reason.
     """
+    records = as_records(records, "image", "caption")
     captions, fold_ids = get_column(records, "caption"), assign_folds(records, n_folds, seed)
     images, texts = extract_pair_features(
         model, processor, records, captions, cache_dir, show_progress

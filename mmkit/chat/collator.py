@@ -10,6 +10,7 @@ import hashlib
 
 import torch
 
+from .columns import require_fields
 from mmkit.chat.images import (
     build_cross_attention_mask,
     convert_to_rgb,
@@ -115,10 +116,7 @@ def get_record_images(
     images = record.get("images")
     if images is None:
         if "image" not in record and not record.get("messages"):
-            raise ValueError(
-                f"a record has no image, only {', '.join(record)}: rename a column to image, or"
-                " give image=None for text alone"
-            )
+            require_fields(record, "image")
         images = [record.get("image")]
     return [image for image in images if image is not None]
 
@@ -157,6 +155,8 @@ class Collator:
 
     def build_conversation(self, record: dict) -> list:
         "The turns of one record; without the last answer where it is to be generated."
+        if self.for_training:
+            require_fields(record, "caption")
         record = dict(record, prompt=self.build_prompt(record))
         messages = build_messages(record, system=self.system)
         ends_with_answer = messages[-1].get("role") == "assistant"

@@ -10,6 +10,7 @@ import itertools
 from typing import NamedTuple
 
 from ..chat.collator import get_record_images
+from ..chat.columns import require_fields
 from ..chat.prompts import PROMPT
 from ..chat.templates import build_messages
 
@@ -70,6 +71,7 @@ def build_conversation(
     record_id = record.get("id") or record_id
     asked = dict(record, prompt=record.get("prompt") or prompt)
     try:
+        require_fields(record, "image", "caption")
         images = get_record_images(record)
         turns = tuple(_number_images(build_messages(asked, system=system)))
     except (KeyError, TypeError) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import datasets
+import pandas as pd
 
 from ..chat.prompts import PROMPT
 from ..core.runtime import did_you_mean
@@ -35,6 +36,7 @@ from mmkit.data.format_settings import (
     llama_factory_config,
     swift_config,
 )
+from .plain_records import frame_to_dataset
 from .records import iter_raw_records
 
 # %% ../../nbs/library/data/formats.ipynb #634fe989
@@ -155,13 +157,15 @@ def _iter_records(records):
             f"export takes one split at a time: records[{next(iter(records), 'train')!r}], into a"
             " folder of its own"
         )
+    if isinstance(records, pd.DataFrame):
+        records = frame_to_dataset(records)
     if isinstance(records, datasets.Dataset):
         records = iter_raw_records(records)
     for record in records:
         if not isinstance(record, dict):
             raise TypeError(
-                f"a record is a dict, and this is a {type(record).__name__}; of a DataFrame give"
-                " df.to_dict('records')"
+                f"a record is a dict, and this is a {type(record).__name__}: give dicts with image "
+                "and caption"
             )
         yield record
 

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ..core.display import PALETTE
+from .plain_records import as_records
 
 # %% ../../nbs/library/data/gallery.ipynb #b2e21e7f
 def escape_mathtext(text) -> str:
@@ -61,13 +62,13 @@ def plot_record(
         ax.imshow(image, extent=(0, 1, 1, 0), aspect=image.height / image.width)
         if record.get("mask") is not None:
             _plot_mask(ax, record["mask"])
-        for k, box in enumerate(record["boxes"] if boxes else []):
+        for k, box in enumerate((record.get("boxes") or []) if boxes else []):
             _plot_box(ax, box["box"], box["name"], PALETTE[k % len(PALETTE)])
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
-    ax.set_title(escape_mathtext(record["label"] or "no label"), fontsize=10, loc="center")
-    ax.set_xlabel(escape_mathtext(textwrap.fill(record["caption"] or "", width)), fontsize=9)
+    ax.set_title(escape_mathtext(str(record.get("label") or "no label")), fontsize=10, loc="center")
+    ax.set_xlabel(escape_mathtext(textwrap.fill(record.get("caption") or "", width)), fontsize=9)
     return ax
 
 # %% ../../nbs/library/data/gallery.ipynb #24616ef8
@@ -78,6 +79,7 @@ def plot_records(
     boxes: bool = True,
 ):
     "A figure of pairs: image, caption, label, mask outline and boxes."
+    records = as_records(records, "image")
     n = min(n, len(records))
     columns = max(1, min(columns, n))
     rows = -(-n // columns)

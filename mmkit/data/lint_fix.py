@@ -14,8 +14,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from .captions import NUMBERS, compose_caption
-from .lint import to_dataset, with_key_columns
 from .lint_checks import FIX_KINDS, Finding, caption_fingerprint
+from .plain_records import as_dataset
 from .records import get_column
 from .splits import find_leakage
 from .text_checks import strip_stray_tokens
@@ -123,8 +123,8 @@ def _choose_left_out(fix, finding, records, parts, seed) -> set:  # positions
             )
         return {row for group in finding.groups for row in group[1:]}
     if fix == "without leaks" and "other" in finding.details:
-        other = with_key_columns(to_dataset(parts[finding.details["other"]]))
-        return find_leakage(other, with_key_columns(records)).b
+        other = as_dataset(parts[finding.details["other"]])
+        return find_leakage(other, records).b
     return set()
 
 
@@ -196,7 +196,7 @@ def _check_fix(findings, parts, fix):
                 f"finding {finding.kind!r} is about part {finding.part!r}; the parts here are"
                 f" {', '.join(map(repr, parts))}"
             )
-        if finding.fingerprint != caption_fingerprint(to_dataset(parts[finding.part])):
+        if finding.fingerprint != caption_fingerprint(as_dataset(parts[finding.part])):
             raise ValueError(
                 f"finding {finding.kind!r} is about another set: its positions would hit the wrong"
                 " records. Lint this set again, or apply several findings in one call"
@@ -213,13 +213,13 @@ def fix_findings(
     is done about it.
     """
     findings = [findings] if isinstance(findings, Finding) else list(findings)
-    parts = dict(records) if isinstance(records, dict) else {"": records}
+    parts = dict(records) if isinstance(records, dict) else {"": as_dataset(records)}
     _check_fix(findings, parts, how)
     result = FixResult(None, 0, 0, 0, sum(map(len, parts.values())))
     for name, part in parts.items():
         of_part = [finding for finding in findings if finding.part == name]
         if of_part:
-            parts[name] = _fix_part(to_dataset(part), of_part, parts, how, seed, result)
+            parts[name] = _fix_part(as_dataset(part), of_part, parts, how, seed, result)
     if isinstance(records, DatasetDict):
         result.dataset = DatasetDict(parts)
     else:

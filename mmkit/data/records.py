@@ -235,14 +235,18 @@ def dataset_fingerprint(
 
 # %% ../../nbs/library/data/records.ipynb #8bed5c0f
 def get_column(records, name: str) -> list:  # one value per record
-    """One column of a data set or of a list of records, without decoding its images; None
-    throughout where there is no such column.
+    """One column of a data set or of a list of records, without decoding its images; classes by
+    name; None throughout where there is no such column.
     """
     if not hasattr(records, "select_columns"):
         return [record.get(name) for record in records]
     if name not in records.column_names:
         return [None] * len(records)
-    return records.select_columns([name])[name][:]
+    values = records.select_columns([name]).with_format(None)[name][:]
+    feature = records.features[name]
+    if isinstance(feature, datasets.ClassLabel):  # a number for each class; −1: unknown
+        return [None if value is None or value < 0 else feature.names[value] for value in values]
+    return values
 
 # %% ../../nbs/library/data/records.ipynb #553fcc7a
 def parse_provenance(record: dict) -> dict:  # {} where there is none

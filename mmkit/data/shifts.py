@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from ..chat.images import convert_to_rgb
 from ..chat.prompts import YESNO_PROMPT
 from ..core.runtime import did_you_mean
+from .plain_records import as_records
 from .records import get_column, parse_provenance
 from ..lesions.lesion import ATTRIBUTE_LEVELS
 from ..lesions.render import World, render_lesion
@@ -293,6 +294,7 @@ def apply_shift(
 ) -> list:  # records; those of 'prevalence' are fewer
     "The same records after one thing has changed."
     validate_shift(kind, strength)
+    records = as_records(records, "image")
     if kind == "prevalence":
         record_ids = [
             record_id or position for position, record_id in enumerate(get_column(records, "id"))

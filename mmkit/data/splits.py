@@ -19,6 +19,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from ..core.display import make_table
 from .duplicates import compute_image_hashes, find_close_hashes
+from .plain_records import as_dataset, as_records
 from .records import LABELS, get_column
 
 # %% ../../nbs/library/data/splits.ipynb #a56edacd
@@ -33,12 +34,12 @@ def _grouping_keys(records, column):
     """What identifies each record in a column, or None; a patient '1' of another source is someone
     else.
     """
-    values = records[column][:]
+    values = get_column(records, column)
     if column == "id":
         return [None if value is None else ("", normalize_identifier(value)) for value in values]
     return [
         None if value is None else (source, value)
-        for source, value in zip(records["source"][:], values)
+        for source, value in zip(get_column(records, "source"), values)
     ]
 
 # %% ../../nbs/library/data/splits.ipynb #2fd4345f
@@ -98,28 +99,25 @@ def _assign_folds(labels, groups, num_folds, seed) -> np.ndarray:  # (N,) fold o
     splitter_class = StratifiedKFold if is_ungrouped else StratifiedGroupKFold
     splitter = splitter_class(num_folds, shuffle=True, random_state=seed)
     fold_of_record = np.zeros(len(labels), int)
+    if max(Counter(labels.tolist()).values()) < num_folds:
+        labels = np.zeros(len(labels))  # every label is too rare to have a share in each fold
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a rare label: `split_summary` shows it
-        try:
-            for fold, (_, held_out) in enumerate(splitter.split(labels, labels, groups)):
-                fold_of_record[held_out] = fold
-        except ValueError as e:
-            raise ValueError(
-                f"{dict(Counter(labels.tolist()))}: too few records of every label for {num_folds}"
-                " folds; bring more data"
-            ) from e
+        for fold, (_, held_out) in enumerate(splitter.split(labels, labels, groups)):
+            fold_of_record[held_out] = fold
     return fold_of_record
 
 
 def split_records(
-    records: Dataset,
+    records,  # a data set, a list of records, or a DataFrame
     sizes: tuple = (0.8, 0.1, 0.1),  # train, validation, test; multiples of 0.05
     seed: int = 0,
     official: bool = True,  # follow the publisher's split where every record has one
     linked=(),  # pairs of positions to keep together
 ) -> DatasetDict:  # train, validation, test; a part the publisher does not have is empty
     "Split by patient, with the share of each label alike in every part."
-    given = records["split"][:] if "split" in records.column_names else []
+    records = as_dataset(records)
+    given = get_column(records, "split")
     if official and len(given) and None not in given:
         return _follow_official_split(records, given)
     folds = _count_folds(sizes)
@@ -131,7 +129,8 @@ def split_records(
             f" sizes={sizes} needs at least {num_folds}; bring more data, or split with"
             " records.select"
         )
-    labels = np.array([label or "none" for label in records["label"][:]])
+    labels = ["none" if label is None else str(label) for label in get_column(records, "label")]
+    labels = np.array(labels)
     fold_of_record = _assign_folds(labels, groups, num_folds, seed)
     # the first folds are the test set, then come validation and training
     last_folds = np.cumsum([folds[2], folds[1], folds[0]])
@@ -146,6 +145,9 @@ def split_records(
 # %% ../../nbs/library/data/splits.ipynb #43a48ddf
 def split_summary(splits: dict):  # name -> data set
     "What is in each part: records, patients, labels."
+    if not isinstance(splits, dict):
+        raise ValueError("give the parts by name: split_summary(split_records(records))")
+    splits = {name: as_records(part) for name, part in splits.items()}
     names = {label for part in splits.values() for label in get_column(part, "label")} - {None}
     is_melanoma_task = names <= set(LABELS)
     columns = LABELS[::-1] if is_melanoma_task else sorted(names)
@@ -237,21 +239,21 @@ def _find_shared_images(a, b, near, alike, hashes):
     close = {
         j: i for i, j in find_close_hashes(hashes_a, hashes_b, near, alike) if j not in identical
     }
-    ids_a = a["id"][:]
+    ids_a, ids_b = get_column(a, "id"), get_column(b, "id")
     for kind, partners in (("identical image", identical), ("near-identical image", close)):
         for j, i in sorted(partners.items()):
-            yield kind, i, j, f"{ids_a[i]} = {b[j]['id']}"
+            yield kind, i, j, f"{ids_a[i]} = {ids_b[j]}"
 
 
 def find_leakage(
-    a: Dataset,
-    b: Dataset,
+    a,  # a data set, a list of records, or a DataFrame
+    b,
     near: int = 8,  # of 64 hash bits may differ between copies; −1: do not open images
     alike: float = 0.95,  # least correlation of two thumbnails to be called copies
     hashes: tuple = None,  # the `compute_image_hashes` of a and of b, where they are known already
 ) -> LeakageReport:  # one line for each record of b and kind, with one partner in a
     "Everything of `b` that `a` already shows."
-    report = LeakageReport()
+    report, a, b = LeakageReport(), as_dataset(a), as_dataset(b)
     if not len(a) or not len(b):
         return report
     report.found += _find_shared_keys(a, b)
@@ -264,6 +266,7 @@ def remove_leakage(splits: dict, near: int = 8, alike: float = 0.95) -> DatasetD
     """Leave out of training what validation or test shows as well, and of validation what test
     does; the test set stays as it is.
     """
+    splits = {name: as_dataset(part) for name, part in splits.items()}
     cleaned = dict(splits)
     hashes = {
         name: compute_image_hashes(part) if near >= 0 else None for name, part in splits.items()

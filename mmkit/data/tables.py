@@ -12,6 +12,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from ..chat.columns import USUAL_COLUMNS
 from .assembly import records_from_rows
 from .captions import to_sentence
 from mmkit.data.conversations import (
@@ -29,32 +30,7 @@ from ..lesions.lesion import ATTRIBUTE_LEVELS
 
 # %% ../../nbs/library/data/tables.ipynb #af74a81a
 TABLE_COLUMNS = dict(
-    image=(
-        "image",
-        "image_path",
-        "file_name",
-        "filename",
-        "file",
-        "path",
-        "img",
-        "image_id",
-        "image_name",
-        "img_id",
-        "isic_id",
-        "images",
-        "images_file_names",
-    ),
-    prompt=("prompt", "question", "instruction", "query"),
-    caption=(
-        "caption",
-        "text",
-        "description",
-        "report",
-        "answer",
-        "response",
-        "output",
-        "completion",
-    ),
+    **USUAL_COLUMNS,  # image, prompt, caption
     label=("label", "target", "class", "melanoma", "benign_malignant", "diagnosis", "dx"),
     id=("id", "record_id"),
     patient=("patient", "patient_id"),

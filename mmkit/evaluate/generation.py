@@ -14,6 +14,7 @@ from ..chat.collator import Collator
 from ..chat.prompts import resolve_prompt
 from ..core.display import make_progress_bar
 from ..core.stats import random_derangement
+from ..data.plain_records import as_records
 from mmkit.evaluate.record_batches import (
     RecordBatches,
     check_image_condition,
@@ -168,6 +169,7 @@ def generate(
     **feature_options,  # `get_pooled_features`' seed (of the shuffle) and cache_dir
 ) -> list:  # (N,) captions
     "A caption of each record, decoded greedily: the same model gives the same captions again."
+    records = as_records(records, "image")
     find_family(model).require_answers("an answer")
     prompt = resolve_prompt(model, prompt)
     if not (pools_patches(model) and has_one_image_each(records)):

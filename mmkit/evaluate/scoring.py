@@ -16,6 +16,7 @@ import torch
 from ..chat.collator import Collator
 from ..chat.prompts import resolve_prompt
 from ..core.stats import Interval, bootstrap, roc_auc
+from ..data.plain_records import as_records
 from ..data.records import get_column
 from .captions import LABELS
 from mmkit.evaluate.generation import (
@@ -99,6 +100,7 @@ def score_impressions(
     cache_dir=None,  # of the feature cache
 ) -> np.ndarray:  # (N,) 0–1: P(melanoma) / (P(melanoma) + P(benign))
     "How likely the word after 'Clinical impression:' is `melanoma` rather than `benign`."
+    records = as_records(records, "image")
     find_family(model).require_answers("the probability of a word")
     prompt = resolve_prompt(model, prompt)
     features = dict(image_condition=image_condition, seed=seed, cache_dir=cache_dir)
@@ -239,6 +241,7 @@ def compute_similarity(
     cache_dir=None,  # of the feature cache
 ) -> SimilarityMatrix:
     "Every image with every caption of the records."
+    records = as_records(records, "image", "caption")
     captions = get_column(records, "caption")
     image_embeds = embed_images_of_records(model, processor, records, cache_dir=cache_dir)
     text_embeds = embed_captions(model, processor, captions, batch_size)

@@ -92,6 +92,7 @@ class EvalContext:
         cache_dir=None,  # of the feature cache
         batch_size: int = 192,  # sequences, all image conditions together
     ):
+        records = as_records(records, "image")
         self.records, self.n_without_image = _sample_records_with_images(records, max_records, seed)
         self.train_records = self.records if train_records is None else train_records
         self.ids = _unique_ids(self.records)

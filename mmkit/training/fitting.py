@@ -275,6 +275,9 @@ def fit(
 ) -> TrainOutput:
     """Train the named parts within a budget of seconds, steps or epochs; the model ends in
     evaluation mode."""
+    records = as_records(records, "image", "caption")
+    if eval_dataset is not None:
+        eval_dataset = as_records(eval_dataset, "image", "caption")
     if not len(records):
         raise ValueError("there are 0 records to train on; was everything set aside while loading?")
     family = find_family(model)
