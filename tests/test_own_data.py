@@ -1,7 +1,9 @@
 "Data of one's own: labels are never guessed, nothing is dropped in silence, images look the same."
 
 import base64
+import io
 import json
+import tarfile
 import unicodedata
 
 import datasets
@@ -688,3 +690,238 @@ def test_images_with_captions_are_taken_in_every_form(signs, base, tmp_path, kin
 def test_labels_too_rare_for_every_fold_are_split_all_the_same(signs):
     splits = data.split_records(signs.select(range(12)))
     assert [len(part) for part in splits.values()] == [8, 2, 2]
+
+
+# ---- tables that hold their images, texts of several lines
+def png(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(folder, name, images, **columns):
+    frame = pd.DataFrame(dict(picture=images, **columns))
+    frame.to_parquet(folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("kind", ["bytes", "structs", "paths"])
+def test_parquet_with_its_own_columns_is_read(tmp_path, kind):
+    (tmp_path / "0.png").write_bytes(png("red"))
+    cells = dict(
+        bytes=[png("red")], structs=[dict(bytes=png("red"), path="x/0.png")], paths=["0.png"]
+    )[kind]
+    columns = dict(said=["Stop.\n\nNow."], sign=["stop"], weather=["rain"])
+    file = write_parquet(tmp_path, "signs.parquet", cells, **columns)
+    names = dict(image="picture", caption="said", label="sign")
+    (record,), report = data.load_table(file, columns=names)
+    assert record["image"].getpixel((0, 0)) == (255, 0, 0)
+    assert (record["caption"], record["label"]) == ("Stop.\n\nNow.", "stop")
+    assert record["id"] == ("row-1" if kind == "bytes" else "0")
+    assert "columns that are not used: weather" in report.notes
+
+
+def test_parquet_parts_of_a_folder_are_splits_and_classes_have_names(tmp_path):
+    classes = datasets.ClassLabel(names=["stop", "yield"])
+    features = datasets.Features(dict(image=datasets.Image(), label=classes))
+    for split in ("train", "test"):
+        pixels = png("red" if split == "train" else "blue")
+        rows = [dict(image=dict(bytes=pixels, path=f"{k}.png"), label=k) for k in range(2)]
+        part = datasets.Dataset.from_list(rows, features=features)
+        part.to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    records, _ = data.load_folder(tmp_path)
+    rows = zip(records["split"][:], records["label"][:], records["caption"][:])
+    assert sorted(rows)[:2] == [("test", "stop", "Stop."), ("test", "yield", "Yield.")]
+    assert len(records) == 4
+
+
+def test_numbers_of_classes_in_parquet_ask_what_they_mean(tmp_path):
+    file = write_parquet(tmp_path, "t.parquet", [png("red"), png("blue")], label=[0, 1])
+    with pytest.raises(ValueError, match="say what the labels mean"):
+        data.load_table(file, columns=dict(image="picture"))
+
+
+def test_a_webdataset_shard_is_read(tmp_path):
+    samples = {
+        "a.jpg": png("red"),
+        "a.txt": b"A stop sign.",
+        "b.jpg": png("blue"),
+        "b.txt": b"A yield sign.",
+    }
+    with tarfile.open(tmp_path / "train-000.tar", "w") as shard:
+        for name, content in samples.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            shard.addfile(info, io.BytesIO(content))
+    records, report = data.load_folder(tmp_path)
+    assert records["id"][:] == ["a", "b"] and records["split"][:] == ["train", "train"]
+    assert records["caption"][:] == ["A stop sign.", "A yield sign."], report
+    assert records[1]["image"].getpixel((0, 0)) == (0, 0, 255)
+    (tmp_path / "train-000.tar").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="is no webdataset shard"):
+        data.load_folder(tmp_path)
+
+
+def test_a_data_frame_is_a_table(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    frame = pd.DataFrame(dict(image=["a.png"], caption=["A sign."], age=[61.0]))
+    (record,), _ = data.load_table(frame, images=tmp_path)
+    assert (record["id"], record["age"]) == ("a", 61)
+    held = frame.assign(image=[Image.open(tmp_path / "a.png")])
+    assert data.load_table(held)[0][0]["image"].size == (8, 8)
+    monkeypatch.chdir(tmp_path)
+    assert len(data.load_table(frame)[0]) == 1
+    with pytest.raises(ValueError, match=r"give the folder of the images"):
+        data.load_table(frame.assign(image=["b.png"]))
+
+
+@pytest.mark.parametrize("write", [json.dumps, str], ids=["json", "as pandas prints it"])
+def test_turns_in_a_cell_of_a_csv_table_are_turns(load, tmp_path, write):
+    talk = [say("human", "<image>Which signs?"), say("gpt", "Two:\n- stop\n- yield")]
+    more = [*talk, say("human", "And now?"), say("gpt", "None.")]
+    cells = [write(talk), write(more)]
+    frame = pd.DataFrame(dict(image=["0.png", "1.png"], conversations=cells))
+    frame.to_csv(tmp_path / "talk.csv", index=False)
+    first, second = data.load_table(tmp_path / "talk.csv")[0]
+    assert (first["prompt"], first["caption"]) == ("Which signs?", "Two:\n- stop\n- yield")
+    assert len(second["messages"]) == 4
+
+
+def test_line_breaks_of_an_answer_reach_the_tokens(load_json, processor):
+    row = dict(ONE_QUESTION["llava"])
+    row["conversations"] = [row["conversations"][0], say("gpt", "Signs:\r\n\n1.  stop\n2. yield\n")]
+    (record,) = load_json(row)[0]
+    assert record["caption"] == "Signs:\n\n1. stop\n2. yield"
+    labels = chat.Collator(processor)([record])["labels"][0]
+    assert "1. stop\n2. yield" in processor.tokenizer.decode(labels[labels != -100])
+
+
+# ---- what the archive of skin lesions publishes
+def write_files(folder, **tables):
+    for name, text in tables.items():
+        (folder / f"{name}.csv").write_text(text)
+
+
+def isic2018(folder):
+    image_at(folder / "ISIC2018_Task3_Training_Input/ISIC_0000000.jpg")
+    write_files(
+        folder,
+        ISIC2018_Task3_Training_GroundTruth="image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n"
+        "ISIC_0000000,1.0,0.0,0.0,0.0,0.0,0.0,0.0\n",
+        ISIC2018_Task3_Training_LesionGroupings="image,lesion_id,diagnosis_confirm_type\n"
+        "ISIC_0000000,HAM_1,histopathology\n",
+    )
+    return dict(label="melanoma", lesion="HAM_1"), "diagnosis_confirm_type"
+
+
+def isic2019(folder):
+    image_at(folder / "ISIC_2019_Training_Input/ISIC_0000000_downsampled.jpg")
+    write_files(
+        folder,
+        ISIC_2019_Training_GroundTruth="image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\n"
+        "ISIC_0000000_downsampled,0,0,0,0,0,0,0,1,0\n",
+        ISIC_2019_Training_Metadata="image,age_approx,anatom_site_general,lesion_id,sex\n"
+        "ISIC_0000000_downsampled,55,anterior torso,BCN_1,female\n",
+    )
+    return dict(label=None, lesion="BCN_1", age=55, sex="female"), None
+
+
+def isic2024(folder):
+    image_at(folder / "train-image/image/ISIC_1.jpg")
+    write_files(
+        folder,
+        **{
+            "train-metadata": "isic_id,target,patient_id,age_approx,sex,iddx_full,tbp_lv_A\n"
+            "ISIC_1,1,IP_1,60.0,male,Malignant::Malignant epidermal proliferations::Basal cell"
+            " carcinoma,20.2\n"
+        },
+    )
+    return dict(label=None, patient="IP_1", age=60), "tbp_lv_A"
+
+
+def isic2024_challenge(folder):
+    image_at(folder / "ISIC_2024_Training_Input/ISIC_1.jpg")
+    write_files(
+        folder,
+        ISIC_2024_Training_GroundTruth="isic_id,malignant\nISIC_1,0.0\n",
+        metadata="isic_id,attribution,patient_id,sex\nISIC_1,A clinic,IP_1,male\n",
+    )
+    return dict(label="benign", patient="IP_1", sex="male"), "attribution"
+
+
+def isic_archive(folder):
+    image_at(folder / "ISIC_1.jpg")
+    (folder / "licenses").mkdir()
+    (folder / "attribution.txt").write_text("A clinic")
+    (folder / "licenses/CC-BY.txt").write_text("A licence")
+    write_files(
+        folder,
+        metadata="isic_id,attribution,copyright_license,age_approx,diagnosis_1,diagnosis_2,"
+        "diagnosis_3,fitzpatrick_skin_type,lesion_id,patient_id\nISIC_1,A clinic,CC-BY,30,"
+        'Malignant,Malignant melanocytic proliferations (Melanoma),"Melanoma, NOS",III,IL_1,IP_1\n',
+    )
+    known = dict(label="melanoma", lesion="IL_1", patient="IP_1", skin_type=3, licence="CC-BY")
+    return known, "attribution"
+
+
+def milk10k(folder):
+    image_at(folder / "MILK10k_Training_Input/IL_0/ISIC_1.jpg")
+    write_files(
+        folder,
+        MILK10k_Training_GroundTruth="lesion_id,AKIEC,BCC,BEN_OTH,BKL,DF,INF,MAL_OTH,MEL,NV,SCCKA,"
+        "VASC\nIL_0,0,0,0,0,0,0,0,1,0,0,0\n",
+        MILK10k_Training_Metadata="lesion_id,image_type,isic_id,age_approx,sex,skin_tone_class,site\n"
+        "IL_0,dermoscopic,ISIC_1,70,male,3,head_neck_face\n",
+    )
+    return dict(label="melanoma", lesion="IL_0", site="head_neck_face"), "skin_tone_class"
+
+
+def derm7pt_copy(folder):
+    image_at(folder / "images/NEL/Nel026.jpg")
+    (folder / "meta").mkdir()
+    write_files(
+        folder / "meta",
+        meta="diagnosis,pigment_network,streaks,pigmentation,regression_structures,"
+        "dots_and_globules,blue_whitish_veil,vascular_structures,derm\nclark nevus,typical,absent,"
+        "absent,absent,regular,absent,absent,NEL/Nel026.jpg\n",
+    )
+    return dict(label="benign", lesion="Nel026", id="Nel026-derm"), None
+
+
+LAYOUTS = (
+    isic2018,
+    isic2019,
+    isic2024,
+    isic2024_challenge,
+    isic_archive,
+    milk10k,
+    derm7pt_copy,
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_published_layouts_are_known(tmp_path, layout):
+    expected, unused = layout(tmp_path)
+    records, report = data.load_folder(tmp_path)
+    assert len(records) == 1 and not report.aside
+    assert {name: records[0][name] for name in expected} == expected
+    if unused:
+        assert any("not used" in note and unused in note for note in report.notes)
+    if expected["label"] is None:  # a carcinoma is never called a melanoma
+        assert "carcinoma" in records[0]["caption"] and "elanoma" not in records[0]["caption"]
+
+
+def test_two_classes_of_one_image_are_set_aside_and_lesions_stay_together(tmp_path):
+    lines = ["image,MEL,NV,BCC"]
+    about = ["image,lesion_id"]
+    for k in range(40):
+        image_at(tmp_path / f"ISIC_{k}.jpg")
+        lines.append(f"ISIC_{k},{int(k == 0 or k % 2)},{1 - k % 2},0")
+        about.append(f"ISIC_{k},L{k // 2}")
+    write_files(tmp_path, ISIC_2019_Training_GroundTruth="\n".join(lines))
+    write_files(tmp_path, ISIC_2019_Training_Metadata="\n".join(about))
+    records, report = data.load_folder(tmp_path)
+    assert report.reasons == {"columns contradict each other": 1} and len(records) == 39
+    splits = data.split_records(records)
+    lesions = [set(part["lesion"][:]) for part in splits.values()]
+    assert all(lesions) and not lesions[0] & lesions[1] and not lesions[0] & lesions[2]

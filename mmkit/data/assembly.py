@@ -25,6 +25,7 @@ from .fields import SKIN_TONES, clean_text, parse_optional_text
 from mmkit.data.images import (
     ImageFolder,
     get_converted_copy,
+    get_inline_name,
     get_stored_image,
     is_inline_image,
     read_mask,
@@ -156,7 +157,8 @@ def finish_record(
         names = [image_name] if image_names is None else image_names
         _fill_images(record, names, folder, report, decode)
     _fill_attributes(record, colours)
-    for name in ("prompt", "site", "sex", "notes", "camera", "patient", "lesion"):
+    record["prompt"] = clean_text(record.get("prompt"), "prompt", keep_lines=True)
+    for name in ("site", "sex", "notes", "camera", "patient", "lesion"):
         record[name] = clean_text(record.get(name), name)
     attributes, label = record["attributes"], record.get("label")
     clean_text(label, "label")  # refuses a template's tokens; the name stays as it is
@@ -167,7 +169,7 @@ def finish_record(
         caption = compose_caption_from_columns(
             attributes, colours, label, record["site"], diagnosis, caption_style, rng
         )
-    record["caption"] = clean_text(caption, "caption")
+    record["caption"] = clean_text(caption, "caption", keep_lines=True)
     if record["caption"] is None and not record.get("messages"):
         raise RecordRejected("empty caption", "nothing is said about this image")
     if not record.get("questions"):
@@ -236,7 +238,8 @@ def records_from_rows(
         all_rows, desc=report.source, disable=is_short
     ):
         identifiers = (row.get(column) for column in IDENTIFIER_COLUMNS)
-        record_id = next((str(value) for value in identifiers if parse_optional_text(value)), "")
+        texts = [value for value in identifiers if isinstance(value, (str, int))]
+        record_id = next((str(value) for value in texts if parse_optional_text(value)), "")
         try:
             fields = describe(row)
             image_names = fields.get("image_names") or [fields.get("image_name")]
@@ -244,7 +247,7 @@ def records_from_rows(
             if not image_name and "image_names" not in fields:
                 raise RecordRejected("no image named")
             if image_name and is_inline_image(image_name):
-                image_name = None
+                image_name = get_inline_name(image_name)
             stem = Path((image_name or f"row-{number}").replace("\\", "/")).stem
             record_id = fields.get("id") or stem
             record_id.encode("utf-8")

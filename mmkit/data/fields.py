@@ -46,6 +46,7 @@ def parse_optional_text(value) -> str | None:
 def clean_words(
     text: str,
     what: str,  # the field's name in the error
+    keep_lines: bool = False,  # or is a line break a blank?
 ) -> str:  # '' where nothing is left
     """A text that may go into a prompt or an answer: without control characters, white space made
     single. RecordRejected where it holds a chat template's token.
@@ -59,19 +60,24 @@ def clean_words(
         raise RecordRejected(f"template token in {what}", token[0])
     printable = [
         character
-        for character in text
+        for character in text.replace("\r\n", "\n").replace("\r", "\n")
         if character in "\n\t" or unicodedata.category(character) != "Cc"
     ]
-    return " ".join("".join(printable).split())
+    lines = "".join(printable).split("\n")
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    if keep_lines:
+        return re.sub(r"\n{3,}", "\n\n", text).strip()
+    return " ".join(text.split())
 
 
 def clean_text(
     value,
     what: str,  # the field's name in the error
+    keep_lines: bool = False,  # or is a line break a blank?
 ) -> str | None:
     "A cell as `clean_words` gives it; None where it is one of `MISSING_VALUES`."
     text = parse_optional_text(value)
-    return None if text is None else clean_words(text, what) or None
+    return None if text is None else clean_words(text, what, keep_lines) or None
 
 # %% ../../nbs/library/data/fields.ipynb #8acbf1f7
 def parse_integer(value, low, high, report: LoadingReport, what: str) -> int | None:

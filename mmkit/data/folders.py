@@ -6,11 +6,19 @@
 __all__ = ['PUBLISHED_LAYOUTS', 'load_folder']
 
 # %% ../../nbs/library/data/folders.ipynb #aef57c25
+import re
 from pathlib import Path
 
 from .clinical import load_ddi, load_fitzpatrick17k, load_pad_ufes_20
 from .images import MASK_NAME_PATTERN, ImageFolder
 from .isic import load_ham10000, load_isic2017, load_siim_isic
+from mmkit.data.isic_challenges import (
+    load_isic2018,
+    load_isic2019,
+    load_isic2024,
+    load_isic_archive,
+    load_milk10k,
+)
 from .loading_report import LoadingReport
 from .publishers import find_table
 from .seven_point import load_derm7pt, load_ph2
@@ -21,6 +29,11 @@ from .text_tables import decode_text, read_table
 PUBLISHED_LAYOUTS = (  # loader, its tables, a column that must be in one
     (load_isic2017, ("ISIC-2017_*_Part3_GroundTruth.csv", "ISIC-2017_*_Classes.csv"), "melanoma"),
     (load_siim_isic, ("ISIC_2020_Training_GroundTruth*.csv", "train.csv"), "patient_id"),
+    (load_isic2018, ("ISIC2018_Task3_*_GroundTruth.csv",), "NV"),
+    (load_isic2019, ("ISIC_2019_*_GroundTruth.csv",), "NV"),
+    (load_isic2024, ("ISIC_2024_Training_GroundTruth.csv", "train-metadata.csv"), "isic_id"),
+    (load_milk10k, ("MILK10k_*_Metadata.csv",), "isic_id"),
+    (load_isic_archive, ("metadata.csv",), "isic_id"),
     (load_ham10000, ("HAM10000_metadata*",), "dx"),
     (load_pad_ufes_20, ("metadata.csv",), "img_id"),
     (load_derm7pt, ("meta.csv",), "pigment_network"),
@@ -60,6 +73,20 @@ def _rows_of_metadata(folder, tables, report) -> list:
     return rows
 
 
+_SHARD_SUFFIXES = (".parquet", ".tar")  # tables that hold their images
+
+
+def _rows_of_shards(folder, tables, report) -> list:
+    "Rows of tables that hold their images, each a part of a split that its name or folder says."
+    rows = []
+    for table in tables:
+        stem = re.match("[a-z]*", table.stem.lower())[0]
+        split = SPLIT_NAMES.get(stem) or _split_of(table.relative_to(folder))
+        for _, row in read_table(table, report)[1]:
+            rows.append((len(rows) + 1, dict(row, split=row.get("split") or split)))
+    return rows
+
+
 def _rows_of_images(images: ImageFolder) -> list:
     "Rows of images with a text file beside each, or in a folder for each class."
     rows = []
@@ -80,6 +107,8 @@ def _read_untabled(folder, images, tables, report) -> tuple:  # what the folder 
     "An imagefolder of several splits, or images with texts or in class folders; else no rows."
     if tables and all(table.stem == "metadata" for table in tables):
         return "metadata", _rows_of_metadata(folder, tables, report)
+    if tables and all(table.suffix.lower() in _SHARD_SUFFIXES for table in tables):
+        return "shards", _rows_of_shards(folder, tables, report)
     rows = [] if tables else _rows_of_images(images)
     if any("caption" in row for _, row in rows):
         report.rows += len(rows)
@@ -106,6 +135,8 @@ def load_folder(
         tables = [file for name in table_names if (file := find_table(folder, name))]
         if any(_header_has_column(file, column) for file in tables):
             matching.append(load)
+    if len(matching) > 1 and load_isic_archive in matching:
+        matching.remove(load_isic_archive)  # a challenge brings the archive's table as well
     if len(matching) == 1:
         return matching[0](folder, **options)
     if matching:
@@ -116,8 +147,9 @@ def load_folder(
     files = sorted((*folder.glob("*"), *folder.glob("*/*")))
     files = [path for path in files if not path.name.startswith(".")]
     tables = [path for path in files if path.suffix.lower() in (".csv", ".tsv", ".jsonl")]
-    tables = tables or [path for path in files if path.suffix.lower() == ".json"]
-    if len(tables) == 1:
+    for suffix in (".json", ".parquet", ".tar"):
+        tables = tables or [path for path in files if path.suffix.lower() == suffix]
+    if len(tables) == 1 and tables[0].suffix.lower() not in _SHARD_SUFFIXES:
         return load_table(tables[0], images=folder, **options)
     report, images = LoadingReport(folder.name), ImageFolder(folder)
     kind, rows = _read_untabled(folder, images, tables, report)
@@ -128,7 +160,7 @@ def load_folder(
     files = (tables or sorted(folder.iterdir()))[:8]
     found = ", ".join(path.name for path in files) or "nothing"
     raise ValueError(
-        f"{folder.name} is none of the layouts known here: {known}; or one CSV, TSV or JSON-lines"
-        f" table with an image and a caption or label column; or images in a folder for each"
+        f"{folder.name} is none of the layouts known here: {known}; or one CSV, TSV, JSON-lines or"
+        " parquet table with an image and a caption or label column; or images in a folder for each"
         f" class, or with a text file beside each. Found: {found}"
     )

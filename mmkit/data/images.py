@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'MAX_IMAGE_PIXELS', 'MAX_IMAGE_BYTES', 'MASK_NAME_PATTERN', 'open_image',
-           'get_converted_copy', 'get_stored_image', 'is_inline_image', 'keep_inline_image', 'read_mask', 'ImageFolder']
+           'get_converted_copy', 'get_stored_image', 'is_inline_image', 'name_image_bytes', 'get_inline_name',
+           'keep_inline_image', 'read_mask', 'ImageFolder']
 
 # %% ../../nbs/library/data/images.ipynb #04ba974e
 import base64
@@ -141,8 +142,39 @@ def is_inline_image(name: str) -> bool:
     return name.startswith("data:")
 
 
-def keep_inline_image(url: str) -> Path:  # 'data:image/png;base64,…'
+def _kept_file(digest):
+    return get_cache_dir() / "inline" / digest
+
+
+def _keep_bytes(data) -> str:  # digest
+    "Write the bytes of an image file into the cache."
+    digest = hash_digest(data)
+    file = _kept_file(digest)
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(data)
+    return digest
+
+
+def name_image_bytes(
+    data: bytes,  # of an image file
+    name: str = None,  # what the table calls the file
+) -> str:  # 'data:kept,…', a name that `ImageFolder.find` knows
+    "Keep an image that a table holds as bytes, in the cache, and name it."
+    return f"data:kept,{_keep_bytes(data)}/{Path((name or '').replace(chr(92), '/')).name}"
+
+
+def get_inline_name(url: str) -> str | None:
+    "What the table calls an image that it holds; None where it has no name."
+    return url.partition("/")[2] or None if url.startswith("data:kept,") else None
+
+
+def keep_inline_image(url: str) -> Path:  # 'data:image/png;base64,…', or of `name_image_bytes`
     "The file, in the cache, of an image that a row holds. RecordRejected where it is damaged."
+    kept = re.match("data:kept,([0-9a-f]{32})/", url)
+    if kept and _kept_file(kept[1]).exists():
+        return _kept_file(kept[1])
     encoded = url.partition(";base64,")[2]
     try:
         data = base64.b64decode(encoded, validate=True)
@@ -150,12 +182,7 @@ def keep_inline_image(url: str) -> Path:  # 'data:image/png;base64,…'
         data = b""
     if not data:
         raise RecordRejected("image inside the row is damaged", url[:40])
-    file = get_cache_dir() / "inline" / hash_digest(data)
-    if not file.exists():
-        file.parent.mkdir(exist_ok=True)
-        with atomic_path(file) as temporary:
-            temporary.write_bytes(data)
-    return file
+    return _kept_file(_keep_bytes(data))
 
 # %% ../../nbs/library/data/images.ipynb #296a8b1b
 def read_mask(file) -> np.ndarray:  # (H, W) bool

@@ -20,7 +20,7 @@ from .splits import find_linked_groups, remove_leakage
 
 # %% ../../nbs/library/data/own_pairs.ipynb #5557822b
 MIN_PAIRS = 4  # two to train on and two to test: a single one has no other to be mistaken for
-TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".xlsx")
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".xlsx", ".parquet", ".tar")
 
 
 class UnusableDataError(ValueError):
@@ -43,7 +43,7 @@ def _count(number, noun):
 def _check_files(folder):
     "UnusableDataError where there is no image, or no table."
     images, tables = _list_files(folder, IMAGE_SUFFIXES), _list_files(folder, TABLE_SUFFIXES)
-    archives = _list_files(folder, (".zip", ".tar", ".gz", ".tgz"))
+    archives = _list_files(folder, (".zip", ".tar", ".parquet", ".gz", ".tgz"))
     if not images and not archives:
         raise UnusableDataError(
             f"{folder.name} holds no images ({', '.join(IMAGE_SUFFIXES)}): name the folder that "

@@ -67,12 +67,14 @@ def _describe_derm7pt_row(row, view, split) -> dict:  # fields of a record
         for name, (column, levels) in _DERM7PT_ATTRIBUTES.items()
     }
     spots = map_code(row.get("dots_and_globules"), _DERM7PT_SPOTS, "dots_and_globules")
+    # copies of the set drop the number; a row is one case all the same
+    case = row.get("case_num") or Path(row.get("derm") or row[view]).stem
     return dict(
-        id=f"{row['case_num']}-{view}",
+        id=f"{case}-{view}",
         image_name=parse_optional_text(row[view]),
         label=label,
         diagnosis=diagnosis or None,
-        lesion=row["case_num"],
+        lesion=case,
         attributes=attributes,
         more_questions=_make_spots_question(spots),
         sex=parse_sex(row.get("sex")),
@@ -93,9 +95,7 @@ def load_derm7pt(
         raise ValueError(f"view {view!r}: the set has 'derm' and 'clinic' images")
     report = LoadingReport("derm7pt")
     columns = [column for column, _ in _DERM7PT_ATTRIBUTES.values()]
-    file, rows = read_publisher_table(
-        folder, report, ["case_num", "diagnosis", view, *columns], "meta.csv"
-    )
+    file, rows = read_publisher_table(folder, report, ["diagnosis", view, *columns], "meta.csv")
     split_of_index = _read_derm7pt_split(file.parent)
     # the indexes count all rows from 0, those that were set aside as well
     lines = sorted([line for line, _ in rows] + [aside["row"] for aside in report.aside])

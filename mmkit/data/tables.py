@@ -7,32 +7,36 @@ __all__ = ['TABLE_COLUMNS', 'SPLIT_NAMES', 'accept_labels', 'load_rows', 'load_t
 
 # %% ../../nbs/library/data/tables.ipynb #c27df483
 import contextlib
+import os
 import re
 from pathlib import Path
 
+import pandas as pd
 from datasets import Dataset
 
-from ..chat.columns import USUAL_COLUMNS
+from ..chat.columns import USUAL_COLUMNS, find_usual_column
 from .assembly import records_from_rows
+from .binary_tables import read_frame
 from .captions import to_sentence
 from mmkit.data.conversations import (
     CONVERSATION_COLUMNS,
     IMAGE_TAG,
     list_images,
     parse_conversation,
+    parse_list_cells,
 )
 from .fields import clean_text, parse_integer, parse_optional_text, parse_sex
 from .images import ImageFolder
 from .loading_report import LoadingReport, RecordRejected
-from .records import LABELS
+from .records import LABELS, get_cache_dir
 from .text_tables import read_table, require_columns
 from ..lesions.lesion import ATTRIBUTE_LEVELS
 
 # %% ../../nbs/library/data/tables.ipynb #af74a81a
 TABLE_COLUMNS = dict(
     **USUAL_COLUMNS,  # image, prompt, caption
-    label=("label", "target", "class", "melanoma", "benign_malignant", "diagnosis", "dx"),
-    id=("id", "record_id"),
+    label=("label", "target", "class", "cls", "melanoma", "benign_malignant", "diagnosis", "dx"),
+    id=("id", "record_id", "__key__"),
     patient=("patient", "patient_id"),
     lesion=("lesion", "lesion_id"),
     site=("site", "location", "localization", "anatom_site_general", "region"),
@@ -161,7 +165,7 @@ def _is_one(value):
 
 
 _IMAGE_LISTS = ("images", "images_file_names")  # beside a column for one image
-_NAMES_OF_NO_CLASS = ("label", "target", "class", "diagnosis", "dx")
+_NAMES_OF_NO_CLASS = ("label", "target", "class", "cls", "diagnosis", "dx")
 
 
 def _find_one_hot(names, rows) -> list:  # columns; [] where there are none
@@ -313,6 +317,9 @@ def load_rows(
     decode: bool = True,
 ) -> Dataset:
     "Rows of a table that was read to records; the report names the columns that are not used."
+    given = (columns or {}).get("image")
+    listed = [*CONVERSATION_COLUMNS, *_IMAGE_LISTS, *([given] if isinstance(given, str) else [])]
+    rows = [(number, parse_list_cells(row, listed)) for number, row in rows]
     matched = _match_columns(names, rows, columns, table_name)
     spelled = _spelled_labels(rows, matched["label"])
     accepted = accept_labels(spelled, labels, table_name)
@@ -342,8 +349,24 @@ def load_rows(
     return records_from_rows(report, tables, folder, licence, caption_style, decode)
 
 
+def _folder_of_frame(names, rows, columns) -> Path:
+    "The folder that holds all files that a DataFrame names, which has no folder of its own."
+    column = (columns or {}).get("image") or find_usual_column(names, "image")
+    cells = [row.get(column) for _, row in rows]
+    paths = [Path(cell).absolute() for cell in cells if isinstance(cell, str) and cell]
+    if not paths:
+        return get_cache_dir()  # the rows hold their images
+    if not paths[0].is_file():
+        raise ValueError(
+            f"{cells[0]!r} is no file seen from {Path.cwd().name}: give the folder of the images, "
+            "as in load_table(frame, images='photos')"
+        )
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
 def load_table(
-    file,  # .csv, .tsv, .txt, .json or .jsonl
+    # .csv, .tsv, .txt, .json, .jsonl, .parquet, .tar (a webdataset shard), or a DataFrame
+    file,
     images=None,  # the folder of the images; None: the table's
     # field -> your column's name, where it is unusual; label: or a list of columns, one a class
     columns: dict = None,
@@ -354,9 +377,14 @@ def load_table(
     decode: bool = True,  # read every pixel, so that truncation is found now
 ) -> tuple:  # Dataset, LoadingReport
     "Pairs from a table and a folder of images; the report names the columns that are not used."
-    file = Path(file)
+    is_frame = isinstance(file, pd.DataFrame)
+    table, file = file, Path("DataFrame" if is_frame else file)
     report = LoadingReport(source or file.stem)
-    names, rows = read_table(file, report)
+    if is_frame:
+        names, rows = read_frame(table, report)
+        images = images or _folder_of_frame(names, rows, columns)
+    else:
+        names, rows = read_table(file, report)
     folder = ImageFolder(images or file.parent)
     options = (columns, labels, licence, caption_style, decode)
     return load_rows(names, rows, file.name, folder, report, *options), report

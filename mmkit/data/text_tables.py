@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from .binary_tables import read_parquet, read_shard
 from .loading_report import LoadingReport
 
 # %% ../../nbs/library/data/text_tables.ipynb #92bf2bf0
@@ -138,13 +139,18 @@ def _read_delimited(text, name, report):  # columns, [(line number, row)]
 
 
 def read_table(
-    file,  # .csv, .tsv, .txt, .json or .jsonl
+    file,  # .csv, .tsv, .txt, .json, .jsonl, .parquet, or .tar (a webdataset shard)
     report: LoadingReport,  # is given the lines that are not rows of the table
 ) -> tuple:  # column names, [(line number, row as a dict of texts)]
     """Read a table by column name, whatever its encoding, separator and line ends. ValueError
     where it is empty or is no table.
     """
     file, name = Path(file), Path(file).name
+    if read := dict(parquet=read_parquet, tar=read_shard).get(file.suffix.lower().strip(".")):
+        columns, rows = read(file, report)
+        if not rows:
+            raise ValueError(f"{name} holds no records")
+        return columns, rows
     text = decode_text(file.read_bytes(), name)
     if not text.strip():
         raise ValueError(f"{name} is empty")
