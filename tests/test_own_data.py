@@ -471,13 +471,12 @@ def test_lint_takes_questions_turns_and_several_images_as_they_are(load_json, tm
     assert len(data.fix_findings(records, findings).dataset) == 4
 
 
-def test_answers_and_maps_of_other_than_one_image_are_refused():
+def test_maps_of_other_than_one_image_are_refused():
     model, processor = models.load()
     image = Image.new("RGB", (32, 32))
     several, none = dict(images=[image, image], caption="A."), dict(image=None, caption="A.")
     for record, number in ((several, 2), (none, 0)):
-        with pytest.raises(ValueError, match=f"record 1 has {number} images"):
-            evaluate.generate(model, processor, [dict(image=image), record])
+        assert len(evaluate.generate(model, processor, [dict(image=image), record])) == 2
         with pytest.raises(ValueError, match=f"has {number} images"):
             explain.attribute_words(model, processor, record)
 
