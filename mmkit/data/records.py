@@ -239,13 +239,17 @@ def get_column(records, name: str) -> list:  # one value per record
     name; None throughout where there is no such column.
     """
     if not hasattr(records, "select_columns"):
-        return [record.get(name) for record in records]
-    if name not in records.column_names:
+        values = [record.get(name) for record in records]
+    elif name not in records.column_names:
         return [None] * len(records)
-    values = records.select_columns([name]).with_format(None)[name][:]
-    feature = records.features[name]
-    if isinstance(feature, datasets.ClassLabel):  # a number for each class; −1: unknown
-        return [None if value is None or value < 0 else feature.names[value] for value in values]
+    else:
+        values = records.select_columns([name]).with_format(None)[name][:]
+        feature = records.features[name]
+        if isinstance(feature, datasets.ClassLabel):  # a number for each class; −1: unknown
+            is_known = [value is not None and value >= 0 for value in values]
+            values = [feature.names[v] if k else None for v, k in zip(values, is_known)]
+    if name == "label":  # a class by number is called by its number
+        return [None if label is None else str(label) for label in values]
     return values
 
 # %% ../../nbs/library/data/records.ipynb #553fcc7a

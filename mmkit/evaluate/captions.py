@@ -15,6 +15,7 @@ import numpy as np
 from ..core.display import PALETTE, make_table
 from ..core.stats import Interval, bootstrap, finite_rows, macro_f1
 from ..data.caption_reader import MISSING
+from ..data.plain_records import as_records
 from ..data.records import get_column
 from .free_scores import FreeCaptionScores, compare_texts, get_references
 from .task import MELANOMA, Task, find_task
@@ -213,6 +214,7 @@ def score_captions(
 
     Own classes, and captions of which nothing else is known, are compared word by word too.
     """
+    records = as_records(records)
     if len(captions) != len(records):
         raise ValueError(
             f"{len(captions)} captions for {len(records)} records; "

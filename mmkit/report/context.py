@@ -13,6 +13,7 @@ import torch
 
 from ..chat.collator import Collator, get_record_images
 from ..chat.prompts import resolve_prompt
+from ..data.plain_records import as_records
 from ..data.records import get_column
 from mmkit.evaluate.generation import (
     BLANK_IMAGE,

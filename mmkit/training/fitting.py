@@ -20,6 +20,7 @@ from ..chat.prompts import remember_prompt, resolve_prompt
 from ..chat.validation import validate_batch
 from ..core.display import make_progress_bar
 from ..core.runtime import default_device, get_version, seed_everything
+from ..data.plain_records import as_records
 from ..losses.weighting import LossWeights
 from ..models.adapters import add_lora
 from ..models.families import find_family
