@@ -795,6 +795,16 @@ def test_line_breaks_of_an_answer_reach_the_tokens(load_json, processor):
     assert "1. stop\n2. yield" in processor.tokenizer.decode(labels[labels != -100])
 
 
+def test_the_advice_to_load_the_table_alone_works(tmp_path):
+    (tmp_path / "t.csv").write_text("image,caption\ngone.jpg,A dog.\n")
+    for load_it in (lambda **o: data.load_table(tmp_path / "t.csv", **o), data.load_folder):
+        place = [tmp_path] if load_it is data.load_folder else []
+        with pytest.raises(ValueError, match="with_images=False loads the table alone"):
+            load_it(*place)
+        records, _ = load_it(*place, with_images=False)
+        assert records["caption"][:] == ["A dog."] and records[0]["image"] is None
+
+
 # ---- what the archive of skin lesions publishes
 def write_files(folder, **tables):
     for name, text in tables.items():

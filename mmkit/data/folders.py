@@ -121,7 +121,7 @@ def _read_untabled(folder, images, tables, report) -> tuple:  # what the folder 
 
 def load_folder(
     folder,
-    **options,  # caption_style, decode; for one table also columns and labels
+    **options,  # caption_style, decode, with_images; for one table also columns and labels
 ) -> tuple:  # Dataset, LoadingReport
     """Load a folder as the set it is: a published layout, one table with images, an imagefolder
     with metadata, class folders, or a text beside each image. ValueError where it is none of them,
@@ -153,6 +153,8 @@ def load_folder(
         return load_table(tables[0], images=folder, **options)
     report, images = LoadingReport(folder.name), ImageFolder(folder)
     kind, rows = _read_untabled(folder, images, tables, report)
+    if not options.pop("with_images", True):
+        images = None
     if rows:
         names = list(dict.fromkeys(name for _, row in rows for name in row))
         return load_rows(names, rows, kind, images, report, **options), report

@@ -308,7 +308,7 @@ def load_rows(
     names: list,  # of the columns
     rows: list,  # of (number, row: column -> value)
     table_name: str,  # in errors and in the provenance
-    folder: ImageFolder,
+    folder: ImageFolder | None,  # None: records without images
     report: LoadingReport,
     columns: dict = None,  # as `load_table` has them
     labels: dict = None,
@@ -375,6 +375,7 @@ def load_table(
     licence: str = None,
     caption_style: str = "dense",
     decode: bool = True,  # read every pixel, so that truncation is found now
+    with_images: bool = True,  # False: records of the table alone
 ) -> tuple:  # Dataset, LoadingReport
     "Pairs from a table and a folder of images; the report names the columns that are not used."
     is_frame = isinstance(file, pd.DataFrame)
@@ -382,9 +383,10 @@ def load_table(
     report = LoadingReport(source or file.stem)
     if is_frame:
         names, rows = read_frame(table, report)
-        images = images or _folder_of_frame(names, rows, columns)
+        if with_images and images is None:
+            images = _folder_of_frame(names, rows, columns)
     else:
         names, rows = read_table(file, report)
-    folder = ImageFolder(images or file.parent)
+    folder = ImageFolder(images or file.parent) if with_images else None
     options = (columns, labels, licence, caption_style, decode)
     return load_rows(names, rows, file.name, folder, report, *options), report
