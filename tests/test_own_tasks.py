@@ -232,3 +232,29 @@ def test_text_alone_and_several_images_are_left_out_or_swapped_among_themselves(
     scores = evaluate.score_free_captions(records, texts, model, processor)
     assert str(scores).splitlines()[-1].split()[-1] == "4"  # captions with an image to swap
     assert torch.is_grad_enabled()
+
+
+def test_what_knows_melanoma_alone_refuses_other_classes():
+    "Was a probability of melanoma for every traffic sign, and an AUROC of empty arrays."
+    model, processor = models.load("base")
+    records = sign_records()
+    foreign = "labelled 'limit', 'stop', 'yield', and none of them is melanoma or benign"
+    with pytest.raises(ValueError, match=foreign):
+        evaluate.score_impressions(model, processor, records)
+    with pytest.raises(ValueError, match=foreign):
+        evaluate.auroc_interval(records, np.zeros(12))
+    with pytest.raises(ValueError, match="no record has a label"):
+        evaluate.auroc_interval([dict(label=None)] * 3, np.zeros(3))
+
+
+def test_lint_finds_labels_that_are_spelled_in_two_ways():
+    labels = ["stop"] * 12 + ["yield"] * 12 + ["yeild", "Stop", "limit 30", "limit 50", None]
+    captions = [f"Caption {i}." for i in range(len(labels))]
+    records = [
+        dict(image=None, caption=caption, label=label)
+        for caption, label in zip(captions, labels, strict=True)
+    ]
+    found = data.lint_records(records).of("similar labels")
+    assert found.rows == [24, 25]
+    assert "labels={'Stop': 'stop', 'yeild': 'yield'}" in found.message
+    assert "similar labels" not in [finding.kind for finding in data.lint_records(records[:24])]

@@ -32,6 +32,7 @@ from .splits import find_leakage
 FINDING_ORDER = (
     "leaks",
     "one image, two labels",
+    "similar labels",
     "no image",
     "no caption",
     "contradictions",

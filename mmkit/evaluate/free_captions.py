@@ -15,6 +15,7 @@ from ..chat.prompts import resolve_prompt
 from ..chat.templates import count_images
 from ..core.stats import random_derangement
 from .free_scores import FreeCaptionScores, compare_texts, get_references
+from ..models.families import find_family
 from ..models.features import embed_texts
 from ..models.modes import eval_mode, unwrap_model
 from ..training.dataset import select_text_columns
@@ -49,6 +50,7 @@ def compute_caption_losses(
     "The mean cross-entropy of the tokens of each record's own caption."
     if image_condition not in ("original", "shuffled"):
         raise ValueError(f"image_condition={image_condition!r}: 'original' or 'shuffled'")
+    find_family(model).require_answers("the loss of a caption")
     own = np.arange(len(records))
     partners = shuffle_images(records, seed) if image_condition == "shuffled" else own
     prompt = resolve_prompt(model, prompt)

@@ -86,6 +86,13 @@ def _word_logprobs(model, tokenizer, prompts, captions, word, iter_inputs):
     return total
 
 # %% ../../nbs/library/evaluate/scoring.ipynb #e212ffc7
+def _foreign_labels(labels):
+    return (
+        f"the records are labelled {', '.join(map(repr, sorted(labels)[:5]))}, and none of them is "
+        "melanoma or benign: score_captions scores classes of your own"
+    )
+
+
 def score_impressions(
     model,  # of any family that answers
     processor,
@@ -102,6 +109,9 @@ def score_impressions(
     "How likely the word after 'Clinical impression:' is `melanoma` rather than `benign`."
     records = as_records(records, "image")
     find_family(model).require_answers("the probability of a word")
+    labels = set(get_column(records, "label")) - {None}
+    if labels and not labels & set(LABELS):
+        raise ValueError(_foreign_labels(labels))
     prompt = resolve_prompt(model, prompt)
     features = dict(image_condition=image_condition, seed=seed, cache_dir=cache_dir)
     if captions is None:
@@ -141,6 +151,13 @@ def auroc_interval(
     "AUROC: how often a melanoma scores above a benign lesion, with its interval by patient."
     labels = get_column(records, "label")
     is_known = np.array([label in LABELS for label in labels], bool)
+    if not is_known.any():
+        found = set(labels) - {None}
+        raise ValueError(
+            _foreign_labels(found)
+            if found
+            else "no record has a label: without melanoma and benign there is no AUROC"
+        )
     is_melanoma = np.array([label == "melanoma" for label in labels], float)
     groups = [patient for patient, known in zip(get_column(records, "patient"), is_known) if known]
     return bootstrap(

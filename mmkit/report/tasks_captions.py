@@ -106,7 +106,9 @@ def _labelled_records(context):
     labels = context.column("label")
     indices = [i for i, label in enumerate(labels) if label in LABELS]
     if not indices:
-        raise TaskNotApplicable("no record has a label")
+        is_labelled = any(label is not None for label in labels)
+        what = "is labelled melanoma or benign" if is_labelled else "has a label"
+        raise TaskNotApplicable(f"no record {what}")
     is_melanoma = np.array([labels[i] == "melanoma" for i in indices], float)
     if not has_both_classes(is_melanoma):
         raise TaskNotApplicable(
