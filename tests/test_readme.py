@@ -1,4 +1,4 @@
-"The snippets of README and EXAMPLES run as they stand, with fewer pairs and steps."
+"The snippets of README, EXAMPLES and SCALING run as they stand, with fewer pairs and steps."
 
 import os
 import re
@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from conftest import CHAPTERS, ROOT
+from signs import write_signs
 
 from mmkit.planner import plan_training
 
@@ -17,27 +18,84 @@ SMALLER = [
 ]
 
 
+def run_script(code, folder):
+    "Its printed text; one thread, nothing from the network, no window."
+    (folder / "script.py").write_text(code, encoding="utf-8")
+    own = dict(MMKIT_CACHE=str(folder / "cache"), PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=folder,
+        env=os.environ | own,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def first_hour():
+    "README's code for data of one's own."
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("the first hour\n")[2]
+    return re.search(r"```python\n(.*?)```", section, re.S)[1]
+
+
+def test_first_hour_runs_on_signs(tmp_path):
+    "README's own text, from a table with ordinary mistakes to the export: no lesion, no melanoma."
+    table = write_signs(tmp_path, n=60)
+    lines = table.read_text(encoding="utf-8").splitlines()
+    lines[3] = lines[3].replace("images/", "images/gone-")
+    lines[5] = lines[5].rpartition(",")[0] + ",yeild"
+    lines[8] = lines[8].split(",")[0] + ",,stop"
+    table.write_text("\n".join(lines), encoding="utf-8")
+    code, more = first_hour(), "assert evaluate.generate(model, processor, test) == captions\n"
+    assert code.count("\n") <= 27 and "max_steps=400" in code
+    printed = run_script(code.replace("max_steps=400", "max_steps=2") + more, tmp_path)
+    for said in ("58 of 60 rows", "image missing", "empty caption", "similar labels", "yeild"):
+        assert said in printed, said
+    for measure in ("class macro-F1", "exact match", "ROUGE-L", "loss", "perplexity"):
+        assert measure in printed, measure
+    exported = (tmp_path / "signs-for-trl/metadata.jsonl").read_text(encoding="utf-8")
+    assert "Describe this sign." in exported and "lesion" not in exported
+    assert len(list((tmp_path / "signs-for-trl/images").iterdir())) == exported.count("\n")
+
+
+def test_scaling_script_runs_in_one_process(tmp_path):
+    write_signs(tmp_path, n=60)
+    text = (ROOT / "SCALING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert "max_steps=200" in code
+    run_script(code.replace("max_steps=200", "max_steps=2") + "assert run.steps == 2\n", tmp_path)
+    assert (tmp_path / "runs/signs/checkpoint-2").is_dir()
+
+
+def test_scaling_says_what_the_planner_says():
+    text = (ROOT / "SCALING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| (q?lora) \| (\d) \| (\S+) GB \| (\S+) GB \| (\S+) \|", text)
+    assert len(rows) == 3
+    options = dict(gpu="H100 80GB", num_examples=12000)
+    for method, num_gpus, *written in rows:
+        plan = plan_training("Gemma 3 27B", method, num_gpus=int(num_gpus), **options)
+        numbers = (plan.memory["weights"] / 1e9, plan.peak / 1e9)
+        assert [*(f"{number:.1f}" for number in numbers), f"{plan.hours:.2f}"] == written
+
+
 def test_package_snippets_run(tmp_path):
     pages = [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "EXAMPLES.md")]
     text = "\n".join(pages)
     snippets = re.findall(r"```python\n(.*?)```", text, re.S)
+    snippets.remove(first_hour())
     assert len(snippets) == 4
     code = "\n".join(snippets)
     for long, short in SMALLER:
         assert long in code, f"no snippet says {long}"
         code = code.replace(long, short)
-    (tmp_path / "snippets.py").write_text(code, encoding="utf-8")
-    env = {**os.environ, "MMKIT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "snippets.py"], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "projector" in done.stdout
+    assert "projector" in run_script(code, tmp_path)
 
 
 def test_readme_is_short_and_begins_with_a_picture():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 120
+    assert len(lines) <= 160
     assert lines[0].startswith("![")
 
 
