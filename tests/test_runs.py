@@ -1,6 +1,8 @@
 "A run: the prompt it travels with, what it goes on with and what not, how it ends, what is saved."
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from PIL import Image
 
 from mmkit import chat, evaluate, explain, losses, models, training
 from mmkit.chat.prompts import resolve_prompt
+from mmkit.core.runtime import default_device
 from mmkit.models.saving import load_adapters, replace_folder
 from mmkit.report.context import EvalContext
 from mmkit.training.checkpoints import get_last_checkpoint, list_checkpoints
@@ -323,3 +326,47 @@ def test_lora_on_a_tied_head_is_merged_into_a_head_of_its_own(tmp_path):
         loaded, _ = models.load(tmp_path / folder)
         assert torch.equal(loaded.lm_head.weight, merged.lm_head.weight)
         assert torch.equal(loaded.get_input_embeddings().weight, embedding)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.delenv("MMKIT_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert default_device() == "cuda"
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert default_device() == "cuda:3"
+    monkeypatch.setenv("MMKIT_DEVICE", "cpu")
+    assert default_device() == "cpu"
+
+
+def test_one_process_encodes_the_images_and_the_others_wait(tmp_path):
+    model, processor = models.load()
+    signs, calls = draw_signs(), []
+    encoder = model.model.vision_tower
+    encoder.register_forward_hook(lambda *args: calls.append(threading.current_thread().name))
+    options = dict(cache_dir=tmp_path, show_progress=False)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(
+            training.cache_features, model, processor, signs, wait=True, **options
+        )
+        first = training.cache_features(model, processor, signs, **options)
+        second = waiting.result(timeout=60)
+    assert torch.equal(first.features, second.features)
+    assert set(calls) == {threading.main_thread().name}
+
+
+def test_only_the_first_process_shows_a_bar(monkeypatch):
+    bars = []
+    monkeypatch.setattr("mmkit.training.fitting.make_progress_bar", lambda **_: bars.append(1))
+    monkeypatch.setenv("RANK", "1")
+    train(models.load(), draw_signs(), show_progress=True)
+    assert not bars
+
+
+def test_deepspeed_is_refused_in_words(monkeypatch):
+    with pytest.raises(ValueError, match="does not train with DeepSpeed.*FSDP"):
+        train(models.load(), draw_signs(), deepspeed="zero3.json")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="does not train with DeepSpeed"):
+        train(models.load(), draw_signs())

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['DESCRIPTION_FILE', 'PARAMETERS_FILE', 'RUN_STATE_FILE', 'sample_digest', 'gather_parameter', 'find_non_finite',
-           'is_first_process', 'describe_model', 'replace_folder', 'save_adapters', 'describe_folder',
-           'read_description', 'load_adapters']
+           'describe_model', 'replace_folder', 'save_adapters', 'describe_folder', 'read_description', 'load_adapters']
 
 # %% ../../nbs/library/models/saving.ipynb #0b8fdb06
 import contextlib
@@ -21,7 +20,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
-from ..core.runtime import atomic_write, dump_json, get_assets_dir, get_version
+from mmkit.core.runtime import (
+    atomic_write,
+    dump_json,
+    get_assets_dir,
+    get_version,
+    is_first_process,
+)
 from .adapters import add_bottleneck_adapters, untie_head
 from .modes import unwrap_model
 from mmkit.models.parts import (
@@ -79,12 +84,6 @@ def find_non_finite(
             return name
     return None
 
-
-def is_first_process() -> bool:
-    "Is this the only process, or the one of several that writes files and shows bars?"
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank() == 0
-    return int(os.environ.get("RANK", 0)) == 0
 
 # %% ../../nbs/library/models/saving.ipynb #67511dac
 def _is_peft(name):

@@ -7,6 +7,7 @@ __all__ = ['fit']
 
 # %% ../../nbs/library/training/fitting.ipynb #62ea7765
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,12 @@ from ..chat.collator import Collator
 from ..chat.prompts import remember_prompt, resolve_prompt
 from ..chat.validation import validate_batch
 from ..core.display import make_progress_bar
-from ..core.runtime import default_device, get_version, seed_everything
+from mmkit.core.runtime import (
+    default_device,
+    get_version,
+    is_first_process,
+    seed_everything,
+)
 from ..data.plain_records import as_records
 from ..losses.weighting import LossWeights
 from ..models.adapters import add_lora
@@ -261,6 +267,12 @@ class _ZeroTemperatureGrad(TrainerCallback):
         self.temperature.zero_grad()
 
 # %% ../../nbs/library/training/fitting.ipynb #d674333a
+def _waits_for_the_first():
+    "Of several processes on this machine, the first one encodes images and captions for all."
+    is_one_of_several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return is_one_of_several and int(os.environ.get("LOCAL_RANK", 0)) > 0
+
+
 def fit(
     model,  # of any family that answers (`models.families`)
     processor,
@@ -288,6 +300,7 @@ def fit(
             "for fit to train; losses.info_nce on its own two embeddings is how it is trained"
         )
     config = FitConfig.from_options(options)
+    config.show_progress = config.show_progress and is_first_process()
     config.prompt = resolve_prompt(model, config.prompt)
     check_part_names(model, learning_rate, config.lr_schedule)
     seed_everything(config.seed)
@@ -310,6 +323,7 @@ def fit(
             cache_dir=config.cache_dir,
             show_progress=config.show_progress,
             cache_size_limit=config.cache_size_limit,
+            wait=_waits_for_the_first(),
         )
         train_dataset, eval_dataset = (
             build_dataset(

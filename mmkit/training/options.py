@@ -68,6 +68,12 @@ class FitConfig:
         new_name, old_name = "activation_checkpointing", "gradient_checkpointing"
         if old_name in self.training_arguments and hasattr(TrainingArguments, new_name):
             self.training_arguments[new_name] = self.training_arguments.pop(old_name)
+        by_accelerate = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("true", "1")
+        if self.training_arguments.get("deepspeed") or by_accelerate:
+            raise ValueError(
+                "fit does not train with DeepSpeed: its optimizer and checkpoints are its own. "
+                "FSDP shards the same way: accelerate launch --use_fsdp, or fsdp=True"
+            )
 
 # %% ../../nbs/library/training/options.ipynb #df4165b2
 def resolve_trainable_parts(
