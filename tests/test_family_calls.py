@@ -27,6 +27,9 @@ from mmkit.models.saving import load_adapters, save_adapters
 from mmkit.models.surgery import replace_connector, set_image_size
 from mmkit.training.dataset import TokenizedDataset
 from mmkit.training.steps import compute_losses
+from mmkit.tuner.eval_set import evaluate_run
+from mmkit.tuner.export import fit_arguments
+from mmkit.tuner.state import TunerState
 
 # families whose processor writes the image's tokens before the text by itself
 WRITES_THE_IMAGE = ("blip2", "instructblip")
@@ -345,3 +348,41 @@ def test_bottlenecks_and_the_diagram_fit_a_family_or_say_why_not(name):
     else:
         with pytest.raises(ValueError, match="takes none: parameter_summary"):
             describe_architecture(model)
+
+
+TUNED = dict(batch_size=4, lora_rank=2, train=("projector", "text"), contrastive=0.3, mse=0.2)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "idefics3", "mllama", "instructblip"])
+def test_the_tuner_trains_evaluates_forks_and_goes_back(name):
+    model, processor = make_family(name)
+    pairs = [dict(pair, label="", attributes={}) for pair in make_pairs()]
+    source = dict(records=pairs[:6], eval_dataset=pairs[4:], model=model, processor=processor)
+    state = TunerState(**source, **TUNED)
+    before = evaluate_run(state)
+    losses = [entry["loss"] for entry in state.step(3).history]
+    fork = state.fork()
+    state.set(ce=0.9)
+    after = evaluate_run(state.step(2))
+    assert {"ce", "contrastive", "mse"} == set(state.history[-1]["raw"])
+    assert after["ce"] != before["ce"] and after["contrastive"] != before["contrastive"]
+    assert len(after["captions"]["items"]) == 3
+    assert after["similarity"]["n"] == 4
+    assert np.isfinite([after[key] for key in ("ce", "mse", "spread", "image_gain")]).all()
+    assert fork.steps == 3
+    state.restore("start")
+    assert evaluate_run(state)["ce"] == pytest.approx(before["ce"])
+    assert [entry["loss"] for entry in state.step(3).history] == losses
+    exported = training.fit(
+        copy.deepcopy(model), processor, **fit_arguments(fork), show_progress=False
+    )
+    assert exported.steps == 3
+
+
+def test_the_tuner_refuses_what_it_cannot_show():
+    model, processor = make_family("llava")
+    source = dict(eval_dataset=make_pairs(), processor=processor)
+    with pytest.raises(ValueError, match="records of one image each"):
+        TunerState(records=mixed_records(), model=model, **source)
+    with pytest.raises(ValueError, match="never speaks: the tuner needs a model that answers"):
+        TunerState(records=make_pairs(), model=make_family("clip")[0], **source)

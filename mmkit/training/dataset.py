@@ -16,6 +16,7 @@ from ..chat.images import image_placeholder
 from ..chat.templates import count_images
 from ..data.records import count_stored_images
 from ..models.families import find_family
+from ..models.features import pools_patches
 from .cache import cache_captions, cache_features
 
 # %% ../../nbs/library/training/dataset.ipynb #e0edda35
@@ -197,8 +198,7 @@ def build_dataset(
     texts = select_text_columns(records)
     has_one_image_each = all(text["num_images"] == 1 for text in texts)
     use_feature_cache = use_feature_cache and has_one_image_each  # which the cache is made for
-    pools_patches = find_family(model).cacheable(("projector",)) == "pooled patches"
-    if use_feature_cache and pools_patches and "vision" not in parts:
+    if use_feature_cache and pools_patches(model) and "vision" not in parts:
         features = cache_features(model, processor, records, **cache_options)
     captions = [text.get("caption") for text in texts]
     needs_captions = callable(loss_weights) or loss_weights.contrastive or loss_weights.mse

@@ -293,12 +293,7 @@ def fit(
         eval_dataset = as_records(eval_dataset, "image", "caption")
     if not len(records):
         raise ValueError("there are 0 records to train on; was everything set aside while loading?")
-    family = find_family(model)
-    if not family.generates:
-        raise ValueError(
-            f"{family.name} compares images with texts and never speaks, so there are no answers "
-            "for fit to train; losses.info_nce on its own two embeddings is how it is trained"
-        )
+    find_family(model).require_answers("fit")
     config = FitConfig.from_options(options)
     config.show_progress = config.show_progress and is_first_process()
     config.prompt = resolve_prompt(model, config.prompt)

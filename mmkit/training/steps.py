@@ -21,7 +21,7 @@ from ..losses.contrastive import embedding_mse, info_nce
 from ..losses.weighting import LossWeights, combine_losses
 from ..models.families import find_family
 from ..models.family import select_model_inputs
-from ..models.features import embed_texts, project_patches
+from ..models.features import embed_texts, pools_patches, project_patches
 from ..models.modes import unwrap_model
 from .fast_gemma3 import AnswerOnlyDecoderLayer, build_attention_masks
 
@@ -36,16 +36,11 @@ def embed_image_tokens(
     return model.model.get_image_features(batch["pixel_values"]).pooler_output
 
 
-def _pools_patches(model):
-    "Is the model of the one family whose patches are pooled before anything trains?"
-    return find_family(model).cacheable(("projector",)) == "pooled patches"
-
-
 def _encode_batch(model, batch):
     "Image tokens as the text model gets them, in `pooler_output`; None for text alone."
     if batch.get("features") is None and batch.get("pixel_values") is None:
         return None
-    if _pools_patches(model):
+    if pools_patches(model):
         return BaseModelOutputWithPooling(pooler_output=embed_image_tokens(model, batch))
     return find_family(model).encode_images(model, batch)
 
@@ -137,7 +132,7 @@ def compute_losses(
     encoded = _encode_batch(model, batch)
     losses = {}
     if loss_weights.ce:
-        answer_loss = _pooled_answer_loss if _pools_patches(model) else _answer_loss
+        answer_loss = _pooled_answer_loss if pools_patches(model) else _answer_loss
         losses["ce"] = answer_loss(model, encoded, batch, num_items_in_batch)
     if not (loss_weights.contrastive or loss_weights.mse):
         return losses

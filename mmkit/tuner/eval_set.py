@@ -18,14 +18,19 @@ from ..chat.images import convert_to_rgb, images_to_pixel_values
 from ..chat.prompts import PROMPT
 from ..data.caption_reader import mark_claims, omitted_attributes
 from ..data.melanoma_pairs import load_melanoma_pairs
-from ..evaluate.generation import greedy_decode, group_by_length
+from ..evaluate.generation import generate_from_images, greedy_decode
+from mmkit.evaluate.record_batches import (
+    RecordBatches,
+    embed_record_images,
+    group_by_length,
+)
 from ..explain.attention_weights import compute_attention
 from ..explain.monitor import ModalityMonitor
 from ..explain.words import join_tokens_to_words
 from ..lesions.lesion import CAMERAS
 from ..losses.contrastive import embedding_collapse, embedding_mse, info_nce
 from ..losses.weighting import LossWeights
-from ..models.features import embed_texts, pool_patches, project_patches
+from ..models.features import embed_texts, pool_patches, pools_patches, project_patches
 from ..models.modes import eval_mode
 from ..training.cache import cache_features
 from ..training.dataset import TokenizedDataset, select_text_columns
@@ -113,10 +118,11 @@ class EvalSet:
         self.processor = processor
         self.records = [dict(records[i]) for i in _select_distinct_captions(records, max_records)]
         self.displayed = _choose_displayed(self.records, num_displayed)
-        self.features = cache_features(
-            model, processor, self.records, show_progress=False
-        ).features  # (N, P, D) of the vision encoder before it trained
-
+        self.features = None  # (N, P, D) of Gemma 3's vision encoder before it trained
+        if pools_patches(model):
+            self.features = cache_features(
+                model, processor, self.records, show_progress=False
+            ).features
         captions = [record["caption"] for record in self.records]
         caption_ids = processor.tokenizer(captions).input_ids
         self.captions_batch = pad_batch(
@@ -127,8 +133,7 @@ class EvalSet:
             dict(record, notes=note_with_answer(record["caption"])) for record in self.records
         ]
         self.dataset = TokenizedDataset(without_notes, Collator(processor), self.features)
-        displayed_texts = select_text_columns([self.records[i] for i in self.displayed])
-        self.prompts = Collator(processor, for_training=False).tokenize_records(displayed_texts)
+        self.prompts = RecordBatches(processor, [self.records[i] for i in self.displayed])
         half = max_records // 2
         self.monitors = {
             False: ModalityMonitor(processor, without_notes[:half]),
@@ -144,11 +149,18 @@ class EvalSet:
         patches = model.model.vision_tower(pixel_values=pixels).last_hidden_state
         return pool_patches(model, patches)
 
+    def _embed_images(self, state, model):
+        "The mean image token of each record (N, W)."
+        if self.features is None:
+            embeds = embed_record_images(model, self.processor, self.records)
+            return embeds.to(model.device, model.dtype)
+        features = self.image_features(state, model).to(model.device, model.dtype)
+        return project_patches(model, features).mean(1)
+
     def similarity(self, state) -> dict:
         "Cosines of every image with every caption (row by row), R@1, spread of embeddings (0–1)."
         with eval_mode(state.model) as model:
-            features = self.image_features(state, model).to(model.device, model.dtype)
-            image_embeds = project_patches(model, features).mean(1)
+            image_embeds = self._embed_images(state, model)
             text_embeds = embed_texts(
                 model,
                 self.captions_batch["input_ids"].to(model.device),
@@ -173,9 +185,10 @@ class EvalSet:
     def modality_contributions(self, state) -> dict:
         "Right words an answer that image and prompt bring; notes are as in training."
         monitor = self.monitors[state.hparams["shortcut"] > 0]
-        with eval_mode(state.model) as model:
-            features = self.image_features(state, model)[: len(monitor.records)]
-            monitor.features = features.to(model.device, model.dtype)
+        if self.features is not None:
+            with eval_mode(state.model) as model:
+                features = self.image_features(state, model)[: len(monitor.records)]
+                monitor.features = features.to(model.device, model.dtype)
         measured = monitor.measure(state.model)
         image_share = measured["image share"]
         return dict(
@@ -189,16 +202,18 @@ class EvalSet:
         "Cross-entropy of the captions, without notes, nats a token."
         rows = [self.dataset[i] for i in range(len(self.dataset))]
         with eval_mode(state.model) as model:
-            batch = self.dataset.collate_fn(rows) | dict(features=self.image_features(state, model))
+            batch = self.dataset.collate_fn(rows)
+            if self.features is not None:
+                batch["features"] = self.image_features(state, model)
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             return float(compute_losses(state.model, batch, LossWeights())["ce"])
 
-    def captions(self, state) -> dict:
-        "What the model says of the displayed images, without notes, with every claim marked."
+    def _decode_cached(self, state):
+        "Captions of the displayed images, from their features."
         generated = [None] * len(self.displayed)
         with eval_mode(state.model) as model:
             features = self.image_features(state, model)[self.displayed]
-            prompt_ids = [prompt["input_ids"] for prompt in self.prompts]
+            prompt_ids = self.prompts.prompts
             for group in group_by_length(prompt_ids, len(prompt_ids)):
                 group_ids = torch.tensor([prompt_ids[i] for i in group])
                 group_features = features[torch.as_tensor(group)]
@@ -206,6 +221,14 @@ class EvalSet:
                 for i, ids in zip(group, new_ids):
                     text = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
                     generated[i] = text.strip()
+        return generated
+
+    def captions(self, state) -> dict:
+        "What the model says of the displayed images, without notes, with every claim marked."
+        if self.features is None:
+            generated = generate_from_images(state.model, self.processor, self.prompts)
+        else:
+            generated = self._decode_cached(state)
         marked = [mark_caption(text, self.records[i]) for i, text in zip(self.displayed, generated)]
         num_claims = sum(caption.num_claims for caption in marked)
         num_right = sum(caption.num_right for caption in marked)

@@ -142,7 +142,7 @@ def frozen_features(records):
 
 
 dataset = FaultyDataset(
-    processor, $records, seed=hparams["seed"], feature_fn=frozen_features
+    processor, $records, seed=hparams["seed"], feature_fn=$feature_fn
 )
 parts = {part: get_trainable_parameters(model, part) for part in ("vision", "projector", "text")}
 temperature = Temperature(hparams["temperature"]).to(default_device())
@@ -169,7 +169,7 @@ def apply_changes(changed):
 
 
 apply_changes(hparams)
-examples_drawn, history, needs_pixels = 0, [], False
+examples_drawn, history, needs_pixels = 0, [], $needs_pixels
 for step in range($steps):
     apply_changes(changes.get(step, {}))
     needs_pixels |= "vision" in hparams["train"]  # cached features no longer hold
@@ -216,6 +216,8 @@ def _script_source(state):
         ),
         model_and_processor=_YOUR_OWN if _has_own_source(state) else "model, processor = load()",
         records=_records_source(state),
+        feature_fn="frozen_features" if state.has_cache else None,  # else: always with images
+        needs_pixels=not state.has_cache,
     )
 
 # %% ../../nbs/library/tuner/export.ipynb #34452604

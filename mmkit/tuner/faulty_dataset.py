@@ -67,7 +67,8 @@ class FaultyVariants:
         records=None,  # the user's own, with images and captions; None: procedural lesions …
         num_records: int = 256,  # … so many
         seed: int = 0,  # of the hard negatives
-        feature_fn=None,  # records -> (N, P, D), the frozen vision encoder's features
+        # records -> (N, P, D), the frozen vision encoder's features; None: always with images
+        feature_fn=None,
     ):
         self.user_records, self.seed, self.feature_fn = records, seed, feature_fn
         self.num_records = len(records) if records is not None else num_records
@@ -105,7 +106,8 @@ class FaultyVariants:
                 texts[index]["negatives"] = hard_negative_captions(
                     record, variant.num_hard_negatives, (self.seed, index)
                 )
-        features = None if variant.pixels else self._get_features(variant, records)
+        has_features = self.feature_fn is not None and not variant.pixels
+        features = self._get_features(variant, records) if has_features else None
         return TokenizedDataset(_TextsWithImages(texts, records), self.collator, features)
 
     def _get_features(self, variant, records):
@@ -134,7 +136,8 @@ class FaultyDataset:
         records=None,  # the user's own, with images and captions; None: procedural lesions …
         num_records: int = 256,  # … so many
         seed: int = 0,  # of the order and of the faults, not of the lesions
-        feature_fn=None,  # records -> (N, P, D), the frozen vision encoder's features
+        # records -> (N, P, D), the frozen vision encoder's features; None: always with images
+        feature_fn=None,
     ):
         self.variants = FaultyVariants(processor, records, num_records, seed, feature_fn)
         self.num_records, self.seed = self.variants.num_records, seed
@@ -218,8 +221,7 @@ class FaultyDataset:
             rows.append(row)
         if not rows:
             raise ValueError("the batch is empty: there are no records to draw from")
-        # Captions are numbered alike in every variant, so any of them can collate.
-        return self.variants.dataset().collate_fn(rows)
+        return dataset.collate_fn(rows)  # any variant can: captions are numbered alike in all
 
     def records_with_faults(
         self, hparams: dict

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 import torch
 
 from ..core.runtime import seed_everything
+from ..evaluate.generation import has_one_image_each
 from ..losses.contrastive import Temperature
 from ..losses.weighting import LossWeights
 from ..models.adapters import add_lora
+from ..models.families import find_family
+from ..models.features import pools_patches
 from ..models.loading import load
 from ..models.modes import disable_cpu_repack, unwrap_model
 from ..models.parts import get_trainable_parameters
@@ -95,7 +98,7 @@ class TunerState:
         records=None,  # the user's own, with images and captions; None: procedural lesions …
         num_records: int = 256,  # … so many
         eval_dataset=None,  # held-out records; needed with records of the user's own
-        model=None,  # of the Gemma 3 family; it is copied. None: the shipped base
+        model=None,  # of any family that answers; it is copied. None: the shipped base
         processor=None,
         **hparams,  # initial hyperparameters, see HYPERPARAMETERS
     ):
@@ -108,6 +111,12 @@ class TunerState:
                 "eval_dataset=None: with records of your own, give some that are not trained on "
                 "(other patients), 8 or more"
             )
+        for some in (records, eval_dataset):
+            if some is not None and not has_one_image_each(some):
+                raise ValueError(
+                    "the tuner trains on and shows records of one image each: leave those of text "
+                    "alone and of several images out with records.select; training.fit takes them"
+                )
         self.source = dict(
             records=records,
             num_records=num_records,
@@ -131,14 +140,13 @@ class TunerState:
         if hparams["lora_rank"]:
             model = add_lora(model, hparams["lora_rank"])
         self.model = model.train()
+        self.has_cache = pools_patches(model)  # of Gemma 3; other families always take images
         self.train_set = FaultyDataset(
             self.processor,
             self.source["records"],
             self.source["num_records"],
             hparams["seed"],
-            lambda records: cache_features(
-                self.model, self.processor, records, show_progress=False
-            ),
+            self._compute_features if self.has_cache else None,
         )
         if self.eval_set is None:
             self.eval_set = EvalSet(self.model, self.processor, self.source["eval_dataset"])
@@ -162,13 +170,11 @@ class TunerState:
         else:
             model = copy.deepcopy(self.source["model"])
             self.processor = self.source["processor"]
-        model_type = unwrap_model(model).config.model_type
-        if model_type != "gemma3":
-            raise ValueError(
-                "the tuner trains as `fit` does, which knows Gemma 3's way from an image to its "
-                f"tokens, not {model_type}'s"
-            )
+        find_family(model).require_answers("the tuner")
         return model
+
+    def _compute_features(self, records):
+        return cache_features(self.model, self.processor, records, show_progress=False)
 
     def _build_optimizer(self):
         self.parts = {part: get_trainable_parameters(self.model, part) for part in TRAINABLE_PARTS}
@@ -243,8 +249,12 @@ class TunerState:
 
     @property
     def needs_pixels(self) -> bool:
-        "Cached features no longer hold: the vision encoder trains, or has trained."
-        return "vision" in self.trained_parts or "vision" in self.hparams["train"]
+        "There are no cached features, or the vision encoder trains or has trained since."
+        return (
+            not self.has_cache
+            or "vision" in self.trained_parts
+            or "vision" in self.hparams["train"]
+        )
 
     def pending_work(self) -> str:  # '' when nothing is missing
         "What has to be rendered or tokenized before the next step."
