@@ -24,13 +24,14 @@ def describe_architecture(
     config, family = unwrap_model(model).config, find_family(model)
     vision, text = config.vision_config, config.get_text_config()
     num_image_tokens = family.num_image_tokens(config)
-    is_square = family.has_places and family.tokens_in_text and family.square(num_image_tokens)
-    if not (is_square and hasattr(vision, "image_size")):
+    patches_per_side = getattr(vision, "image_size", 0) // vision.patch_size  # 0: of any size
+    has_grid = family.has_places and family.tokens_in_text and patches_per_side
+    grid = family.square(num_image_tokens) if has_grid else None
+    if not grid or patches_per_side % grid[0]:
         raise ValueError(
             f"the diagram shows an image that takes a fixed square of tokens, and {family.name}'s "
             "takes none: parameter_summary(model) gives the sizes of its parts"
         )
-    patches_per_side = vision.image_size // vision.patch_size
     return dict(
         image_size=vision.image_size,
         patch_size=vision.patch_size,
@@ -38,7 +39,7 @@ def describe_architecture(
         vision_layers=vision.num_hidden_layers,
         vision_width=vision.hidden_size,
         num_image_tokens=num_image_tokens,
-        pool_size=patches_per_side // is_square[0],
+        pool_size=patches_per_side // grid[0],
         text_layers=text.num_hidden_layers,
         text_width=text.hidden_size,
         vocab_size=text.vocab_size,

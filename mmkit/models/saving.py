@@ -84,7 +84,6 @@ def find_non_finite(
             return name
     return None
 
-
 # %% ../../nbs/library/models/saving.ipynb #67511dac
 def _is_peft(name):
     return "lora_" in name or "modules_to_save" in name or "original_module" in name

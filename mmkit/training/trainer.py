@@ -182,7 +182,7 @@ class AlignmentTrainer(Trainer):
         num_pairs = len(embeds.get("rows", ()))  # rows with an image and a caption
         pairs = torch.full_like(num_tokens, num_pairs / len(num_tokens))
         self.eval_terms = list(losses)
-        columns = [value.float().expand(len(num_tokens)) for value in losses.values()]
+        columns = [v.detach().float().expand(len(num_tokens)) for v in losses.values()]
         facts = torch.stack([num_tokens, pairs, *columns], 1)  # (B, 2 + terms)
         return None, facts, facts
 

@@ -18,7 +18,7 @@ from ..chat.images import convert_to_rgb, images_to_pixel_values
 from ..chat.prompts import PROMPT
 from ..data.caption_reader import mark_claims, omitted_attributes
 from ..data.melanoma_pairs import load_melanoma_pairs
-from ..evaluate.generation import generate_from_images, greedy_decode
+from ..evaluate.generation import generate_without_cache, greedy_decode
 from mmkit.evaluate.record_batches import (
     RecordBatches,
     embed_record_images,
@@ -226,7 +226,7 @@ class EvalSet:
     def captions(self, state) -> dict:
         "What the model says of the displayed images, without notes, with every claim marked."
         if self.features is None:
-            generated = generate_from_images(state.model, self.processor, self.prompts)
+            generated = generate_without_cache(state.model, self.processor, self.prompts)
         else:
             generated = self._decode_cached(state)
         marked = [mark_caption(text, self.records[i]) for i, text in zip(self.displayed, generated)]

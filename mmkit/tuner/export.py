@@ -181,7 +181,7 @@ for step in range($steps):
         hparams["mse"],
         temperature if hparams["learn_temperature"] else hparams["temperature"],
     )
-    with fast_gemma3_forward(model):
+$seed_step    with fast_gemma3_forward(model):
         output = training_step(model, batch, loss_weights, optimizer)
     examples_drawn += hparams["batch_size"]
     history.append(output.loss.item())
@@ -189,6 +189,7 @@ print(loss_fingerprint(history), history[-1])
 """)
 
 # %% ../../nbs/library/tuner/export.ipynb #2e1a3f8a
+_SEED_STEP = '    torch.manual_seed(hparams["seed"] + step)  # of dropout\n'
 _YOUR_OWN = "model, processor, records = ...  # your own: put them in here"
 
 
@@ -218,6 +219,7 @@ def _script_source(state):
         records=_records_source(state),
         feature_fn="frozen_features" if state.has_cache else None,  # else: always with images
         needs_pixels=not state.has_cache,
+        seed_step="" if state.has_cache else _SEED_STEP,
     )
 
 # %% ../../nbs/library/tuner/export.ipynb #34452604

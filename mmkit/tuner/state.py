@@ -273,6 +273,8 @@ class TunerState:
             device = unwrap_model(self.model).device
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             norms = {}
+            if not self.has_cache:  # families with dropout: the same in every replay
+                torch.manual_seed(self.hparams["seed"] + self.steps)
             with fast_gemma3_forward(self.model):
                 output = training_step(
                     self.model,
