@@ -201,6 +201,9 @@ def get_num_image_tokens(
         return []
     if batch.get("aspect_ratio_ids") is not None:
         return [1] * len(images)
+    of_tiles = find_family(model_or_processor).needed_image_tokens(batch, model_or_processor)
+    if of_tiles is not None:
+        return of_tiles
     if config:
         of_each = getattr(config, "mm_tokens_per_image", None)
         of_each = of_each or getattr(config, "image_seq_length", None)
@@ -209,6 +212,12 @@ def get_num_image_tokens(
     return [of_each] * len(images) if of_each else None
 
 # %% ../../nbs/library/chat/images.ipynb #e55d2495
+def _is_in_tiles(batch):
+    "Is an image several of the vision encoder's, and all of them in the text?"
+    pixel_values = batch.get("pixel_values")
+    return pixel_values is not None and pixel_values.ndim == 5
+
+
 def _nearest_grid(num_tokens, height, width):
     "(rows, columns) of that many tokens, nearest to the image's shape."
     rows = max(1, round((num_tokens * height / width) ** 0.5))
@@ -230,6 +239,11 @@ def compute_image_grids(
     if batch.get("aspect_ratio_ids") is not None:
         shapes = get_all_supported_aspect_ratios(processor.image_processor.max_image_tiles)
         return [shapes[i - 1] for i in batch["aspect_ratio_ids"].flatten().tolist() if i]
+    family = find_family(processor)
+    if _is_in_tiles(batch):
+        return [image.grid for image in family.image_tokens(batch, processor)]
+    if not family.has_places:
+        return [(1, 1)] * len(split_per_image(batch))
     counts = get_num_image_tokens(batch, processor) or []
     grids = []
     for num_tokens, pixels in zip(counts, split_per_image(batch), strict=False):
@@ -270,8 +284,12 @@ def denormalize_images(
         mean = torch.tensor(image_processor.image_mean).view(3, 1, 1)
         std = torch.tensor(image_processor.image_std).view(3, 1, 1)
     grids = compute_image_grids(batch, processor)
+    if _is_in_tiles(batch):
+        of_images = find_family(processor).join_tiles(batch, processor)
+    else:
+        of_images = split_per_image(batch)
     images = []
-    for pixels, grid in zip(split_per_image(batch), grids, strict=False):
+    for pixels, grid in zip(of_images, grids, strict=False):
         if "image_grid_thw" in batch:
             pixels = _assemble_patches(pixels, grid, image_processor)
         elif pixels.ndim == 4:

@@ -25,6 +25,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from .prompts import PROMPT
 from ..core.runtime import get_assets_dir
+from ..models.families import find_family
 
 # %% ../../nbs/library/chat/templates.ipynb #5f45100b
 def _message(role, text, num_images=0):
@@ -323,13 +324,23 @@ def turn_delimiters(
 
     ValueError where there is no template.
     """
-    if not processor.chat_template:
+    chat_template = getattr(processor, "chat_template", None)
+    if not chat_template:
+        family = find_family(processor)
+        if not family.generates:
+            raise ValueError(
+                f"{family.name} compares images with texts and never speaks: it has no turns and "
+                "no answers. Give it processor(images=…, text=…), and use `embed_images` and "
+                "`embed_texts`."
+            )
+        fix = "set processor.chat_template"
+        if family.chat_template:
+            fix += " = find_family(processor).chat_template, as `models.load` does"
         raise ValueError(
             f"this {type(processor).__name__} has no chat template: it was not made to talk in "
-            "turns. Load the instruction-tuned checkpoint, or set processor.chat_template; where "
-            "the family has one, that is find_family(processor).chat_template (models.families)."
+            f"turns. Load the instruction-tuned checkpoint, or {fix}."
         )
-    return _find_turn_delimiters(processor, processor.chat_template)
+    return _find_turn_delimiters(processor, chat_template)
 
 # %% ../../nbs/library/chat/templates.ipynb #08f170f9
 def token_bytes(

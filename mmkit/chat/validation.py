@@ -245,6 +245,8 @@ def _find_template_errors(tokens, has_labels, processor, image_wrapper_tokens):
     delimiters = turn_delimiters(processor)
     refuse = "Refuse such records: `tokenize_conversations` does."
     special = get_special_tokens(processor.tokenizer) - image_wrapper_tokens
+    if find_family(processor).image_before_begin:
+        special -= {processor.tokenizer.bos_token}
     stray = sorted(
         token.text
         for token in tokens
@@ -259,7 +261,7 @@ def _find_template_errors(tokens, has_labels, processor, image_wrapper_tokens):
     num_answers = sum(is_answer for is_answer, _ in _group_by_turn(tokens))
     if not num_answers:
         yield f"has no turn of the model's ({delimiters.model!r}): was the chat template applied?"
-    elif num_user_turns != num_answers:
+    elif delimiters.user and num_user_turns != num_answers:
         yield (
             f"opens {num_user_turns} turns of the user for {num_answers} answers: text of the"
             f" template inside the data, or a conversation that ends with a question. {refuse}"

@@ -18,7 +18,7 @@ from ..chat.images import split_per_image
 from ..chat.turns import get_token_roles
 from ..core.runtime import did_you_mean
 from ..core.stats import Interval, bootstrap, random_derangement
-from .layout import repeat_batch
+from .layout import ImageTokenLayout, mask_patches, repeat_batch
 from .scoring import token_accuracy
 from ..models.family import blank_pixel_values
 from ..models.modes import unwrap_model
@@ -73,21 +73,34 @@ def require_one_image_each(
     return images
 
 
+def _require_one_size(batch):
+    "ValueError for images that need different numbers of image tokens."
+    if batch.get("image_grid_thw") is not None:
+        unit, sizes = "patches", batch["image_grid_thw"][:, 1:]
+    elif batch.get("image_sizes") is not None:
+        unit, sizes = "pixels", batch["image_sizes"]
+    elif batch.get("pixel_attention_mask") is not None:
+        unit = "tiles"
+        sizes = batch["pixel_values"].flatten(2).any(-1).sum(1, keepdim=True)
+    else:
+        return
+    if not (sizes == sizes[0]).all():
+        different = sorted({tuple(size) for size in sizes.tolist()})
+        raise ValueError(
+            f"images of {different} {unit} need different numbers of image tokens; bring them to "
+            "one size first"
+        )
+
+
 def swap_images(
     batch: dict,  # B records of any family, one image each
     order,  # (B,) whose image each record gets
 ) -> dict:  # a batch
     "The same texts with other records' images."
     images = require_one_image_each(batch)
+    _require_one_size(batch)
     order = torch.as_tensor(np.asarray(order))
-    grids = batch.get("image_grid_thw")
-    if grids is not None:  # Qwen2-VL: the patches of all images in one long list
-        if not (grids == grids[0]).all():
-            sizes = sorted({tuple(grid[1:]) for grid in grids.tolist()})
-            raise ValueError(
-                f"images of {sizes} patches need different numbers of image tokens; bring them "
-                "to one size first"
-            )
+    if batch.get("image_grid_thw") is not None:  # Qwen2-VL: patches of all images in one long list
         return dict(batch, pixel_values=torch.cat([images[k] for k in order]))
     swapped = dict(batch)
     swapped.update({k: batch[k][order] for k in IMAGE_INPUT_KEYS if batch.get(k) is not None})
@@ -132,6 +145,8 @@ def ablate_image(
     if replacement not in IMAGE_REPLACEMENTS:
         hint = did_you_mean(replacement, IMAGE_REPLACEMENTS)
         raise ValueError(f"replacement={replacement!r}.{hint}")
+    if replacement == "mean":
+        _require_one_size(batch)
     if replacement == "shuffled":
         return swap_images(batch, random_derangement(len(batch["input_ids"]), seed))
     key = "features" if "features" in batch else "pixel_values"
@@ -139,7 +154,7 @@ def ablate_image(
     if replacement == "mean":
         stacked = values if batch.get("image_grid_thw") is None else torch.stack(images)
         mean = stacked.mean(0, keepdim=True)
-        return dict(batch, **{key: mean.expand_as(stacked).reshape(values.shape)})
+        return dict(batch, **{key: mean.expand_as(stacked).reshape(values.shape).contiguous()})
     if replacement == "noise":
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(values.shape, generator=generator).to(values)
@@ -224,7 +239,10 @@ def mask_text(
     "The same images without the prompt: its tokens become padding, in their places."
     is_prompt = find_prompt_tokens(batch, processor_or_model).to(batch["input_ids"].device)
     pad_token_id = get_pad_token_id(processor_or_model)
-    return dict(batch, input_ids=batch["input_ids"].masked_fill(is_prompt, pad_token_id))
+    masked = dict(batch, input_ids=batch["input_ids"].masked_fill(is_prompt, pad_token_id))
+    if "qformer_input_ids" in batch:  # InstructBLIP's queries read the prompt, too
+        masked["qformer_input_ids"] = torch.zeros_like(batch["qformer_input_ids"])  # padding
+    return masked
 
 # %% ../../nbs/library/explain/ablation.ipynb #fc79f6e6
 def select_example(
@@ -248,11 +266,18 @@ def mask_inputs(
     token_mask: np.ndarray,  # (K, T) True on tokens that are hidden
     region_mask: np.ndarray,  # (K, R, C) True on regions of the image that are hidden
     pad_token_id: int = 0,  # what stands in a hidden token's place
+    model=None,  # the model, where the image is several tiles
 ) -> dict:  # K records
     """The record K times, each time with other tokens and image regions hidden.
 
     Tokens become padding, pixels the processor's mean colour."""
     num_copies = len(token_mask)
+    if "qformer_input_ids" in batch and np.any(token_mask):
+        raise ValueError(
+            "the queries of InstructBLIP read the prompt, too: a word that is hidden in the text "
+            "would still be there. Measure image and prompt as a whole, by `perceptual_score` and "
+            "`DominanceCallback`."
+        )
     masked = repeat_batch(batch, num_copies, keys=None)
     is_hidden = torch.as_tensor(token_mask).to(masked["input_ids"].device)
     masked["input_ids"] = masked["input_ids"].masked_fill(is_hidden, pad_token_id)
@@ -262,6 +287,12 @@ def mask_inputs(
         np.asarray(region_mask), dtype=torch.float32, device=values.device
     )
     keep = 1 - hidden_regions[:, None]  # (K, 1, R, C)
+    is_tiled = key == "pixel_values" and values.ndim > 4
+    if is_tiled and model is not None:
+        layout = ImageTokenLayout(model, batch)
+        keep_patches = F.interpolate(keep, layout.patch_grid)[:, 0]
+        masked[key] = mask_patches(layout, batch[key], keep_patches)
+        return masked
     if batch.get("image_grid_thw") is not None:
         # (K·P, D): four patches to a token, tokens row by row
         h, w = (int(n) for n in batch["image_grid_thw"][0, 1:])
@@ -276,8 +307,11 @@ def mask_inputs(
             )
         keep_values = F.interpolate(keep, (side, side)).reshape(num_copies, -1, 1)
     else:
-        if batch.get("aspect_ratio_mask") is not None and batch["aspect_ratio_mask"].sum() > 1:
-            raise ValueError("an image of several tiles; give its processor max_image_tiles=1")
+        num_tiles = values[:1].flatten(0, -4).shape[0] if is_tiled else 1
+        if batch.get("aspect_ratio_mask") is not None:
+            num_tiles = batch["aspect_ratio_mask"].sum()
+        if num_tiles > 1:
+            raise ValueError("an image of several tiles: give the model, which says where they lie")
         height, width = values.shape[-2:]
         keep_pixel = F.interpolate(keep, (height, width))  # (K, 1, H, W)
         broadcast = [1] * (values.ndim - 3)

@@ -7,8 +7,10 @@ __all__ = ['TEXT_INPUT_KEYS', 'ImageTokenLayout', 'mask_patches', 'repeat_batch'
 
 # %% ../../nbs/library/explain/layout.ipynb #ca80b41b
 import torch
+from torch.nn import functional as F
 
 from ..models.families import find_family
+from ..models.family import blank_pixel_values
 from ..models.modes import unwrap_model
 
 # %% ../../nbs/library/explain/layout.ipynb #e67ac88d
@@ -40,6 +42,10 @@ class ImageTokenLayout:
                 "token a place is needed"
             )
         self.family = family.key
+        self.has_overview = images[0].overview is not None
+        self.patch_order = family.patch_order(self.model.config, batch)
+        # can attention be followed through the encoder, from token to patches?
+        self.follows_patches = self.patch_order is None and not self.has_tiles_in_text
         # in the order of the image's places, which tiles interrupt in the text
         self.image_positions = images[0].positions.to(self.model.device)
         vision_config = self.model.config.vision_config
@@ -47,10 +53,17 @@ class ImageTokenLayout:
         self.tile_grid = images[0].tiles  # (rows, columns) of tiles
         self.patch_grid, self.token_grid = self._find_grids(batch, images[0], vision_config)
 
+    @property
+    def has_tiles_in_text(self) -> bool:
+        "Is the image cut into images of its own, each with its tokens?"
+        return self.family in ("idefics3", "llava_next")
+
     def _find_grids(self, batch, image, vision_config):
         "(rows, columns) of the encoder's patches, and of the image tokens."
         if self.family == "qwen2_vl":
             return tuple(batch["image_grid_thw"][0, 1:].tolist()), image.grid
+        if self.family == "llava_next":  # a token a patch; those of the padding are left out
+            return image.grid, image.grid
         side = vision_config.image_size // self.patch_size
         patch_grid = (self.tile_grid[0] * side, self.tile_grid[1] * side)
         return patch_grid, image.grid or patch_grid  # queries have no places: maps are of patches
@@ -64,6 +77,10 @@ class ImageTokenLayout:
         h, w = self.patch_grid if from_patches else self.token_grid
         if self.family == "mllama":
             return self._join_tiles(values, h, w)
+        if from_patches and self.has_tiles_in_text:
+            return self._join_encoded_tiles(values, h, w)
+        if from_patches and self.patch_order is not None:
+            values = values[..., self.patch_order.argsort().to(values.device)]
         if from_patches and self.family == "qwen2_vl":  # the patches of one token are neighbours
             k = h // self.token_grid[0]
             blocks = values.unflatten(-1, (h // k, w // k, k, k))
@@ -82,6 +99,20 @@ class ImageTokenLayout:
         # (…, rows, columns, tile_h, tile_w) -> (…, h, w)
         return tiles.movedim(-3, -2).flatten(-2).flatten(-3, -2)
 
+    def _join_encoded_tiles(self, values, h, w):
+        "Tiles that the encoder took as images, an overview before or behind them, as one image."
+        rows, columns = self.tile_grid
+        side = self.model.config.vision_config.image_size // self.patch_size
+        num_tiles = rows * columns + self.has_overview
+        # (…, tiles, patches), some with a class token first
+        of_tiles = values.unflatten(-1, (num_tiles, -1))[..., -side * side :]
+        is_behind = self.family == "idefics3"
+        of_tiles = of_tiles[..., : rows * columns, :] if is_behind else of_tiles[..., 1:, :]
+        in_grid = of_tiles.unflatten(-1, (side, side)).unflatten(-3, (rows, columns))
+        joined = in_grid.movedim(-3, -2).flatten(-2).flatten(-3, -2)
+        top, left = (rows * side - h) // 2, (columns * side - w) // 2  # padding
+        return joined[..., top : top + h, left : left + w]
+
     def tokens_to_patches(
         self,
         values: torch.Tensor,  # (…, image tokens)
@@ -89,12 +120,11 @@ class ImageTokenLayout:
         """Share each token's value among the patches that it was pooled from.
 
         ValueError where the encoder works in tiles or windows."""
-        model_type = self.model.config.model_type
-        if self.family in ("idefics3", "llava_next") or model_type == "qwen2_5_vl":
+        if not self.follows_patches:
             raise ValueError(
-                f"the encoder of {model_type} works in tiles or windows, so attention cannot be "
-                "followed through it to its patches; give include_vision=False, which ends at the "
-                "image tokens"
+                f"the encoder of {self.model.config.model_type} works in tiles or windows, so "
+                "attention cannot be followed through it to its patches; give "
+                "include_vision=False, which ends at the image tokens"
             )
         k = self.patch_grid[0] // self.token_grid[0]
         if self.family == "gemma3":
@@ -107,19 +137,36 @@ class ImageTokenLayout:
         return values
 
 # %% ../../nbs/library/explain/layout.ipynb #0df4e586
+def _mask_tiles_and_overview(layout, pixel_values, keep_mask):
+    "Patches hidden in the tiles and in the small view of the whole image; (n, tiles, 3, H, W)."
+    rows, columns = layout.tile_grid
+    size = layout.model.config.vision_config.image_size
+    height, width = rows * size, columns * size
+    pixel_mask = keep_mask.repeat_interleave(layout.patch_size, 1)
+    pixel_mask = pixel_mask.repeat_interleave(layout.patch_size, 2)
+    top, left = (height - pixel_mask.shape[1]) // 2, (width - pixel_mask.shape[2]) // 2
+    bottom, right = height - top - pixel_mask.shape[1], width - left - pixel_mask.shape[2]
+    padded = F.pad(pixel_mask, (left, right, top, bottom), value=1.0)
+    tile_mask = padded.unflatten(1, (rows, -1)).unflatten(3, (columns, -1))
+    tile_mask = tile_mask.movedim(3, 2).flatten(1, 2)  # (n, tiles, tile height, tile width)
+    keep = [tile_mask]
+    if layout.has_overview:
+        overview = F.interpolate(pixel_mask[:, None], tile_mask.shape[2:], mode="area")
+        keep = [tile_mask, overview] if layout.family == "idefics3" else [overview, tile_mask]
+    keep = torch.cat(keep, 1)[:, :, None]  # (n, tiles, 1, tile height, tile width)
+    blank = blank_pixel_values(dict(pixel_values=pixel_values, pixel_attention_mask=True))
+    return pixel_values * keep + blank * (1 - keep)
+
+
 def mask_patches(
     layout: ImageTokenLayout,
     pixel_values: torch.Tensor,  # of one image, in the family's layout
     keep_mask: torch.Tensor,  # (n, h, w) of the encoder's patches: 1 stays, 0 turns mean grey
 ) -> torch.Tensor:  # pixel_values of n images, in the family's layout
     "The image n times, each time with other patches turned grey (the normaliser's mean)."
-    if layout.family in ("idefics3", "llava_next"):
-        raise ValueError(
-            f"images of {layout.model.config.model_type} are tiles and an overview of them all: "
-            "hiding a patch in one would leave it in the other; use a map made of attention or "
-            "gradients"
-        )
     keep_mask = keep_mask.to(pixel_values)
+    if layout.has_tiles_in_text:
+        return _mask_tiles_and_overview(layout, pixel_values, keep_mask)
     if layout.family == "qwen2_vl":
         k = layout.patch_grid[0] // layout.token_grid[0]
         blocks = keep_mask.unflatten(1, (-1, k)).unflatten(3, (-1, k))
@@ -146,6 +193,10 @@ TEXT_INPUT_KEYS = (  # what a model takes beside the pixels, in any family
     "aspect_ratio_ids",
     "aspect_ratio_mask",
     "cross_attention_mask",
+    "image_sizes",
+    "pixel_attention_mask",
+    "qformer_input_ids",
+    "qformer_attention_mask",
 )
 
 

@@ -8,6 +8,7 @@ __all__ = ['ATTRIBUTION_METHODS', 'compute_gradients', 'compute_target_scores', 
 
 # %% ../../nbs/library/explain/maps.ipynb #d2e8b8d4
 import torch
+from torch.nn import functional as F
 
 from mmkit.explain.attention_weights import (
     compute_attention,
@@ -101,11 +102,15 @@ def _image_token_relevance(layout, text_tables, positions):
 
 
 def _qformer_relevance(query_relevance, qformer_tables):
-    "BLIP-2: from the queries down to the patches."
-    on_patches = 0
+    "BLIP-2: from the queries down to the patches. InstructBLIP's queries read the prompt, too."
+    on_patches, num_queries = 0, query_relevance.shape[1]
+    num_read = max(
+        table.shape[-1] for name, table in qformer_tables if "crossattention" not in name
+    )
+    query_relevance = F.pad(query_relevance, (0, num_read - num_queries))
     for name, table in qformer_tables:
         if "crossattention" in name:
-            on_patches = on_patches + _pass_on(query_relevance, table)
+            on_patches = on_patches + _pass_on(query_relevance[:, :num_queries], table)
         else:
             query_relevance = query_relevance + _pass_on(query_relevance, table)
     return on_patches
@@ -180,7 +185,8 @@ def compute_relevancy(
     model,
     batch: dict,
     positions,  # (n,) positions that predict the next token; None for CLIP and SigLIP
-    include_vision: bool = True,  # on through the encoder, to its patches (not for Mllama)
+    # on through the encoder, to its patches (not for Mllama); None: where that can be followed
+    include_vision: bool = None,
     # bytes for the gradients of one backward pass; at most four times as much for the tables
     max_bytes: float = 1e9,
     batched: bool = None,  # None: yes, unless the model is quantised
@@ -189,6 +195,8 @@ def compute_relevancy(
 
     Chefer, Gur & Wolf 2021, arXiv:2103.15679."""
     layout, tables = ImageTokenLayout(model, batch), []
+    if include_vision is None:
+        include_vision = layout.follows_patches
     if batched is None:
         batched = not getattr(layout.model, "is_quantized", False)
 

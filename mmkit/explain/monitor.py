@@ -7,6 +7,7 @@ __all__ = ['PARTS', 'measure_gradient_shares', 'measure_update_shares', 'mismatc
            'DominanceCallback']
 
 # %% ../../nbs/library/explain/monitor.ipynb #36412e5c
+import itertools
 import warnings
 
 import numpy as np
@@ -14,13 +15,14 @@ import torch
 from transformers import TrainerCallback
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..chat.collator import Collator, pad_batch
+from ..chat.collator import Collator, get_record_images, pad_batch
 from ..chat.images import images_to_pixel_values
 from ..chat.prompts import PROMPT, resolve_prompt
 from ..core.stats import random_derangement
-from .scoring import compute_model_loss
+from .scoring import compute_model_loss, score_answer_tokens
 from .shapley import compute_image_share, shapley_two_players
 from ..losses.weighting import LossWeights, compute_gradient_shares
+from ..models.families import find_family
 from ..models.features import pool_patches, project_patches
 from ..models.modes import eval_mode
 from ..models.parts import PART_NAME_SEGMENTS, parameter_names_by_part, part_of
@@ -118,11 +120,26 @@ class ModalityMonitor:
     ):
         self.processor, self.records, self.min_gain = processor, list(records), min_gain
         self.features = None  # (n, P, D) pooled patches of the records' images
+        self.images = [get_record_images(record) for record in self.records]
+        self.uses_cache = self._can_cache()
         self.prompt, self.notes = prompt, notes
         self.asked, self.tokenized = None, {}  # the prompt that the records were tokenised with
         self.answers = [record.get("answer") or record.get("caption") for record in self.records]
         self.image_partners, self.prompt_partners = mismatched_partners(self.answers, 2, seed)
         self._tokenize(PROMPT if prompt is None else prompt)
+
+    def _can_cache(self):
+        "Are there pooled patches to keep? ValueError where nothing can be asked."
+        family = find_family(self.processor)
+        if not family.generates:
+            raise ValueError(
+                f"{family.name} compares and never speaks: it has no answers to measure. Use "
+                "`perceptual_score` or `mm_shap`."
+            )
+        if not any(self.images):
+            raise ValueError("no record has an image, so there is nothing to share with the text")
+        is_single = all(len(images) == 1 for images in self.images)
+        return is_single and family.cacheable(("projector",)) == "pooled patches"
 
     def _tokenize(self, prompt):
         "Each record with its own prompt, and with another record's."
@@ -130,6 +147,11 @@ class ModalityMonitor:
             return
         collate = Collator(self.processor, prompt, include_notes=self.notes)
         prompts = [collate.build_prompt(record) for record in self.records]
+        self.asked = prompt
+        if not self.uses_cache:
+            partners = [prompts[k] for k in self.prompt_partners]
+            self.collate, self.prompts = collate, {"text": prompts, "none": partners}
+            return
         conversations, mismatched = (
             [
                 dict(prompt=prompts[k], answer=answer)
@@ -141,7 +163,6 @@ class ModalityMonitor:
             "text": collate.tokenize_records(conversations),
             "none": collate.tokenize_records(mismatched),
         }
-        self.asked = prompt
 
     def pool_image_features(self, model) -> torch.Tensor:  # (n, P, D)
         "The pooled patches of the images, computed again only where the vision encoder trains."
@@ -167,11 +188,8 @@ class ModalityMonitor:
         probabilities = model.lm_head(hidden[:, :-1][in_loss]).float().softmax(-1)
         return float(probabilities.gather(1, labels[in_loss][:, None]).sum()) / len(labels)
 
-    def measure(
-        self, model
-    ) -> dict:  # 'image gain', 'text gain' (right words an answer), 'image share' (0–1)
-        "Shapley values of image and prompt: four passes, each with its own or another record's."
-        self._tokenize(resolve_prompt(model, self.prompt))
+    def _score_cached(self, model):
+        "(image, text) -> right words an answer, from Gemma 3's pooled patches."
         values = {}
         with eval_mode(model) as plain_model:
             features = self.pool_image_features(plain_model)
@@ -181,6 +199,29 @@ class ModalityMonitor:
                 image_embeds = project_patches(plain_model, features)  # (n, P, W)
                 for image, order in (("image", slice(None)), ("none", self.image_partners)):
                     values[image, text] = self._right_words(plain_model, batch, image_embeds[order])
+        return values
+
+    def _score_collated(self, model):
+        "The same in any family, a record at a time: images may differ in size and number."
+        values = dict.fromkeys(itertools.product(("image", "none"), ("text", "none")), 0.0)
+        for image, text in values:
+            partners = self.image_partners if image == "none" else range(len(self.records))
+            for k, (prompt, answer) in enumerate(
+                zip(self.prompts[text], self.answers, strict=True)
+            ):
+                images = self.images[partners[k]]
+                batch = self.collate([dict(images=images, prompt=prompt, answer=answer)])
+                logprobs, _, in_loss = score_answer_tokens(model, batch)
+                right_words = float(logprobs[in_loss].exp().sum())
+                values[image, text] += right_words / len(self.records)
+        return values
+
+    def measure(
+        self, model
+    ) -> dict:  # 'image gain', 'text gain' (right words an answer), 'image share' (0–1)
+        "Shapley values of image and prompt: four passes, each with its own or another record's."
+        self._tokenize(resolve_prompt(model, self.prompt))
+        values = self._score_cached(model) if self.uses_cache else self._score_collated(model)
         image_gain, text_gain = shapley_two_players(
             values["none", "none"],
             values["image", "none"],

@@ -149,7 +149,8 @@ def _make_coalition_scorer(model, example, prompt_positions, side, pad_token_id)
         token_mask[:, prompt_positions] = ~coalitions[:, :num_words]
         region_mask = ~coalitions[:, num_words:].reshape(-1, side, side)
         if encode is None:
-            return pair_score(model, mask_inputs(example, token_mask, region_mask, pad_token_id))
+            masked = mask_inputs(example, token_mask, region_mask, pad_token_id, model)
+            return pair_score(model, masked)
         masked = mask_inputs(
             dict(without_pixels, features=encode(region_mask[:1])),
             token_mask,

@@ -21,6 +21,7 @@ from ..core.runtime import did_you_mean
 from ..data.caption_reader import find_mentions
 from ..data.melanoma_pairs import rerender
 from .maps import ATTRIBUTION_METHODS
+from ..models.families import find_family
 from ..models.modes import frozen_eval_mode, unwrap_model
 
 # %% ../../nbs/library/explain/words.ipynb #2f2a665b
@@ -172,6 +173,13 @@ def attribute_words(
             raise ValueError(f"there is no method {method!r}.{hint}")
     if only not in (None, "answer", "structures"):
         raise ValueError(f"only={only!r}.{did_you_mean(only, ('answer', 'structures'))}")
+    family = find_family(model)
+    if not family.generates:
+        raise ValueError(
+            f"{family.name} compares and never speaks: it has no words to map. Give "
+            "`compute_gradcam` or `compute_relevancy` the processor's batch of one image and one "
+            "text, with positions=None."
+        )
     record = image_or_record if isinstance(image_or_record, dict) else {}
     images = get_record_images(record) if record else [image_or_record]
     if len(images) != 1:

@@ -29,6 +29,17 @@ class Gemma3Family(Family):
     model_types = ("gemma3",)
     processor_classes = ("Gemma3Processor",)
 
+    def process_images(self, processor, images, **options):
+        "ValueError for pan-and-scan: its setting is overruled by the processor, without a word."
+        if getattr(processor.image_processor, "do_pan_and_scan", False):
+            raise ValueError(
+                "do_pan_and_scan is set, but an image would go in whole and no crop of it: "
+                "transformers' processor overrules the setting. Set "
+                "processor.image_processor.do_pan_and_scan = False, and give the crops as "
+                "`images` of the record if you want them."
+            )
+        return super().process_images(processor, images, **options)
+
     def num_image_tokens(self, config, height=None, width=None):
         return config.mm_tokens_per_image
 
@@ -112,6 +123,22 @@ class QwenVLFamily(Family):
         of_images = split_image_tokens(batch, source, counts)
         return [ImageTokens(*found, grid) for found, grid in zip(of_images, grids, strict=True)]
 
+    def patch_order(self, config, batch):
+        "Qwen2.5-VL sorts its tokens' groups of patches into windows."
+        vision = config.vision_config
+        window_size = getattr(vision, "window_size", None)
+        if window_size is None:
+            return None
+        merge_size = vision.spatial_merge_size
+        side = window_size // merge_size // vision.patch_size  # of a window, in tokens
+        _, h, w = batch["image_grid_thw"][0].tolist()
+        rows, columns = h // merge_size, w // merge_size
+        places = [(row, column) for row in range(rows) for column in range(columns)]
+        by_window = sorted(places, key=lambda p: (p[0] // side, p[1] // side, *p))
+        groups = torch.tensor([row * columns + column for row, column in by_window])
+        within = torch.arange(merge_size**2)
+        return (groups[:, None] * merge_size**2 + within).flatten()
+
     def num_image_tokens(self, config, height=None, width=None):
         "Of an image of that size; 448 × 448 pixels where none is given."
         vision = config.vision_config
@@ -122,6 +149,13 @@ class QwenVLFamily(Family):
         return dict(mm_token_type_ids=(input_ids == image_token_id).long())
 
 # %% ../../nbs/library/models/families.ipynb #19737dca
+def _join_tiles(tiles, grid):
+    "Tiles (n, C, h, w), the first ones line by line, as one image (C, rows · h, columns · w)."
+    rows, columns = grid
+    in_grid = tiles[: rows * columns].unflatten(0, (rows, columns))
+    return in_grid.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2)
+
+
 class LlavaNextFamily(Family):
     "An overview, then the tiles without their padding, a newline token at each line's end."
 
@@ -154,13 +188,25 @@ class LlavaNextFamily(Family):
         if batch.get("image_sizes") is None:
             return []
         grids = [self._grids(source, size) for size in batch["image_sizes"].tolist()]
-        counts = [side * side + rows * (columns + 1) for _, (rows, columns), side in grids]
+        counts = self.needed_image_tokens(batch, source)
         of_images, found = split_image_tokens(batch, source, counts), []
         for (row, positions), (tiles, grid, side) in zip(of_images, grids, strict=True):
             overview, lines = positions[: side * side], positions[side * side :]
             without_newlines = lines.view(grid[0], grid[1] + 1)[:, :-1].flatten()
             found.append(ImageTokens(row, without_newlines, grid, tiles, overview))
         return found
+
+    def needed_image_tokens(self, batch, source):
+        grids = [self._grids(source, size) for size in batch["image_sizes"].tolist()]
+        return [side * side + rows * (columns + 1) for _, (rows, columns), side in grids]
+
+    def join_tiles(self, batch, source):
+        "Without the padding around the image."
+        joined = []
+        for tiles, size in zip(batch["pixel_values"], batch["image_sizes"].tolist(), strict=True):
+            grid = self._grids(source, size)[0]
+            joined.append(unpad_image(_join_tiles(tiles[1:], grid), tuple(size)))
+        return joined
 
     def num_image_tokens(self, config, height=None, width=None):
         size = config.vision_config.image_size
@@ -226,6 +272,24 @@ class Idefics3Family(Family):
             for lines in self._read_lines(input_ids, image_token_id):
                 found.append(self._locate(row, lines))
         return found
+
+    def needed_image_tokens(self, batch, source):
+        if hasattr(source, "image_seq_len"):
+            of_tile = source.image_seq_len
+        else:
+            of_tile = self.num_image_tokens(getattr(unwrap_model(source), "config", source))
+        is_tile = batch["pixel_values"].flatten(2).any(-1)  # (B, tiles); padding is all zero
+        return [of_tile] * int(is_tile.sum())
+
+    def join_tiles(self, batch, source):
+        joined, start_of_row = [], dict.fromkeys(range(len(batch["pixel_values"])), 0)
+        for image in self.image_tokens(batch, source):
+            num_tiles = image.tiles[0] * image.tiles[1]
+            start = start_of_row[image.row]
+            tiles = batch["pixel_values"][image.row, start : start + num_tiles]
+            joined.append(_join_tiles(tiles, image.tiles))
+            start_of_row[image.row] += num_tiles + (image.overview is not None)
+        return joined
 
     def num_image_tokens(self, config, height=None, width=None):
         "Without the marks, of an image that the processor resized to whole tiles."

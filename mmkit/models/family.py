@@ -131,6 +131,30 @@ class Family:
         side = math.isqrt(num_tokens)
         return (side, side) if side * side == num_tokens else None
 
+    def needed_image_tokens(
+        self,
+        batch: dict,  # with what the vision encoder takes
+        source,  # the model, its configuration, or the processor
+    ) -> list:  # for each image, or each tile that stands alone in the text; None: always as many
+        "How many image tokens the images of a batch need, whatever the text has."
+        return None
+
+    def join_tiles(
+        self,
+        batch: dict,  # with `input_ids` and `pixel_values`
+        source,  # the model, its configuration, or the processor
+    ) -> list:  # (3, H, W) for each image, normalised
+        "Each image as one, the tiles into which the processor cut it side by side."
+        return list(batch["pixel_values"])
+
+    def patch_order(
+        self,
+        config,  # of the model
+        batch: dict,  # of one image
+    ) -> torch.Tensor:  # (patches,) which patch the encoder has at each position; None: in order
+        "In which order the encoder works on patches, where it sorts them into windows."
+        return None
+
     def num_image_tokens(
         self,
         config,  # of the model
