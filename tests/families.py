@@ -8,6 +8,7 @@ import functools
 import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -228,7 +229,7 @@ def make_instructblip():
     queries = text_config(encoder_hidden_size=WIDTH, cross_attention_frequency=1)
     del queries["num_key_value_heads"]
     config = transformers.InstructBlipConfig(
-        vision_config=vision_config(),
+        vision_config=vision_config(initializer_range=0.02),  # its own is 1e-10
         qformer_config=queries,
         text_config=text_config(model_type="llama"),
         num_query_tokens=4,
@@ -244,7 +245,10 @@ def make_instructblip():
 
 def make_clip():
     image_processor = CLIPImageProcessorPil(size=dict(shortest_edge=TILE), crop_size=SQUARE)
-    processor = transformers.CLIPProcessor(image_processor, byte_tokenizer("<pad> <s> </s>"))
+    tokenizer = byte_tokenizer("<pad> <s> </s>")
+    ending = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    tokenizer.backend_tokenizer.post_processor = ending  # the end speaks for a text
+    processor = transformers.CLIPProcessor(image_processor, tokenizer)
     return tiny_random_model("clip", vocab_size=VOCAB_SIZE), processor
 
 

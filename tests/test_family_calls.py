@@ -9,10 +9,16 @@ from families import MAKERS, TILE, make_family
 from test_families import GENERATES, draw_image
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
-from mmkit import training
+from mmkit import audit, data, evaluate, report, training
+from mmkit.audit.cka import cka_distance, collect_activations
+from mmkit.audit.drift import extract_features
+from mmkit.audit.label_noise import extract_pair_features
+from mmkit.audit.synthetic_quality import extract_image_features
 from mmkit.chat.collator import Collator
 from mmkit.chat.templates import build_messages
 from mmkit.chat.turns import get_token_roles
+from mmkit.evaluate.record_batches import RecordBatches, find_image_partners
+from mmkit.explain.supervision import fit_with_attention_supervision
 from mmkit.losses.contrastive import embedding_mse
 from mmkit.losses.weighting import LossWeights
 from mmkit.models.adapters import add_bottleneck_adapters, merge_lora
@@ -25,6 +31,8 @@ from mmkit.models.parts import part_of
 from mmkit.models.quantization import build_quantization_config
 from mmkit.models.saving import load_adapters, save_adapters
 from mmkit.models.surgery import replace_connector, set_image_size
+from mmkit.report.tasks_captions import evaluate_impressions
+from mmkit.report.tasks_contrastive import evaluate_retrieval, evaluate_zero_shot
 from mmkit.training.dataset import TokenizedDataset
 from mmkit.training.steps import compute_losses
 from mmkit.tuner.eval_set import evaluate_run
@@ -127,6 +135,276 @@ def test_a_system_turn_is_refused_where_there_is_none(name):
     _, processor = make_family(name)
     with pytest.raises(ValueError, match="refuses turns by system"):
         Collator(processor, system="Be brief.")(make_records())
+
+
+# ---- evaluation and audit
+
+TURNS = [
+    dict(role="user", content="What is it?"),
+    dict(role="assistant", content="A sign."),
+    dict(role="user", content="Which?"),
+]
+FEW_TOKENS = dict(max_new_tokens=3, show_progress=False)
+
+
+def make_mixed_records():
+    "One image, another of another shape, none, two of them, several turns."
+    square, wide = draw_image(TILE, TILE, 1), draw_image(TILE, 2 * TILE, 2)
+    return [
+        dict(image=square, prompt="Describe it.", caption="Red signs"),
+        dict(image=wide, prompt="Say what it is.", caption="Yellow signs"),
+        dict(image=None, prompt="What is a sign?", caption="Boards"),
+        dict(images=[square, wide], prompt="Compare them.", caption="Two signs"),
+        dict(image=draw_image(TILE, TILE, 3), messages=TURNS, caption="Stop signs"),
+        dict(images=[wide, draw_image(TILE, TILE, 4)], prompt="Compare them.", caption="Green"),
+    ]
+
+
+def with_images(records):
+    return [record for record in records if record.get("image") or record.get("images")]
+
+
+def with_other_images(records):
+    "The same texts; every image is another one of its size."
+    others = copy.deepcopy(records)
+    for k, record in enumerate(others):
+        if record.get("image"):
+            record["image"] = draw_image(TILE, record["image"].width, 20 + k)
+        if record.get("images"):
+            images = enumerate(record["images"])
+            record["images"] = [draw_image(TILE, im.width, 30 + 2 * k + j) for j, im in images]
+    return others
+
+
+@torch.no_grad()
+def decode_one_by_one(model, processor, record, num_tokens):
+    "The most likely next token, by a whole pass for each."
+    batch = Collator(processor, for_training=False)([record])
+    prompt, images = batch["input_ids"][0].tolist(), record.get("images") or [record.get("image")]
+    images, answer = [image for image in images if image is not None], []
+    for _ in range(num_tokens):
+        labels = [-100] * len(prompt) + answer
+        example = dict(input_ids=prompt + answer, labels=labels, images=images)
+        inputs = select_model_inputs(Collator(processor)([example]))
+        logits = model(**find_family(model).forward_inputs(model, inputs), use_cache=False).logits
+        answer.append(int(logits[0, -1].argmax()))
+        if answer[-1] == model.generation_config.eos_token_id:
+            break
+    return processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_generate_on_every_family(name):
+    "Greedy, whatever records are beside one, with 0, 1 or 2 images and with several turns."
+    model, processor = make_family(name)
+    records = make_mixed_records()
+    answers = evaluate.generate(model, processor, records, batch_size=4, **FEW_TOKENS)
+    assert evaluate.generate(model, processor, records, batch_size=1, **FEW_TOKENS) == answers
+    for row in (0, 2, 3):
+        assert answers[row] == decode_one_by_one(model, processor, records[row], 3), row
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_impressions_are_scored_on_every_family(name):
+    "The image changes the score, the records beside it and a blank beside text alone do not."
+    model, processor = make_family(name)
+    records = make_mixed_records()[:4]
+    captions = ["It is.", "A lesion.", "It is.", "It is."]
+
+    def score(records, **options):
+        return evaluate.score_impressions(model, processor, records, captions, **options)
+
+    scores, blank = score(records), score(records, image_condition="blank")
+    assert ((scores > 0) & (scores < 1)).all()
+    np.testing.assert_allclose(score(records, batch_size=1), scores, rtol=1e-3)
+    changed = score(with_other_images(records))
+    has_image = np.array([True, True, False, True])
+    assert ((changed != scores) == has_image).all()
+    assert ((blank != scores) == has_image).all()
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_a_word_scores_as_the_model_itself_computes_it(name):
+    model, processor = make_family(name)
+    record = dict(image=draw_image(TILE, 2 * TILE, 1), prompt="What is it?")
+    prompt = Collator(processor, for_training=False)([record])["input_ids"][0].tolist()
+    logprobs = []
+    for word in ("melanoma", "benign"):
+        start, whole = (
+            processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in ("Clinical impression:", f"Clinical impression: {word}")
+        )
+        labels = [-100] * len(prompt) + whole
+        batch = Collator(processor)([dict(record, input_ids=prompt + whole, labels=labels)])
+        with torch.no_grad():
+            logits = model(**select_model_inputs(batch), use_cache=False).logits[0].double()
+        of_tokens = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(prompt + whole)[1:, None])
+        logprobs.append(float(of_tokens[len(prompt) + len(start) - 1 :].sum()))
+    score = evaluate.score_impressions(model, processor, [record], [""])
+    expected = 1 / (1 + np.exp(logprobs[1] - logprobs[0]))
+    np.testing.assert_allclose(score, [expected], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_similarity_on_every_family(name):
+    "A row belongs to a record's images, a column to its caption; neither to what is beside it."
+    model, processor = make_family(name)
+    records = with_images(make_mixed_records())
+    together = evaluate.compute_similarity(model, processor, records).matrix
+    assert len(np.unique(together.round(6))) == together.size
+    order = [3, 0, 2]
+    alone = [records[k] for k in order]
+    matrix = evaluate.compute_similarity(model, processor, alone, batch_size=1).matrix
+    np.testing.assert_allclose(matrix, together[np.ix_(order, order)], atol=1e-5)
+    with pytest.raises(ValueError, match="record 0 has no image"):
+        evaluate.compute_similarity(model, processor, [dict(image=None, caption="Boards")])
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_a_model_that_compares_is_asked_nothing(name):
+    model, processor = make_family(name)
+    records = with_images(make_mixed_records())
+    calls = [
+        lambda: evaluate.generate(model, processor, records),
+        lambda: evaluate.score_impressions(model, processor, records),
+        lambda: extract_features(model, processor, records),
+        lambda: collect_activations(model, processor, records),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="never speaks: .* needs a model that answers"):
+            call()
+    long_caption = [dict(records[0], caption="sign " * 50)]
+    with pytest.raises(ValueError, match="tokens, and .* reads at most"):
+        evaluate.compute_similarity(model, processor, long_caption)
+
+
+def test_images_are_exchanged_among_records_with_as_many():
+    partners = find_image_partners([2, 1, 0, 2, 1, 1])
+    assert partners[[0, 2, 3]].tolist() == [3, 2, 0]
+    assert sorted(partners[[1, 4, 5]]) == [1, 4, 5]
+    model, processor = make_family("llava")
+    records = make_mixed_records()
+    shuffled = RecordBatches(processor, records, image_condition="shuffled")
+    assert shuffled.load_images(3) == records[5]["images"]
+    assert shuffled.load_images(2) == []
+    with pytest.raises(ValueError, match=r"record 0 alone has 1 image\(s\)"):
+        evaluate.generate(model, processor, records[1:4], image_condition="shuffled")
+
+
+def test_pooled_features_are_asked_of_gemma_alone_and_of_one_image():
+    with pytest.raises(ValueError, match="kept for Gemma 3 alone, not for LLaVA"):
+        evaluate.get_pooled_features(*make_family("llava"), make_mixed_records())
+    with pytest.raises(ValueError, match="record 2 has 0 images"):
+        evaluate.get_pooled_features(*make_family("gemma3"), make_mixed_records())
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_drift_features_on_every_family(name):
+    model, processor = make_family(name)
+    records = with_images(make_mixed_records())
+    found = extract_features(model, processor, records, batch_size=5)
+    alone = extract_features(model, processor, records, batch_size=1)
+    np.testing.assert_allclose(found.embeddings, alone.embeddings, atol=1e-4)
+    np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
+    changed = extract_features(model, processor, with_other_images(records))
+    assert (changed.scores != found.scores).all()
+    with pytest.raises(ValueError, match="record 2 has no image"):
+        extract_features(model, processor, make_mixed_records())
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_layers_are_compared_on_every_family(name):
+    "From the encoder to the last text layer, with one image a record and with two."
+    model, processor = make_family(name)
+    records = [dict(image=draw_image(TILE, TILE * (1 + k % 2), k)) for k in range(5)]
+    layers = collect_activations(model, processor, records, batch_size=5)
+    names = {"vision 0", "vision 1", "projector", "text 0", "text 1"}
+    assert set(layers) - {"vision 2"} == names  # Llama 3.2 Vision has a global layer more
+    assert all(values.shape[0] == 5 for values in layers.values())
+    alone = collect_activations(model, processor, records, batch_size=1)
+    for layer, values in layers.items():
+        np.testing.assert_allclose(values, alone[layer], atol=1e-4)
+    others = collect_activations(model, processor, with_other_images(records))
+    blind = {"text 0"} if name == "mllama" else set()  # it comes before the cross-attention
+    sees_image = set(layers) - blind
+    moved = {layer: np.abs(layers[layer] - others[layer]).max() for layer in sees_image}
+    assert min(moved.values()) > 1e-4, moved
+    assert cka_distance(layers, others)["projector"].value > 1e-3
+    itself = cka_distance(layers, layers)
+    assert all(abs(itself[layer].value) < 1e-6 for layer in sees_image)
+    pairs = [dict(images=[record["image"]] * 2) for record in records[:2]]
+    assert collect_activations(model, processor, pairs)["text 1"].shape == (2, 64)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_pairs_are_embedded_for_the_search_of_wrong_labels(name, tmp_path):
+    model, processor = make_family(name)
+    records = make_pairs()[:4]
+    images, texts = extract_pair_features(model, processor, records, cache_dir=tmp_path)
+    assert images.shape == texts.shape == (4, 64)
+    assert np.linalg.matrix_rank(images - images.mean(0)) == 3
+    reverse, _ = extract_pair_features(model, processor, records[::-1], cache_dir=tmp_path)
+    np.testing.assert_allclose(reverse[::-1], images, atol=1e-4)
+
+
+def test_wrong_labels_are_looked_for_on_another_family(tmp_path):
+    pairs = data.load_melanoma_pairs(12, seed=3, size=32, masks=False, cache_dir=tmp_path)
+    issues = audit.find_label_issues(*make_family("qwen2_vl"), pairs, n_folds=2)
+    assert sorted(issues.ranking) == list(range(12))
+    assert issues.explain(issues.ranking[0])
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_report_on_every_family(name, tmp_path, monkeypatch):
+    "Tasks of embeddings for all; tasks of answers for those that answer."
+    monkeypatch.setattr("mmkit.report.context.MAX_CAPTION_TOKENS", 3)
+    model, processor = make_family(name)
+    records = [
+        dict(record, id=str(k), source="x", patient=k, label=("benign", "melanoma")[k % 2])
+        for k, record in enumerate(make_mixed_records())
+    ]
+    del records[4]  # its two turns count as one question more
+    found = report.evaluate_model(
+        model,
+        processor,
+        records,
+        tasks=(evaluate_impressions, evaluate_retrieval, evaluate_zero_shot),
+        show_progress=False,
+        n_resamples=5,
+        cache_dir=tmp_path,
+    )
+    assert found.metadata["without image"] == 1
+    if name in GENERATES:
+        assert set(found.tasks) == {"impression", "retrieval", "zero-shot"}
+        scores = [found.tasks["impression"].scores[who]["score"] for who in ("model", "shuffled")]
+        assert all(own != other for own, other in zip(*scores, strict=True))
+    else:
+        assert set(found.tasks) == {"retrieval", "zero-shot"}
+        assert "never speaks" in found.skipped["impressions"]
+    assert "retrieval" in str(found)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "idefics3"])
+def test_attention_is_supervised_where_image_tokens_have_places(name, tmp_path):
+    model, processor = make_family(name)
+    lesions = data.load_melanoma_pairs(4, seed=77, size=64, cache_dir=tmp_path)
+    options = dict(max_steps=6, batch_size=4, layer_indices=(1,), supervision_weight=5.0)
+    _, losses = fit_with_attention_supervision(copy.deepcopy(model), processor, lesions, **options)
+    assert losses["gaze"][-1] < losses["gaze"][0]
+
+
+@pytest.mark.parametrize("name", ["mllama", "blip2", "clip"])
+def test_attention_is_not_supervised_where_image_tokens_have_no_places(name):
+    with pytest.raises(ValueError, match="no word's attention can be asked onto a mask"):
+        fit_with_attention_supervision(*make_family(name), make_mixed_records())
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_synthetic_images_are_compared_on_another_family(name):
+    images = np.stack([np.asarray(draw_image(TILE, TILE, k)) for k in range(3)])
+    features = extract_image_features(*make_family(name), images)
+    assert features.shape == (3, 64)
+    assert not np.allclose(features[0], features[1])
 
 
 # ---- training

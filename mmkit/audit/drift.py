@@ -87,6 +87,14 @@ def _with_answer(record, answer):
     return dict(record, messages=[*turns, dict(role="assistant", content=answer)])
 
 
+def _iter_chunks(order, num_images, batch_size):
+    "At most `batch_size` neighbours in that order, all of as many images."
+    for count in np.unique(num_images):
+        rows = order[num_images[order] == count]
+        for start in range(0, len(rows), batch_size):
+            yield rows[start : start + batch_size]
+
+
 def extract_features(
     model,  # of any family that answers
     processor,
@@ -112,9 +120,10 @@ def extract_features(
     collate = Collator(processor, prompt)
     is_pooled = pools_patches(core_model) and bool((num_images == 1).all())
     embeddings, scores = [], []
-    for start in range(0, len(records), batch_size):
-        stop = min(start + batch_size, len(records))
-        rows = [_with_answer(records[i], answer_words[0]) for i in range(start, stop)]
+    # Only records of as many images together: Llama 3.2 Vision sees the images that pad a batch.
+    order = np.argsort(num_images, kind="stable")
+    for chunk in _iter_chunks(order, num_images, batch_size):
+        rows = [_with_answer(records[int(i)], answer_words[0]) for i in chunk]
         batch = collate(rows)
         if is_pooled:
             images = [get_record_images(row)[0] for row in rows]
@@ -125,9 +134,10 @@ def extract_features(
             embeddings.append(embed_record_images(model, processor, rows, batch_size=batch_size))
         logprobs = choice_logprobs(model, batch, token_ids)
         scores.append(logprobs[:, 0] - logprobs[:, 1])
+    place = np.argsort(order)  # of each record in that order
     return ExtractedFeatures(
-        torch.cat(embeddings).numpy().astype(np.float64),
-        np.concatenate(scores).astype(np.float64),
+        torch.cat(embeddings).numpy().astype(np.float64)[place],
+        np.concatenate(scores).astype(np.float64)[place],
     )
 
 # %% ../../nbs/library/audit/drift.ipynb #984050b7

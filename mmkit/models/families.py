@@ -80,6 +80,14 @@ class PaliGemmaFamily(Family):
         of_images = [[i for i in row if i == image_token_id] for row in inputs["input_ids"]]
         return dict(inputs, input_ids=of_images)
 
+    def text_mask(self, model, attention_mask):
+        """Every real token sees every other one, as in a prompt, (N, 1, T, T).
+
+        Left to itself, the decoder looks ahead only in batches without padding."""
+        lowest = torch.finfo(unwrap_model(model).dtype).min
+        hidden = (1 - attention_mask.to(unwrap_model(model).dtype)) * lowest  # (N, T)
+        return hidden[:, None, None].expand(-1, -1, attention_mask.shape[1], -1)
+
     def token_types(self, input_ids, image_token_id, labels=None):
         "0 on the prompt, 1 from the first answer on: 0 would let the answer see its own future."
         if labels is None:
@@ -336,6 +344,12 @@ class DualEncoderFamily(Family):
         return self.encode_images(model, batch).pooler_output
 
     def embed_texts(self, model, input_ids, attention_mask):
+        max_length = unwrap_model(model).config.text_config.max_position_embeddings
+        if input_ids.shape[1] > max_length:
+            raise ValueError(
+                f"a caption has {input_ids.shape[1]} tokens, and {self.name} reads at most "
+                f"{max_length}: shorten the caption"
+            )
         outputs = unwrap_model(model).get_text_features(
             input_ids=input_ids, attention_mask=attention_mask, return_dict=True
         )

@@ -263,6 +263,10 @@ class Family:
         sums = sums.index_add(0, is_image.nonzero()[:, 0], tokens)
         return sums[rows] / counts[rows, None], rows
 
+    def text_mask(self, model, attention_mask: torch.Tensor) -> torch.Tensor:
+        "What the decoder gets as the mask (N, T) of texts that stand alone."
+        return attention_mask
+
     def decoder(self, model):  # a module that gives `last_hidden_state`
         "The text model without its output head."
         return unwrap_model(model).get_decoder()
@@ -274,8 +278,9 @@ class Family:
         attention_mask: torch.Tensor,  # (N, T) 1 on real tokens
     ) -> torch.Tensor:  # (N, D), any scale
         "One vector for each text: the mean of its last hidden states."
+        text_mask = self.text_mask(model, attention_mask)
         outputs = self.decoder(model)(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            input_ids=input_ids, attention_mask=text_mask, use_cache=False
         )
         hidden = outputs.last_hidden_state  # (N, T, D)
         mask = attention_mask[..., None].to(hidden.dtype)  # (N, T, 1)
