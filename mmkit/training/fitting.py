@@ -47,6 +47,7 @@ from mmkit.training.options import (
 )
 from .output import TrainOutput, collect_output
 from .signature import digest_images, digest_texts, normalize_signature
+from .streaming import StreamedDataset, get_first_examples, is_stream
 from .trainer import AlignmentTrainer
 
 # %% ../../nbs/library/training/fitting.ipynb #f56d52a8
@@ -58,7 +59,7 @@ class _Run:
     parts: tuple
     learning_rates: dict  # part -> peak learning rate
     loss_weights: LossWeights | Callable
-    train_dataset: TokenizedDataset
+    train_dataset: TokenizedDataset | StreamedDataset
     eval_dataset: TokenizedDataset  # or None
     unfreeze_schedule: UnfreezeSchedule  # or None
     budget: BudgetCallback
@@ -114,6 +115,8 @@ class _Run:
             dataloader_drop_last=True,
             dataloader_pin_memory=default_device() != "cpu",
         )
+        if isinstance(self.train_dataset, StreamedDataset):  # it knows its own position
+            ours |= dict(ignore_data_skip=True, accelerator_config=dict(dispatch_batches=False))
         return TrainingArguments(**(ours | given))
 
     def signature(self, trainer) -> dict:
@@ -125,11 +128,13 @@ class _Run:
             weights = dict(vars(self.loss_weights))
             if self.learned_temperature():
                 weights["temperature"] = "learned"
+        streamed = isinstance(self.train_dataset, StreamedDataset)
         signature = dict(
             max_seconds=self.budget.max_seconds,
             max_steps=self.budget.max_steps,
             mmkit=get_version(),
-            num_examples=len(self.train_dataset),
+            num_examples=None if streamed else len(self.train_dataset),
+            shuffle_buffer_size=self.config.shuffle_buffer_size if streamed else None,
             prompt=self.config.prompt,
             include_notes=self.config.include_notes,
             texts=digest_texts(self.train_dataset.examples),
@@ -276,7 +281,7 @@ def _waits_for_the_first():
 def fit(
     model,  # of any family that answers (`models.families`)
     processor,
-    records,  # with images and captions
+    records,  # with images and captions; also a `datasets.IterableDataset`, which is not cached
     train="projector",  # parts, of 'vision', 'projector', 'text'; or {share of the budget: parts}
     max_seconds: float = None,  # budget by the clock (60 where none is given) …
     max_steps: int = None,  # … or in steps; or `num_train_epochs=`
@@ -288,10 +293,12 @@ def fit(
 ) -> TrainOutput:
     """Train the named parts within a budget of seconds, steps or epochs; the model ends in
     evaluation mode."""
-    records = as_records(records, "image", "caption")
+    is_streamed = is_stream(records)
+    if not is_streamed:
+        records = as_records(records, "image", "caption")
     if eval_dataset is not None:
         eval_dataset = as_records(eval_dataset, "image", "caption")
-    if not len(records):
+    if not (is_streamed or len(records)):
         raise ValueError("there are 0 records to train on; was everything set aside while loading?")
     find_family(model).require_answers("fit")
     config = FitConfig.from_options(options)
@@ -304,7 +311,8 @@ def fit(
     loss_weights = loss_weights or LossWeights()
     if lora:
         model = add_lora(model, **(lora if isinstance(lora, dict) else dict(rank=lora)))
-    max_seconds, max_steps = resolve_budget(max_seconds, max_steps, config, len(records))
+    num_examples = None if is_streamed else len(records)
+    max_seconds, max_steps = resolve_budget(max_seconds, max_steps, config, num_examples)
     schedule = UnfreezeSchedule(model, train) if isinstance(train, dict) else None
     fast = fast_gemma3_forward(model) if config.fast_gemma3 else contextlib.nullcontext()
     with schedule or freeze_all_but(model, *parts), fast:
@@ -331,10 +339,13 @@ def fit(
                 config.use_feature_cache,
                 cache_options,
             )
-            for some in (records, eval_dataset)
+            for some in (None if is_streamed else records, eval_dataset)
         )
-        batch_size = min(config.batch_size, len(records))
-        first_batch = train_dataset.collate_fn([train_dataset[i] for i in range(batch_size)])
+        if is_streamed:
+            buffer_size = config.shuffle_buffer_size
+            train_dataset = StreamedDataset(records, collator, buffer_size, config.seed)
+        batch_size = min(config.batch_size, num_examples or config.batch_size)
+        first_batch = train_dataset.collate_fn(get_first_examples(train_dataset, batch_size))
         validate_batch(first_batch, processor)
         check_new_tokens(model, processor, train_dataset.examples)
         remember_prompt(model, config.prompt)

@@ -38,6 +38,7 @@ class FitConfig:
     # its like; None: what the model was trained with before, else `PROMPT`
     prompt: str = None
     include_notes: bool = False  # put the patient's notes before the prompt?
+    shuffle_buffer_size: int = 1000  # records of a streamed data set that are mixed at a time
     max_length: int = None  # refuse records of more tokens; None: of more than the model's places
     # feature cache
     use_feature_cache: bool = True  # keep the outputs of frozen parts on disk?
@@ -128,7 +129,7 @@ def resolve_budget(
     max_seconds: float,  # by the clock, or None
     max_steps: int,  # or None
     config: FitConfig,
-    num_examples: int,
+    num_examples: int,  # None: of a stream, which has no length
 ) -> tuple:  # (seconds, steps), one of them None
     "The one budget that was given; a ValueError for several, or none where there are processes."
     num_processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -146,6 +147,11 @@ def resolve_budget(
         )
     if any(value <= 0 for value in given.values()):
         raise ValueError(f"{given}: nothing would be trained; give more than 0")
+    if epochs and num_examples is None:
+        raise ValueError(
+            f"num_train_epochs={epochs}: a streamed data set has no length to count epochs by; "
+            "give max_steps"
+        )
     if epochs:
         steps_per_epoch = max(1, num_examples // (config.batch_size * num_processes))
         return None, max(1, round(epochs * steps_per_epoch))

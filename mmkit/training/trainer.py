@@ -34,6 +34,7 @@ from mmkit.training.steps import (
     run_in_forward,
     training_step,
 )
+from .streaming import StreamedDataset
 
 # %% ../../nbs/library/training/trainer.ipynb #355e5218
 class AlignmentTrainer(Trainer):
@@ -246,6 +247,11 @@ class AlignmentTrainer(Trainer):
         for old in list_checkpoints(output_dir)[:-2]:
             shutil.rmtree(old)
 
+    def _count_examples(self):
+        "How many examples were trained on."
+        args = self.args
+        return self.state.global_step * args.train_batch_size * args.gradient_accumulation_steps
+
     def _save_run_state(self, output_dir, finished=False):
         state = dict(
             times=self.budget.times,
@@ -254,6 +260,8 @@ class AlignmentTrainer(Trainer):
             spikes=self.spike_callback.spikes,
             finished=finished,
         )
+        if isinstance(self.train_dataset, StreamedDataset):
+            state["stream"] = self.train_dataset.state_at(self._count_examples())
         folder = Path(output_dir) / f"checkpoint-{self.state.global_step}"
         save_run_state(folder, self.signature, state)
 
@@ -289,4 +297,6 @@ class AlignmentTrainer(Trainer):
         self.budget.learning_rates = state["learning_rates"]
         self.loss_log[:] = state["loss_log"]
         self.spike_callback.restore(state["spikes"], self.loss_log)
+        if "stream" in state:
+            self.train_dataset.load_state(state["stream"])
         return str(checkpoint), state.get("finished", False) or self.budget.is_over()
