@@ -56,6 +56,7 @@ setuptools.setup(
     extras_require={
         "dev": cfg["dev_requirements"].split(),
         "peers": cfg["peer_requirements"].split(),
+        "video": cfg["video_requirements"].split(),
     },
     entry_points={
         "console_scripts": ["mmkit=mmkit.cli:main"],

@@ -8,6 +8,8 @@ __all__ = ['FAMILIES', 'Gemma3Family', 'LlavaFamily', 'PaliGemmaFamily', 'QwenVL
 
 # %% ../../nbs/library/models/families.ipynb #bf9ae06e
 import torch
+import transformers
+from transformers import AutoConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.instructblip.modeling_instructblip import (
     BaseModelOutputWithVisionQformerOutputs,
@@ -103,6 +105,14 @@ class QwenVLFamily(Family):
     model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
     processor_classes = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
     image_inputs = ("pixel_values", "image_grid_thw")
+
+    def images_only_processor(self, source, **hub_kwargs):
+        "Its processors without the part for videos, which needs torchvision."
+        model_type = AutoConfig.from_pretrained(source, **hub_kwargs).model_type
+        name = self.processor_classes[self.model_types.index(model_type)]
+        get_attributes = classmethod(lambda cls: ["image_processor", "tokenizer"])
+        return type(name, (getattr(transformers, name),), dict(get_attributes=get_attributes))
+
     paths = dict(
         vision=("model.visual",),
         projector=("model.visual.merger", "model.visual.deepstack_merger_list"),

@@ -7,6 +7,7 @@ __all__ = ['LlavaNextFamily', 'Idefics3Family']
 
 # %% ../../nbs/library/models/families_tiled.ipynb #bf9ae06e
 import torch
+from transformers import Idefics3Processor
 from transformers.models.llava_next.modeling_llava_next import (
     get_anyres_image_grid_shape,
     unpad_image,
@@ -92,6 +93,11 @@ class Idefics3Family(Family):
     model_types = ("idefics3", "smolvlm")
     processor_classes = ("Idefics3Processor", "SmolVLMProcessor")
     image_inputs = ("pixel_values", "pixel_attention_mask")
+
+    def images_only_processor(self, source, **hub_kwargs):
+        "SmolVLM's own processor needs num2words for videos, and writes images as Idefics3's does."
+        return Idefics3Processor
+
     paths = dict(
         vision=("model.vision_model",),
         projector=("model.connector",),

@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 import torch
+from transformers import AutoProcessor
 
 from .modes import unwrap_model
 from .parts import linear_module_names
@@ -95,6 +96,32 @@ class Family:
     )
     # for checkpoints that were made to complete and have no chat template; None: they have one
     chat_template = None
+
+    def load_processor(self, source, **hub_kwargs):  # None where transformers gives a tokenizer
+        "The processor of a folder or a name on the Hub, with a chat template."
+        processor = self.find_processor(source, **hub_kwargs)
+        if not hasattr(processor, "image_processor"):
+            return None
+        if self.chat_template and not processor.chat_template:
+            processor.chat_template = self.chat_template
+        return processor
+
+    def find_processor(self, source, **hub_kwargs):
+        "What transformers makes of it, or what reads images where packages for more are missing."
+        try:
+            processor = AutoProcessor.from_pretrained(source, **hub_kwargs)
+            if hasattr(processor, "image_processor"):
+                return processor
+            processor_class = self.images_only_processor(source, **hub_kwargs)
+        except Exception:
+            processor_class = self.images_only_processor(source, **hub_kwargs)
+            if processor_class is None:
+                raise
+        return processor_class and processor_class.from_pretrained(source, **hub_kwargs)
+
+    def images_only_processor(self, source, **hub_kwargs):  # a class; None: its own is all there is
+        "What reads images where the family's own processor wants packages for videos."
+        return None
 
     def modules(self, model, part: str) -> list:  # modules, and parameters that stand alone
         "One part of a model: 'vision', 'projector', 'text' or 'head'."

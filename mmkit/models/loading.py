@@ -13,11 +13,12 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoModelForZeroShotImageClassification,
-    AutoProcessor,
 )
 from transformers.utils import logging as hf_logging
 
 from ..core.runtime import default_device, get_assets_dir
+from .families import find_family
+from .family import Family
 from .modes import disable_cpu_repack
 from .quantization import build_quantization_config
 from mmkit.models.saving import (
@@ -72,18 +73,37 @@ def _select_model_class(config):
     return AutoModelForImageTextToText
 
 # %% ../../nbs/library/models/loading.ipynb #a342f79e
-def _load_processor(source, is_local, hub_kwargs):
+_VIDEO_PACKAGES = ("torchvision", "num2words")  # what transformers' processors for videos need
+
+
+def _load_processor(source, is_local, config, hub_kwargs):
     try:
-        return AutoProcessor.from_pretrained(source, **hub_kwargs)
+        family = find_family(config)
+    except ValueError:  # unknown here: loaded all the same, and refused where it would be wrong
+        family = Family()
+    try:
+        processor = family.load_processor(source, **hub_kwargs)
+        reason = "transformers finds a tokenizer alone"
     except Exception as error:  # transformers looks on the Hub for it, and says so
+        missing = [name for name in _VIDEO_PACKAGES if name in str(error).lower()]
+        if missing:
+            raise ImportError(
+                f"the processor of {source} needs {' and '.join(missing)}, because it reads videos "
+                "as well: pip install 'mmkit[video]'"
+            ) from error
         if not is_local:
             raise
+        processor, cause = None, error
         reason = str(error).splitlines()[0].split(". ")[0]
+    else:
+        cause = None
+    if processor is None:
         raise FileNotFoundError(
             f"{source} holds a model, but no whole processor for it ({reason}). Save the one that "
             "it was trained with beside it: processor.save_pretrained(folder). Without one, "
             "transformers' own from_pretrained gives the model alone."
-        ) from error
+        ) from cause
+    return processor
 
 # %% ../../nbs/library/models/loading.ipynb #2ddf9aea
 def _rebuild(model, processor, description):
@@ -146,7 +166,7 @@ def load(
     had_progress_bar = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
-        processor = _load_processor(source, is_local, hub_kwargs)
+        processor = _load_processor(source, is_local, config, hub_kwargs)
         model = model_class.from_pretrained(source, **kwargs)
     finally:
         if had_progress_bar:
