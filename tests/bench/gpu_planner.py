@@ -183,7 +183,7 @@ def main():
         else (resolve_config("Gemma 3 4B"), torch.bfloat16, "bf16")
     )
     B, T, graded, steps = (
-        (2, 60, 12, 2) if a.tiny else (a.batch, a.length, a.num_loss_tokens, a.steps)
+        (2, 60, 12, 2) if a.tiny else (a.batch, a.length, a.graded, a.steps)
     )
 
     def amp():
