@@ -307,7 +307,9 @@ def test_one_record_and_missing_columns():
         Dataset.from_dict(dict(caption=["A dark spot with a regular border.", None]))
     )
     assert kinds(found) == ["no caption"] and len(found.unchecked) == 6, found.unchecked
-    assert kinds(lint_records(Dataset.from_dict(dict(text=["x"])))) == ["no caption"]
+    assert kinds(lint_records(Dataset.from_dict(dict(weather=["x"])))) == ["no caption"]
+    with pytest.raises(ValueError, match=r"rename_column\('text', 'caption'\)"):
+        lint_records(Dataset.from_dict(dict(text=["x"])))
     with pytest.raises(ValueError, match="no list of records"):
         lint_records(["a caption"])
 

@@ -570,7 +570,7 @@ def test_load_folder_says_what_it_would_know(tmp_path, siim):
         (load_isic2017, "ISIC-2017_Training_Classes.csv", "image_id"),
         (load_ham10000, "HAM10000_metadata.csv", "image_id"),
         (load_pad_ufes_20, "metadata.csv", "img_id"),
-        (load_derm7pt, "meta.csv", "case_num"),
+        (load_derm7pt, "meta.csv", "pigment_network"),
         (load_fitzpatrick17k, "fitzpatrick17k.csv", "md5hash"),
         (load_ddi, "ddi_metadata.csv", "DDI_file"),
         (load_ph2, "PH2_dataset.txt", "Name"),
