@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 from conftest import CHAPTERS, ROOT
-from signs import write_signs
+from signs import CAPTIONS, write_signs
 
+from mmkit import data, models
 from mmkit.planner import plan_training
 
 SMALLER = [
@@ -58,6 +59,19 @@ def test_first_hour_runs_on_signs(tmp_path):
     exported = (tmp_path / "signs-for-trl/metadata.jsonl").read_text(encoding="utf-8")
     assert "Describe this sign." in exported and "lesion" not in exported
     assert len(list((tmp_path / "signs-for-trl/images").iterdir())) == exported.count("\n")
+
+
+def test_readme_says_how_the_base_spells(cache):
+    _, processor = models.load("base")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    def tokens_per_word(captions):
+        tokens = sum(len(processor.tokenizer.tokenize(caption)) for caption in captions)
+        return tokens / sum(len(caption.split()) for caption in captions)
+
+    signs = tokens_per_word([caption for of_class in CAPTIONS.values() for caption in of_class])
+    lesions = tokens_per_word(data.load_melanoma_pairs(n=40, size=48, masks=False)["caption"][:])
+    assert f"({signs:.1f} tokens a word on these signs, {lesions:.1f} on lesions)" in text
 
 
 def test_scaling_script_runs_in_one_process(tmp_path):
