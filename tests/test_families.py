@@ -256,3 +256,45 @@ def test_a_blank_image_is_not_taken_for_padding(name):
         of_blank = find_family(model).encode_images(unwrap_model(model), blank).pooler_output
     assert len(of_blank[0]) == 3 * 4
     assert float(blank["pixel_values"].abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_caption_embeds_alike_beside_a_longer_one(name):
+    model, processor = make_family(name)
+    padding = find_family(model).text_padding(model)
+    captions = ["red", "a blue net"]
+    with torch.no_grad():
+        together, alone = (
+            embed_texts(model, tokens["input_ids"], tokens["attention_mask"])
+            for tokens in (
+                processor.tokenizer(captions, return_tensors="pt", **padding),
+                processor.tokenizer(captions[:1], return_tensors="pt", **padding),
+            )
+        )
+    torch.testing.assert_close(together[:1], alone, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_text_alone_is_answered(name):
+    model, processor = make_family(name)
+    family = find_family(model)
+    family.require_answers("an answer")
+    input_ids = processor.tokenizer("What is it?", return_tensors="pt")["input_ids"]
+    batch = dict(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
+    batch |= family.token_types(input_ids, get_image_token_id(model))
+    with torch.no_grad():
+        logits = model(**family.forward_inputs(model, batch), use_cache=False).logits
+        tokens = family.generate(model, batch, max_new_tokens=1, do_sample=False)
+    assert tokens.tolist() == [[int(logits[0, -1].argmax())]]
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_a_model_that_compares_makes_pixels_and_no_answers(name):
+    model, processor = make_family(name)
+    family = find_family(model)
+    images = [draw_image(TILE, TILE, seed) for seed in range(3)]
+    pixels = family.process_images(processor, [[image] for image in images])["pixel_values"]
+    torch.testing.assert_close(pixels, encode(processor, images)["pixel_values"])
+    with pytest.raises(ValueError, match="never speaks: an answer needs a model that answers"):
+        family.require_answers("an answer")
