@@ -31,6 +31,7 @@ from mmkit.models.parts import part_of
 from mmkit.models.quantization import build_quantization_config
 from mmkit.models.saving import load_adapters, save_adapters
 from mmkit.models.surgery import replace_connector, set_image_size
+from mmkit.report.context import generate_from_images
 from mmkit.report.tasks_captions import evaluate_impressions
 from mmkit.report.tasks_contrastive import evaluate_retrieval, evaluate_zero_shot
 from mmkit.training.dataset import TokenizedDataset
@@ -303,9 +304,10 @@ def test_drift_features_on_every_family(name):
     model, processor = make_family(name)
     records = with_images(make_mixed_records())
     found = extract_features(model, processor, records, batch_size=5)
-    alone = extract_features(model, processor, records, batch_size=1)
-    np.testing.assert_allclose(found.embeddings, alone.embeddings, atol=1e-4)
-    np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
+    for row in range(1, 4):
+        alone = extract_features(model, processor, records[row : row + 1])
+        np.testing.assert_allclose(found.embeddings[row], alone.embeddings[0], atol=1e-4)
+        np.testing.assert_allclose(found.scores[row], alone.scores[0], atol=1e-4)
     changed = extract_features(model, processor, with_other_images(records))
     assert (changed.scores != found.scores).all()
     with pytest.raises(ValueError, match="record 2 has no image"):
@@ -382,6 +384,17 @@ def test_a_report_on_every_family(name, tmp_path, monkeypatch):
         assert set(found.tasks) == {"retrieval", "zero-shot"}
         assert "never speaks" in found.skipped["impressions"]
     assert "retrieval" in str(found)
+
+
+@pytest.mark.parametrize("name", ["llava", "mllama"])
+def test_a_report_shows_another_records_images_when_shuffled(name):
+    model, processor = make_family(name)
+    records = with_images(make_mixed_records())
+    context = report.EvalContext(model, processor, records)
+    asked = dict(images=records[context.partners[2]]["images"], prompt="Which?")
+    expected = evaluate.generate(model, processor, [asked], **FEW_TOKENS)
+    assert generate_from_images(context, [2], ["Which?"], ["shuffled"], 3) == expected
+    assert generate_from_images(context, [2], ["Which?"], ["original"], 3) != expected
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "idefics3"])
