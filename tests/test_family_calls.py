@@ -386,15 +386,14 @@ def test_a_report_on_every_family(name, tmp_path, monkeypatch):
     assert "retrieval" in str(found)
 
 
-@pytest.mark.parametrize("name", ["llava", "mllama"])
-def test_a_report_shows_another_records_images_when_shuffled(name):
-    model, processor = make_family(name)
+def test_a_report_shows_another_records_images_when_shuffled():
+    model, processor = make_family("llava_next")
     records = with_images(make_mixed_records())
     context = report.EvalContext(model, processor, records)
-    asked = dict(images=records[context.partners[2]]["images"], prompt="Which?")
+    asked = dict(image=records[context.partners[1]]["image"], prompt="Which?")
     expected = evaluate.generate(model, processor, [asked], **FEW_TOKENS)
-    assert generate_from_images(context, [2], ["Which?"], ["shuffled"], 3) == expected
-    assert generate_from_images(context, [2], ["Which?"], ["original"], 3) != expected
+    assert generate_from_images(context, [1], ["Which?"], ["shuffled"], 3) == expected
+    assert generate_from_images(context, [1], ["Which?"], ["original"], 3) != expected
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "idefics3"])

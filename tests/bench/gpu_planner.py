@@ -182,9 +182,7 @@ def main():
         if a.tiny
         else (resolve_config("Gemma 3 4B"), torch.bfloat16, "bf16")
     )
-    B, T, graded, steps = (
-        (2, 60, 12, 2) if a.tiny else (a.batch, a.length, a.graded, a.steps)
-    )
+    B, T, graded, steps = (2, 60, 12, 2) if a.tiny else (a.batch, a.length, a.graded, a.steps)
 
     def amp():
         return torch.autocast(dev, torch.bfloat16, enabled=not a.tiny)
