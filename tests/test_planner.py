@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -384,6 +385,19 @@ def test_time_and_cost_follow_from_what_is_stated():
         price_per_gpu_hour=3.0,
     )
     assert math.isclose(b.hours, a.hours / 4) and math.isclose(b.cost, a.cost)
+
+
+def test_a_card_must_hold_the_model_before_it_is_sharded():
+    c = config_of("gemma3", layers=8)
+    plan = plan_training(c, "lora", 1, 20, overhead_bytes=0, num_gpus=64)
+    plan = replace(plan, memory=plan.memory | dict(logits=0, activations=0))  # as of a large model
+    whole = plan.static_memory["weights"] + plan.static_memory["adapters"]
+    assert plan.peak < plan.loading_peak == whole
+    between = (plan.peak + plan.loading_peak) / 2
+    assert not plan.fits((between, 1e12)) and plan.fits((plan.loading_peak, 1e12))
+    assert "before it is sharded" in str(plan.table())
+    alone = plan_training(c, "lora", 1, 20, overhead_bytes=0)
+    assert alone.fits((alone.peak, 1e12)) and "sharded" not in str(alone.table())
 
 
 def test_fsdp_cuts_what_it_cuts():

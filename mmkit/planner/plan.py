@@ -81,6 +81,12 @@ class Plan:
         return sum(self.memory.values())
 
     @property
+    def loading_peak(self) -> float:
+        "Bytes on each GPU before the first step: each process loads the model, then shards it."
+        kinds = ("weights", "quantization_constants", "adapters")
+        return sum(self.static_memory[kind] for kind in kinds) + self.memory["overhead"]
+
+    @property
     def seconds(self) -> float:
         "Of a step, at the stated utilisation."
         return self.flops / (resolve_gpu(self.settings["gpu"])[1] * self.settings["mfu"])
@@ -102,8 +108,8 @@ class Plan:
         self,
         gpu=None,  # None: the plan's own
     ) -> bool:
-        "Is there room on that GPU?"
-        return self.peak <= resolve_gpu(gpu or self.settings["gpu"])[0]
+        "Is there room on that GPU, for a step and for loading?"
+        return max(self.peak, self.loading_peak) <= resolve_gpu(gpu or self.settings["gpu"])[0]
 
     def table(self) -> Table:
         "Memory by kind, then what trains, a step, and the whole run."
@@ -118,6 +124,10 @@ class Plan:
         trained, total = self.static_memory["trained"], self.static_memory["parameters"]
         rows += [
             ("together, on each GPU", f"{self.peak / 1e9:.2f} of {room / 1e9:.0f} GB: {verdict}"),
+        ]
+        if self.loading_peak > self.peak:
+            rows.append(("before it is sharded", f"{self.loading_peak / 1e9:.2f} GB on each GPU"))
+        rows += [
             ("trainable parameters", f"{trained:,} of {total:,}"),
             (
                 "a step",
