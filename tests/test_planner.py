@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from families import MAKERS, make_family
 
 from mmkit import losses, models, training
 from mmkit.core.claims import Claim, load_claim
+from mmkit.models.families import find_family
 from mmkit.models.parts import numel_and_nbytes
 from mmkit.planner.advice import advise_by_data_size, compare_methods, suggest_changes
 from mmkit.planner.architectures import (
@@ -572,3 +574,26 @@ def test_pictures():
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
     plt.close(ax.figure)
     assert "together" in p._repr_html_() and "TFLOP" in repr(p)
+
+
+PLANNED = [name for name in MAKERS if name not in ("blip2", "instructblip", "clip", "siglip")]
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_every_family_is_planned_from_its_own_configuration(name):
+    model, _ = make_family(name)
+    num_tokens = find_family(model).num_image_tokens(model.config, 32, 32)
+    assert get_image_seq_length(model.config, 32) == num_tokens
+    options = dict(precision="fp32", image_size=32, overhead_bytes=0)
+    short, long = (plan_training(model, "full", 1, num_tokens + n, **options) for n in (20, 220))
+    assert short.static_memory["parameters"] == sum(p.numel() for p in model.parameters())
+    assert short.memory["weights"] == sum(p.nbytes for p in model.parameters())
+    assert short.peak < long.peak and 0 < short.flops < long.flops
+    assert plan_training(model, "lora", 1, num_tokens + 20, **options).peak < short.peak
+
+
+@pytest.mark.parametrize("name", ["blip2", "clip", "GPT-4o", "Phi-3 Vision"])
+def test_what_is_not_planned_is_said(name):
+    model = make_family(name)[0] if name in MAKERS else name
+    with pytest.raises(ValueError, match="is not planned|no weights to plan|no class of its own"):
+        plan_training(model)

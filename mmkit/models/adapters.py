@@ -11,6 +11,7 @@ import warnings
 import torch
 from torch import nn
 
+from .families import find_family
 from .family import select_model_inputs
 from .modes import disable_cpu_repack, unwrap_model
 from .parts import linear_module_names, remember_changed
@@ -218,6 +219,7 @@ def merge_lora(
 
     if not hasattr(model, "peft_config"):
         raise ValueError("this model carries no LoRA: there is nothing to merge")
+    find_family(model).require_answers("merge_lora's check of its answers")
     was_training = model.training
     tied = _untie_lora_layers(model)
     lora_layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]

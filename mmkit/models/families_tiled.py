@@ -76,6 +76,9 @@ class LlavaNextFamily(Family):
             joined.append(unpad_image(_join_tiles(tiles[1:], grid), tuple(size)))
         return joined
 
+    def tokens_of_tile(self, config):
+        return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+
     def num_image_tokens(self, config, height=None, width=None):
         size = config.vision_config.image_size
         _, (rows, columns), side = self._grids(config, (height or size, width or size))
@@ -164,9 +167,12 @@ class Idefics3Family(Family):
             start_of_row[image.row] += num_tiles + (image.overview is not None)
         return joined
 
+    def tokens_of_tile(self, config):
+        vision = config.vision_config
+        return (vision.image_size // vision.patch_size // config.scale_factor) ** 2
+
     def num_image_tokens(self, config, height=None, width=None):
         "Without the marks, of an image that the processor resized to whole tiles."
-        size = config.vision_config.image_size
-        of_tile = (size // config.vision_config.patch_size // config.scale_factor) ** 2
+        size, of_tile = config.vision_config.image_size, self.tokens_of_tile(config)
         num_tiles = -(-(height or size) // size) * -(-(width or size) // size)
         return of_tile * (num_tiles + 1 if num_tiles > 1 else 1)

@@ -182,6 +182,10 @@ class Family:
         "In which order the encoder works on patches, where it sorts them into windows."
         return None
 
+    def tokens_of_tile(self, config) -> int:  # None: an image is no tiles
+        "How many image tokens one tile takes."
+        return None
+
     def num_image_tokens(
         self,
         config,  # of the model

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.initialization import no_init_weights
 
 from ..core.runtime import did_you_mean
+from ..models.families import find_family
 from ..models.modes import unwrap_model
 from ..models.parts import part_of
 
@@ -140,11 +141,42 @@ MODEL_CONFIGS = {
 }
 
 # %% ../../nbs/library/planner/architectures.ipynb #30ddda2e
+def _require_class(name):
+    "ValueError for models that the articles name and that have no class to trace."
+    plain_name = name.lower().replace("-", " ")
+    if "gpt 4o" in plain_name:
+        raise ValueError(
+            "GPT-4o is trained by its provider: there are no weights to plan for. "
+            "data.formats.export(records, to='openai') writes what it wants."
+        )
+    if "phi 3" in plain_name:
+        raise ValueError(
+            "transformers has no class of its own for Phi-3 Vision, so nothing can be traced. "
+            "data.formats.export writes the records for a trainer that runs its code."
+        )
+
+
+def _require_plan(config):
+    "ValueError for families whose step is not traced."
+    family = find_family(config)
+    if not family.generates or not family.has_places:
+        why = (
+            "it has no step that writes an answer"
+            if family.has_places
+            else ("its queries and its text model come in too many kinds")
+        )
+        raise ValueError(
+            f"{family.name} is not planned: {why}. Measure a step: "
+            "planner.measure_peak_memory(step)."
+        )
+
+
 def resolve_config(
     model,  # a name in `SHAPES`, a transformers configuration, or a model
 ):  # a configuration
     "The configuration that is meant."
     if isinstance(model, str):
+        _require_class(model)
         if model not in MODEL_CONFIGS:
             raise ValueError(
                 f"no shape is called {model!r}.{did_you_mean(model, MODEL_CONFIGS)} "
@@ -159,6 +191,7 @@ def resolve_config(
             f"{type(config).__name__} has no vision_config: the planner plans vision-language "
             "models."
         )
+    _require_plan(config)
     return config
 
 # %% ../../nbs/library/planner/architectures.ipynb #aaba087e
@@ -230,13 +263,8 @@ def layer_stacks(model) -> list:  # of ModuleLists, in the order of `kinds`
 
 # %% ../../nbs/library/planner/architectures.ipynb #8c433fa4
 def get_image_seq_length(
-    config, image_size: int = None
-) -> int:  # places of the sequence that one picture takes
-    """How many tokens a picture has among the words; `image` is its side in pixels, for models that
-    take any size."""
-    v = config.vision_config
-    if config.model_type == "mllama":
-        return 0  # seen through cross-attention
-    if config.model_type == "qwen2_vl":
-        return ((image_size or 448) // (v.patch_size * v.spatial_merge_size)) ** 2
-    return getattr(config, "mm_tokens_per_image", None) or config.image_seq_length
+    config,  # of a vision-language model
+    image_size: int = None,  # pixels of a side, for models that take any size
+) -> int:
+    "How many places of the sequence one image takes."
+    return find_family(config).num_image_tokens(config, image_size, image_size)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 
 from ..core.display import Table, make_table
 from ..core.runtime import did_you_mean
+from ..models.families import find_family
 from mmkit.planner.architectures import (
     get_image_seq_length,
     init_empty_model,
@@ -169,7 +170,7 @@ def kv_cache_bytes(
     positions = dict(
         sliding_attention=min(sequence_length, window - 1)  # the newest key is not kept
     )
-    if config.model_type == "mllama":
+    if find_family(config).key == "mllama":
         num_patches = (vision.image_size // vision.patch_size) ** 2 + 1
         positions["cross"] = vision.max_num_tiles * num_patches
     return sum(

@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ..losses.memory_efficient import matmul_fp32
+from ..models.families import find_family
 from ..models.features import project_patches
 from ..models.modes import unwrap_model
 from mmkit.planner.architectures import (
@@ -95,7 +96,8 @@ def _embed_qwen2_vl_images(model, config, batch_size, num_tokens, dtype):
     num_patches = num_tokens * vision.spatial_merge_size**2
     patch_values = 3 * vision.temporal_patch_size * vision.patch_size**2
     hidden = encoder.patch_embed(torch.empty(batch_size * num_patches, patch_values, dtype=dtype))
-    rotary = torch.empty(batch_size * num_patches, vision.embed_dim // vision.num_heads)
+    width_of_encoder = getattr(vision, "embed_dim", None) or vision.hidden_size
+    rotary = torch.empty(batch_size * num_patches, width_of_encoder // vision.num_heads)
     for block in encoder.blocks:
         hidden = block(
             hidden,
@@ -103,8 +105,26 @@ def _embed_qwen2_vl_images(model, config, batch_size, num_tokens, dtype):
             max_seqlen=num_patches,
             position_embeddings=(rotary, rotary),
         )
+    for merger in getattr(encoder, "deepstack_merger_list", ()):  # Qwen3-VL's; freed at once
+        merger(hidden)
     width = config.get_text_config().hidden_size
     return encoder.merger(hidden).reshape(batch_size, num_tokens, width)
+
+
+def _embed_tiled_images(model, config, batch_size, num_tokens, dtype):
+    "LLaVA-NeXT's and Idefics3's tiles, without their looks at what is padding."
+    family, vision = find_family(config), config.vision_config
+    (encoder,) = family.modules(model, "vision")
+    projector, *newline = family.modules(model, "projector")
+    num_patches = (vision.image_size // vision.patch_size) ** 2
+    of_tile = family.tokens_of_tile(config)
+    num_tiles = batch_size * (num_tokens // of_tile)
+    hidden = torch.empty(num_tiles, num_patches, vision.hidden_size, dtype=dtype)
+    encoded = encoder.encoder(inputs_embeds=hidden).last_hidden_state
+    tokens = projector(encoded).reshape(batch_size, -1, config.get_text_config().hidden_size)
+    num_newlines = num_tokens - tokens.shape[1]
+    lines = [parameter.expand(batch_size, num_newlines, -1) for parameter in newline]
+    return torch.cat([tokens, *lines], 1)
 
 # %% ../../nbs/library/planner/trace.ipynb #6d56b95c
 def _embed_images(model, config, options):
@@ -114,15 +134,18 @@ def _embed_images(model, config, options):
     width = config.get_text_config().hidden_size
     num_tokens = get_image_seq_length(config, options.image_size)
     dtype = unwrapped.get_input_embeddings().weight.dtype
-    if config.model_type == "mllama":
+    family = find_family(config).key
+    if family == "mllama":
         return _embed_mllama_images(unwrapped, config, batch_size, dtype, options.cached_features)
     if options.cached_features:
-        if config.model_type != "gemma3":
+        if family != "gemma3":
             return torch.empty(batch_size, num_tokens, width, dtype=dtype)
         pooled = torch.empty(batch_size, num_tokens, vision.hidden_size, dtype=dtype)
         return project_patches(unwrapped, pooled)
-    if config.model_type == "qwen2_vl":
+    if family == "qwen2_vl":
         return _embed_qwen2_vl_images(unwrapped, config, batch_size, num_tokens, dtype)
+    if family in ("llava_next", "idefics3"):
+        return _embed_tiled_images(unwrapped, config, batch_size, num_tokens, dtype)
     size = vision.image_size
     pixel_values = torch.empty(batch_size, 3, size, size, dtype=dtype)
     tokens = unwrapped.model.get_image_features(pixel_values).pooler_output
@@ -217,19 +240,20 @@ def _run_decoder(model, config, image_tokens, options):
     hidden = decoder.embed_tokens(torch.empty(batch_size, length, dtype=torch.long))
     position_ids = torch.empty(1, length, dtype=torch.long)
     kwargs = {}
-    if config.model_type == "mllama":
+    family = find_family(config).key
+    if family == "mllama":
         kwargs["cross_attention_states"] = image_tokens
     else:
         is_image = torch.empty(batch_size, length, 1, dtype=torch.bool).expand_as(hidden)
         hidden = hidden.masked_scatter(is_image, image_tokens.to(hidden.dtype))
-    if config.model_type == "qwen2_vl":
+    if family == "qwen2_vl":
         position_ids = position_ids.expand(3, batch_size, length)
 
     def empty_mask():
         return torch.empty(batch_size, 1, length, length, dtype=torch.bool)
 
     mask = empty_mask()
-    if config.model_type == "gemma3":
+    if family == "gemma3":
         mask = {kind: empty_mask() for kind in set(config.get_text_config().layer_types)}
     if isinstance(decoder.layers[-1], AnswerOnlyDecoderLayer):
         kwargs["answer_from"] = max(0, length - options.num_loss_tokens - 1)
