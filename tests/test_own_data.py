@@ -609,7 +609,9 @@ def calls_of(records, base, tmp_path):
             model, processor, [dict(image=None, caption="A.")], eval_dataset=records, max_steps=1
         ),
         "Collator": lambda: chat.Collator(processor)([one]),
-        "generate": lambda: evaluate.generate(model, processor, records, show_progress=False),
+        "generate": lambda: evaluate.generate(
+            model, processor, records, max_new_tokens=4, show_progress=False
+        ),
         "similarity": lambda: evaluate.compute_similarity(model, processor, records),
         "lint": lambda: data.lint_records(records, show_progress=False),
         "split": lambda: data.split_records(records),
