@@ -422,6 +422,7 @@ def test_synthetic_images_are_compared_on_another_family(name):
 # ---- training
 
 CAPTIONS = ["red net", "blue dots", "a line", "two rings", "one star", "no sign", "a box", "dark"]
+OTHERS = [name for name in GENERATES if name != "gemma3"]  # which test_training has
 ALL_TERMS = LossWeights(ce=1.0, contrastive=1.0, mse=1.0)
 
 
@@ -474,7 +475,7 @@ def test_cross_entropy_is_the_loss_that_the_model_computes_itself(name):
     torch.testing.assert_close(of_all["mse"], embedding_mse(vectors, texts))
 
 
-@pytest.mark.parametrize("name", GENERATES)
+@pytest.mark.parametrize("name", OTHERS)
 def test_fit_trains_the_projector_on_three_terms_and_moves_nothing_else(name):
     base, processor = make_family(name)
     model = copy.deepcopy(base)
@@ -496,7 +497,7 @@ def test_fit_trains_the_projector_on_three_terms_and_moves_nothing_else(name):
     assert not torch.allclose(logits, swapped, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", GENERATES)
+@pytest.mark.parametrize("name", OTHERS)
 def test_projector_and_lora_train_in_stages_are_saved_loaded_and_merged(name, tmp_path):
     base, processor = make_family(name)
     stages = {0: "projector", 0.5: ("projector", "text")}
@@ -532,7 +533,11 @@ def test_projector_and_lora_train_in_stages_are_saved_loaded_and_merged(name, tm
     torch.testing.assert_close(compute_logits(merged, processor), expected, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", GENERATES)
+# one of each kind: the others have the same layers, and Gemma 3 is in test_training
+FOUR_BITS = ("llava", "qwen3_vl", "idefics3", "paligemma", "mllama", "blip2", "instructblip")
+
+
+@pytest.mark.parametrize("name", FOUR_BITS)
 def test_qlora_trains_beside_four_bits(name, tmp_path):
     base, processor = make_family(name)
     base.save_pretrained(tmp_path)
@@ -541,7 +546,7 @@ def test_qlora_trains_beside_four_bits(name, tmp_path):
     model = auto.from_pretrained(tmp_path, quantization_config=config, device_map={"": "cpu"})
     before = copy_values(model)
     assert any(value.dtype == torch.uint8 for value in before.values())
-    run = fit_pairs(model, processor, train=(), lora=dict(rank=4), max_steps=4)
+    run = fit_pairs(model, processor, train=(), lora=dict(rank=4), max_steps=3)
     assert run.history["loss"][-1] < run.history["loss"][0]
     moved = [key for key, value in run.model.named_parameters() if value.requires_grad]
     after = {
