@@ -144,7 +144,7 @@ def test_every_exercise_has_check_and_folded_solution(path):
 
 
 def test_links_of_the_readmes_lead_somewhere():
-    for page in ("README.md", "EXAMPLES.md", "SCALING.md", "DEVELOPERS.md"):
+    for page in ("README.md", "EXAMPLES.md", "nbs/SCALING.md", "DEVELOPERS.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#\s]+)", text):
             exists = re.match(r"https?:|mailto:", target) or (ROOT / target).exists()

@@ -76,7 +76,7 @@ def test_readme_says_how_the_base_spells(cache):
 
 def test_scaling_script_runs_in_one_process(tmp_path):
     write_signs(tmp_path, n=60)
-    text = (ROOT / "SCALING.md").read_text(encoding="utf-8")
+    text = (ROOT / "nbs" / "SCALING.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     assert "max_steps=200" in code
     run_script(code.replace("max_steps=200", "max_steps=2") + "assert run.steps == 2\n", tmp_path)
@@ -84,7 +84,7 @@ def test_scaling_script_runs_in_one_process(tmp_path):
 
 
 def test_scaling_says_what_the_planner_says():
-    text = (ROOT / "SCALING.md").read_text(encoding="utf-8")
+    text = (ROOT / "nbs" / "SCALING.md").read_text(encoding="utf-8")
     rows = re.findall(r"\| (q?lora) \| (\d) \| (\S+) GB \| (\S+) GB \| (\S+) \|", text)
     assert len(rows) == 3
     options = dict(gpu="H100 80GB", num_examples=12000)
