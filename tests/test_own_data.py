@@ -936,3 +936,16 @@ def test_two_classes_of_one_image_are_set_aside_and_lesions_stay_together(tmp_pa
     splits = data.split_records(records)
     lesions = [set(part["lesion"][:]) for part in splits.values()]
     assert all(lesions) and not lesions[0] & lesions[1] and not lesions[0] & lesions[2]
+
+
+def test_a_table_without_image_column_says_how_to_name_one(tmp_path):
+    (tmp_path / "table.csv").write_text("bild,text\n0.png,A dog.\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"columns=\{'image': 'bild'\}"):
+        data.load_table(tmp_path / "table.csv")
+
+
+def test_the_current_folder_is_called_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "notes.doc").write_text("", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^{tmp_path.name} is none of the layouts"):
+        data.load_folder(".")

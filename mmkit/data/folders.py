@@ -130,6 +130,8 @@ def load_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
+    if not folder.name:  # as of "."
+        folder = folder.resolve()
     matching = []
     for load, table_names, column in PUBLISHED_LAYOUTS:
         tables = [file for name in table_names if (file := find_table(folder, name))]

@@ -202,9 +202,12 @@ def _match_columns(names, rows, columns, table_name) -> dict:  # field -> column
     if any(isinstance(row.get(name), list) for _, row in rows for name in CONVERSATION_COLUMNS):
         return matched  # turns name their images and hold the answers
     if not matched["image"]:
-        require_columns(names, [TABLE_COLUMNS["image"]], table_name)
+        advice = f". Name yours, as in columns={{'image': {names[0]!r}}}"
+        require_columns(names, [TABLE_COLUMNS["image"]], table_name, advice)
     if not (matched["caption"] or matched["label"]):
-        require_columns(names, [TABLE_COLUMNS["caption"] + TABLE_COLUMNS["label"]], table_name)
+        advice = f". Name yours, as in columns={{'caption': {names[-1]!r}}}"
+        expected = TABLE_COLUMNS["caption"] + TABLE_COLUMNS["label"]
+        require_columns(names, [expected], table_name, advice)
     return matched
 
 

@@ -169,6 +169,7 @@ def require_columns(
     columns: list,  # that the table has
     expected: list,  # that it needs; a tuple: one of several names
     name: str,  # the table's
+    advice: str = "",  # how to name a column oneself, at the error's end
 ):
     """Every expected column is there; otherwise a ValueError that gives both sides and the nearest
     name.
@@ -187,5 +188,5 @@ def require_columns(
     raise ValueError(
         f"{name}: no column {missing[0][0]!r}{hint}"
         f" Expected: {', '.join(' or '.join(names) for names in choices)}."
-        f" Found: {', '.join(map(str, columns))}"
+        f" Found: {', '.join(map(str, columns))}{advice}"
     )
