@@ -6,7 +6,7 @@ import base64
 import io
 import json
 from pathlib import Path
-from re import match
+from re import DOTALL, findall, match
 from types import SimpleNamespace
 
 import jsonschema
@@ -15,10 +15,12 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 from datasets import Dataset, List, load_dataset
 from datasets import Image as ImageFeature
+from safetensors.torch import load_file
 
-from mmkit import data, models
+from mmkit import data, models, report
 from mmkit.chat import encode_example
 from mmkit.data.format_conversations import build_conversation
 from mmkit.data.format_settings import RunSettings, axolotl_config
@@ -484,6 +486,22 @@ def test_trl_trains_on_the_folder(tmp_path):
     )
     trainer = trl.SFTTrainer(model, arguments, train_dataset=rows, processing_class=processor)
     assert np.isfinite(trainer.train().training_loss)
+
+
+def test_round_trip_with_trl_as_the_examples_say(tmp_path, monkeypatch):
+    pytest.importorskip("trl", reason=PEERS, exc_type=ImportError)
+    examples = (ROOT / "EXAMPLES.md").read_text(encoding="utf-8")
+    (code,) = [block for block in findall(r"```py\n(.*?)```", examples, DOTALL) if "SFTT" in block]
+    assert "max_steps=300" in code
+    short = "max_steps=2, use_cpu=True, bf16=False, save_strategy='no'"
+    code = code.replace("max_steps=300", short)
+    splits = data.split_records(data.load_melanoma_pairs(n=60, masks=False))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    names = dict(data=data, models=models, report=report, splits=splits)
+    exec(compile(code, "EXAMPLES.md", "exec"), names)
+    trained = load_file(tmp_path / "trl-adapter" / "adapter_model.safetensors")
+    assert any(values.any() for name, values in trained.items() if "lora_B" in name)
 
 
 # What the services' pages require of a row, for machines without their libraries.
