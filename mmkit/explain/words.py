@@ -7,6 +7,7 @@ __all__ = ['WordAttributions', 'join_tokens_to_words', 'find_named_structures', 
 
 # %% ../../nbs/library/explain/words.ipynb #d7822e46
 from dataclasses import dataclass, field
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -37,6 +38,12 @@ class WordAttributions:
     truth: dict = field(default_factory=dict)  # word -> (H, W) bool, the mask of what it names
     structure_names: dict = field(default_factory=dict)  # word -> the structure that it names
     label: str = ""
+
+    def __repr__(self):
+        text = shorten("".join(self.words), 60, placeholder=" …")
+        width, height = self.image.size
+        methods = ", ".join(self.maps) or "no method"
+        return f"{len(self.words)} words of {text!r}, {width} × {height} pixels: {methods}"
 
     def mean_maps(self, method: str) -> np.ndarray:  # (words, h, w)
         "One map a word: layers and heads averaged where there are some."
