@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 from conftest import CHAPTERS, ROOT
-from signs import CAPTIONS, write_signs
+from PIL import Image
+from signs import CAPTIONS, RED, write_signs
 
 from mmkit import data, models
 from mmkit.planner import plan_training
@@ -56,6 +58,8 @@ def test_first_hour_runs_on_signs(tmp_path):
         assert said in printed, said
     for measure in ("class macro-F1", "exact match", "ROUGE-L", "loss", "perplexity"):
         assert measure in printed, measure
+    figure = np.asarray(Image.open(tmp_path / "signs.png").convert("RGB"))
+    assert (figure == RED).all(-1).mean() > 0.01, "the figure shows no sign"
     exported = (tmp_path / "signs-for-trl/metadata.jsonl").read_text(encoding="utf-8")
     assert "Describe this sign." in exported and "lesion" not in exported
     assert len(list((tmp_path / "signs-for-trl/images").iterdir())) == exported.count("\n")
