@@ -370,3 +370,9 @@ def test_deepspeed_is_refused_in_words(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match="does not train with DeepSpeed"):
         train(models.load(), draw_signs())
+
+
+def test_a_large_model_with_the_rates_of_the_small_one_is_warned_of(monkeypatch):
+    monkeypatch.setattr("mmkit.training.options.LARGE_MODEL_PARAMETERS", 1e5)
+    with pytest.warns(UserWarning, match="learning_rate=1e-4"):
+        train(models.load(), draw_signs())

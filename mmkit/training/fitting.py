@@ -44,6 +44,7 @@ from mmkit.training.options import (
     resolve_learning_rates,
     resolve_max_length,
     resolve_trainable_parts,
+    warn_of_default_rates,
 )
 from .output import TrainOutput, collect_output
 from .signature import digest_images, digest_texts, normalize_signature
@@ -305,6 +306,7 @@ def fit(
     config.show_progress = config.show_progress and is_first_process()
     config.prompt = resolve_prompt(model, config.prompt)
     check_part_names(model, learning_rate, config.lr_schedule)
+    warn_of_default_rates(model, learning_rate)
     seed_everything(config.seed)
     disable_cpu_repack(model)
     parts = resolve_trainable_parts(model, train, lora)
