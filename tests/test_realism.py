@@ -1,5 +1,6 @@
 """The program that compares drawn lesions with real ones finds what is known to be there."""
 
+import copy
 import importlib
 import json
 import os
@@ -510,3 +511,20 @@ def test_real_lesions_are_darker_than_skin_and_of_many_sizes(realism, looks):
     assert np.nanmedian(found["contrast L"]) > 5
     assert np.nanmedian(found["area share"]) < 0.3 < np.nanmax(found["area share"])
     assert -0.2 < np.nanmedian(found["rim position"]) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ([0.64, 0.59, 0.69], "more than guessing"),
+        ([0.52, 0.46, 0.58], "not distinguishable from guessing"),
+        ([0.41, 0.36, 0.46], "less than guessing"),
+    ],
+)
+def test_verdicts_on_more_images_follow_their_interval(interval, verdict):
+    record = copy.deepcopy(load_realism())
+    for part in ("melanoma", "encoder"):
+        for row in record[PRESENT][part]["rows"]:
+            row["training"] = interval
+    (sentences,) = [text for text in describe_realism(record) if "more real images" in text]
+    assert f"{interval[0]:.2f} [{interval[1]:.2f}, {interval[2]:.2f}], {verdict}" in sentences

@@ -29,6 +29,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from families import QWEN_TOKENS, byte_tokenizer, images_only, make_family
 from PIL import Image
+from trl_peer import build_sft_trainer
 
 from mmkit import chat, models, training
 from mmkit.chat.templates import CHAT_TEMPLATES, tiny_processor
@@ -179,33 +180,19 @@ def train_with_fit(model, processor, records, method, options):
 
 
 def train_with_trl(model, processor, records, method, options):
-    from trl import SFTConfig, SFTTrainer
-
-    clock, collator = StepClock(), chat.Collator(processor)
+    clock = StepClock()
     model = prepare(model, method)
     model.train()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = SFTConfig(
-            output_dir=folder,
+        trainer = build_sft_trainer(
+            model,
+            records,
+            chat.Collator(processor),
+            folder,
             max_steps=options.steps,
-            per_device_train_batch_size=options.batch,
-            learning_rate=1e-5,
+            batch_size=options.batch,
             bf16=not options.tiny,
             use_cpu=options.tiny,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            gradient_checkpointing=False,
-            dataset_kwargs=dict(skip_prepare_dataset=True),
-            max_length=None,
-        )
-        trainer = SFTTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=records,
-            data_collator=collator,
             processing_class=processor,
             callbacks=[clock],
         )

@@ -19,10 +19,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import datasets
 import torch
 import transformers
+from trl_peer import build_sft_trainer
 
 from mmkit import losses, models, training
+from mmkit.chat.templates import tiny_processor
 from mmkit.models.modes import disable_cpu_repack
 from mmkit.models.parts import numel_and_nbytes
 from mmkit.models.quantization import build_quantization_config
@@ -105,34 +108,26 @@ def own(m, batch, amp):
     return step
 
 
-def trl(
-    m, batch, steps, amp_name
-):  # SFTTrainer on rows that are tokenised already, so that only its step is timed
-    from trl import SFTConfig, SFTTrainer
+def time_trl(model, batch, num_steps, bf16):
+    "Seconds of SFTTrainer on rows that are tokenised already, so that only its step is timed."
+    batch_size = len(batch["input_ids"])
+    rows = datasets.Dataset.from_dict(dict(row=list(range(batch_size)) * num_steps))
 
-    rows = [
-        {k: v[i].cpu() for k, v in batch.items()} for i in range(len(batch["input_ids"]))
-    ] * steps
-    with tempfile.TemporaryDirectory() as out:
-        args = SFTConfig(
-            output_dir=out,
-            max_steps=steps,
-            per_device_train_batch_size=len(batch["input_ids"]),
-            bf16=amp_name,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            gradient_checkpointing=False,
-            dataset_kwargs=dict(skip_prepare_dataset=True),
-            max_length=None,
-        )
-        trainer = SFTTrainer(
-            model=m,
-            args=args,
-            train_dataset=rows,
-            data_collator=lambda r: {k: torch.stack([x[k] for x in r]) for k in r[0]},
+    def collate(examples):
+        chosen = [example["row"] for example in examples]
+        return {name: values[chosen].cpu() for name, values in batch.items()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_sft_trainer(
+            model,
+            rows,
+            collate,
+            folder,
+            max_steps=num_steps,
+            batch_size=batch_size,
+            bf16=bf16,
+            use_cpu=not torch.cuda.is_available(),
+            processing_class=tiny_processor("gemma3"),  # TRL wants one; the rows need none
         )
         began = time.perf_counter()
         trainer.train()
@@ -296,8 +291,8 @@ def main():
                     if dev == "cuda":
                         torch.cuda.empty_cache()
                         torch.cuda.reset_peak_memory_stats()
-                    trl(m, batch, 1, not a.tiny)
-                    seconds = trl(m, batch, steps, not a.tiny)
+                    time_trl(m, batch, 1, not a.tiny)
+                    seconds = time_trl(m, batch, steps, not a.tiny)
                     out["speed"].append(
                         dict(
                             method=method,
